@@ -1,0 +1,13 @@
+"""The private contract: structs that two of Pagewire's processes must agree on, and their codec.
+
+It knows neither transports (no zmq, no grpc) nor tensors (no torch). Every message is a frozen struct with a
+typed decoder built once; nothing on a wire can name code to run. New fields go last and have defaults.
+
+- `columns`: packed integer columns
+- `codec`: bounded, typed encoding and decoding
+- `plan`: engine → worker step plans, worker → engine step results
+- `requests`: frontend ↔ engine
+- `control`: supervisor ↔ its children
+- `model`: what a model is, as the supervisor read it from its files
+- `launch`: what a worker is started with
+"""

@@ -1,0 +1,33 @@
+"""Packed columns: lists of integers as little-endian int32 bytes.
+
+A column of 256 token ids is one 1 KiB bytes object to msgpack, and one numpy view to its reader: no Python object
+per integer on either side.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+_LITTLE_INT32 = np.dtype("<i4")
+
+
+def pack(values: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
+    """Pack integers, each in int32's range, into a column. Raises OverflowError for a Python int outside it."""
+    return np.asarray(values, dtype=_LITTLE_INT32).tobytes()
+
+
+def unpack(column: bytes) -> Int32Array:
+    """View a column as int32 values, read-only and without a copy. Raises ValueError for a torn column."""
+    return np.frombuffer(column, dtype=_LITTLE_INT32)
+
+
+def pack_pairs(pairs: Sequence[tuple[int, int]]) -> bytes:
+    """Pack pairs row by row: a0 b0 a1 b1 …"""
+    return pack([value for pair in pairs for value in pair])
+
+
+def unpack_pairs(column: bytes) -> Int32Array:
+    """View a column of pairs as an array of shape [pairs, 2]. Raises ValueError for an odd count."""
+    return unpack(column).reshape(-1, 2)

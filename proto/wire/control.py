@@ -1,0 +1,65 @@
+"""Supervisor ↔ child: JSON lines over one Unix stream socket that the child inherits.
+
+The socket is also the lifeline: when either side reads end-of-file the other is gone, and a child then ends at once.
+That works where the supervisor was killed with SIGKILL and could tell nobody.
+"""
+
+import msgspec
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """A child is not ready yet; shown as a progress bar."""
+
+    stage: str
+    fraction: float
+    """0 … 1 of the stage."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """A child serves. A frontend gives the addresses it listens on, ports filled in."""
+
+    address: str = ""
+    admin_address: str = ""
+
+
+class DrainRequested(msgspec.Struct, frozen=True, tag="drain_requested"):
+    """An operator asked a frontend to drain the server."""
+
+    grace_s: float | None
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """A frontend has no stream left and has closed its listeners."""
+
+    cut_streams: int
+    """Streams that the grace time did not suffice for; they ended with UNAVAILABLE, reason DRAINING."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A child cannot go on and ends; the message is for the person who started the server."""
+
+    message: str
+
+
+FromChild = Loading | Ready | DrainRequested | Drained | Failed
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """To a frontend: report NOT_SERVING now, refuse new requests after `delay_s`, cut what still runs after `grace_s`
+    more, then answer `Drained`. To the engine: say DRAINING in its state; sequences go on."""
+
+    delay_s: float
+    grace_s: float
+
+
+class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
+    """To the engine: the worker process ended. The engine answers nothing; it waits for the next WorkerHello."""
+
+    rank: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """To any child: end now with status 0."""
+
+
+ToChild = Drain | WorkerLost | Stop

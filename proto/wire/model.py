@@ -1,0 +1,86 @@
+"""What a model is, as read from its files once, by the supervisor, and handed to every process that needs it."""
+
+from typing import Literal
+
+import msgspec
+
+Architecture = Literal["qwen3", "qwen2", "llama", "mistral"]
+WeightsFormat = Literal["safetensors", "gguf", "random"]
+DType = Literal["bfloat16", "float32"]
+
+
+class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A change to rotary embedding's frequencies; fields as in Hugging Face's `rope_parameters`."""
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+
+
+class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of a dense decoder. One definition covers the families; they differ in flags."""
+
+    architecture: Architecture
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    """Explicit: Qwen3's is not hidden_size / num_heads."""
+    vocab_size: int
+    """Rows of the embedding: the number of logits."""
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool
+    qk_norm: bool
+    """RMSNorm over each head of q and k before rotary embedding (Qwen3)."""
+    qkv_bias: bool
+    """Biases on q, k and v (Qwen2)."""
+    o_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    """Set where attention is limited to a window; the server then limits max_model_len to it."""
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request gets where it sets nothing: the model's generation_config.json, else neutral values."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a model but its tensors."""
+
+    name: str
+    """What clients call it."""
+    decoder: DecoderConfig
+    weights_format: WeightsFormat
+    weights_files: tuple[str, ...]
+    """Absolute paths of the safetensors shards or of the GGUF file; empty for random weights."""
+    weights_digest: str
+    """As pagewire.v1.Model.weights_digest."""
+    random_seed: int = 0
+    """Seed of random weights."""
+    eos_token_ids: tuple[int, ...]
+    tokenizer_file: str | None
+    """Absolute path of a `tokenizer.json`; none for a model that takes token ids alone."""
+    tokenizer_digest: str = ""
+    """As pagewire.v1.Model.tokenizer_digest."""
+    add_bos: bool = False
+    """A text prompt gets the beginning-of-sequence token in front; for tokenizers whose own definition does not
+    say so (those made from a GGUF file)."""
+    chat_template: str | None = None
+    """Jinja source."""
+    special_tokens: dict[str, str] = {}
+    """Named special tokens for the template: bos_token, eos_token, …"""
+    sampling: SamplingDefaults = SamplingDefaults()

@@ -1,0 +1,131 @@
+"""Engine ↔ worker: step plans and step results.
+
+A plan carries what changed and what to run. Both sides derive the rest from the same stream of plans, in this order:
+
+1. `release`: these slots are empty from now on.
+2. `admit`: these slots hold a new sequence.
+3. `grow`: these blocks are appended to block tables.
+4. the batch runs.
+
+**The batch.** A slot is *prefilling* while not all its admitted tokens are computed, then *decoding*. A slot decodes
+one token in every step that starts with it decoding, unless `idle` lists it. A prefilling slot computes as many
+tokens as `chunks` says, or none.
+
+    rows of the step   = decoding slots, ascending  +  chunks, in the order listed
+    rows that sample   = decoding slots, ascending  +  chunks that end their slot's prefill, in the order listed
+
+A result carries one token per row that samples, in that order. The sampled token is the slot's next input; it never
+makes a round trip.
+
+**A slot's positions.** A sequence of T known tokens of which C are cached starts computing at s = min(C, T-1):
+
+    position        0 ........ s ....... C ........ T-1
+    KV              already there |
+    computed by us             [s, T)          admit.tokens holds the ids of exactly these
+    KV written                           [C, T)   blocks below C are shared: never written
+
+so that a fully cached prompt still computes its last token, which yields the logits, without writing to a shared block.
+
+A plan is only valid as the next `step_id` of its `epoch`; `Begin` opens an epoch and empties every slot. Reuse of a
+slot or block by a later plan is safe because plans run in order.
+"""
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+"""Both sides must have the same; a worker that says another is refused with both numbers in the message."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a slot's tokens are drawn. The draw at position p depends on the logits, these and p alone."""
+
+    temperature: float
+    """0 is greedy."""
+    top_k: int
+    """0 keeps all."""
+    top_p: float
+    """1 keeps all."""
+    seed: int
+    """0 … 2^64 - 1."""
+
+
+class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence enters a slot. See the drawing above."""
+
+    slot: int
+    tokens: bytes
+    """int32 column: the ids of positions [start, T), start being min(num_cached, T - 1)."""
+    num_cached: int
+    """C: how many leading positions have their KV in `blocks` already."""
+    blocks: bytes
+    """int32 column: the block table, long enough for T tokens."""
+    sampling: SamplingParams
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="plan"):
+    """One step: what changed and what to run."""
+
+    epoch: int
+    step_id: int
+    """Counts from 0 within its epoch."""
+    release: bytes = b""
+    """int32 column of slots."""
+    admit: list[Admit] = []
+    grow: bytes = b""
+    """int32 pairs (slot, block id)."""
+    chunks: bytes = b""
+    """int32 pairs (slot, number of tokens)."""
+    idle: bytes = b""
+    """int32 column of decoding slots that sit this step out."""
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="begin"):
+    """Opens an epoch: every slot is empty, every block's content unknown, the next step id is 0."""
+
+    epoch: int
+
+
+ToWorker = StepPlan | Begin
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="result"):
+    """What one step sampled."""
+
+    epoch: int
+    step_id: int
+    tokens: bytes
+    """int32 column: one token per row that samples, in the order above."""
+    busy_us: int
+    """Time spent on this step."""
+    idle_us: int
+    """Time between the end of the step before and the arrival of this plan; 0 for an epoch's first."""
+
+
+class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="hello"):
+    """A worker's first message: it has loaded its model and waits for `Begin`."""
+
+    protocol_version: int
+    rank: int
+    incarnation: int
+    """Counts the supervisor's starts of this rank; a lower one than seen before is a ghost and is ignored."""
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
+    vocab_size: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    attention_backend: str
+    linear_backend: str
+    versions: dict[str, str]
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):
+    """A worker met a plan it must not run, or a step raised; it ends after this message with a non-zero status."""
+
+    message: str
+
+
+FromWorker = StepResult | WorkerHello | WorkerFailed
+
+

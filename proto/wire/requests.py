@@ -1,0 +1,179 @@
+"""Frontend ↔ engine: submissions one way, token batches the other.
+
+A frontend names each sequence with a `handle` of its own, an int32 never used twice in its life; the engine knows a
+sequence as (frontend, handle). `n` outputs of one request are `n` sequences with the same request id.
+
+For every Submit the engine answers exactly one terminal message about its handle: `Rejected`, or a `SeqFinished`
+inside a `TokenBatch` — except where the frontend itself aborted the handle, after which the engine is silent about it.
+"""
+
+import enum
+
+import msgspec
+
+from pagewire.wire.plan import SamplingParams
+
+
+class FinishKind(enum.IntEnum):
+    """Why the engine ended a sequence. Stop strings are the frontend's: it sees text, and aborts."""
+
+    EOS = 1
+    LENGTH = 2
+    STOP_TOKEN = 3
+    ABORTED = 4
+
+
+class RejectKind(enum.IntEnum):
+    """Why the engine did not take, or gave up, a sequence."""
+
+    INVALID = 1
+    """Can never fit; `field` names what is too large."""
+    QUEUE_FULL = 2
+    QUEUE_TIMEOUT = 3
+    DRAINING = 4
+
+
+class EngineState(enum.IntEnum):
+    """What the engine can do now. Values are those of pagewire.v1.ServiceState."""
+
+    LOADING = 1
+    READY = 2
+    RECOVERING = 3
+    DRAINING = 4
+
+
+class Register(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="register"):
+    """A frontend's first message, answered with `EngineInfo` and from then on with `Load` at every interval.
+
+    A frontend that was started again registers with a higher incarnation; the engine ends whatever the lower one left.
+    """
+
+    frontend: int
+    incarnation: int
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit"):
+    """Generate one sequence."""
+
+    handle: int
+    request_id: str
+    prompt: bytes
+    """int32 column of token ids, at least one."""
+    given: bytes
+    """int32 column: tokens of the output that an earlier engine already delivered. They count towards max_tokens
+    and are not delivered again. Usually empty."""
+    sampling: SamplingParams
+    max_tokens: int
+    """Most tokens of output, `given` included; prompt + max_tokens ≤ max_model_len."""
+    stop_token_ids: list[int]
+    """End-of-sequence tokens are not among these; the engine knows the model's own."""
+    ignore_eos: bool
+    priority: int
+    """Larger runs first."""
+    salt: bytes
+    """Root of the prefix-cache chain: made from the tenant and the request's salt."""
+    max_queue_time_s: float | None
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):
+    """End these sequences and say nothing more about them: the client went away, or a stop string matched."""
+
+    handles: bytes
+    """int32 column. An unknown handle is no error: it may have ended a moment ago."""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort_request"):
+    """An operator ends a request of any frontend; answered with `Answer`, value the number of sequences ended."""
+
+    query: int
+    request_id: str
+
+
+class FlushCache(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="flush"):
+    """Forget cached blocks that no sequence holds; answered with `Answer`, value the number of blocks."""
+
+    query: int
+
+
+FromFrontend = Register | Submit | Abort | AbortRequest | FlushCache
+
+
+class SeqStarted(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence's first step has been planned. Sent once per sequence, not again after a preemption."""
+
+    handle: int
+    cached_tokens: int
+    queue_s: float
+
+
+class SeqFinished(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence's end. The token that ended it (EOS, a stop token) is among its tokens, the last one."""
+
+    handle: int
+    kind: FinishKind
+
+
+class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tokens"):
+    """Everything that one step means to one frontend. Apply in order: started, tokens, finished."""
+
+    started: list[SeqStarted]
+    handles: bytes
+    """int32 column: a handle stands once per token."""
+    tokens: bytes
+    """int32 column, as long as `handles`: tokens[i] is the next token of handles[i]."""
+    finished: list[SeqFinished]
+
+
+class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="rejected"):
+    """A sequence that produced nothing and never will."""
+
+    handle: int
+    kind: RejectKind
+    field: str
+    """Path of the offending field in pagewire.v1.Generation for INVALID, else empty."""
+    message: str
+    retry_after_s: float | None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="info"):
+    """What the engine learned from its worker; sent to each frontend on registering and after every change of state."""
+
+    state: EngineState
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    attention_backend: str
+    linear_backend: str
+    versions: dict[str, str]
+    worker_restarts: int
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
+    """How busy the engine is; also its heartbeat. Counters run from the engine's start."""
+
+    state: EngineState
+    running: int
+    waiting: int
+    used_blocks: int
+    cached_blocks: int
+    total_blocks: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    output_tokens: int
+    preemptions: int
+    steps: int
+    worker_busy_us: int
+    worker_idle_us: int
+    dropped_frames: int
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer"):
+    """Answers a query."""
+
+    query: int
+    value: int
+
+
+ToFrontend = TokenBatch | Rejected | EngineInfo | Load | Answer

@@ -1,0 +1,1 @@
+"""A frontend process: gRPC, validation, tokenizer, text. It knows neither scheduling nor the model."""

@@ -1,0 +1,1 @@
+"""The decoder: one definition for every family, its weights and their files."""
