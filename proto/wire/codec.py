@@ -23,7 +23,7 @@ class Codec(Generic[Message]):
 
     def __init__(self, message_type: object, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(message_type)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(message_type)
         self._max_frame_bytes = max_frame_bytes
 
     def encode(self, message: Message) -> bytes:
@@ -45,7 +45,7 @@ class JsonCodec(Generic[Message]):
 
     def __init__(self, message_type: object, max_frame_bytes: int = 16 * 1024 * 1024) -> None:
         self._encoder = msgspec.json.Encoder()
-        self._decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(message_type)  # type: ignore[arg-type]
+        self._decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(message_type)
         self._max_frame_bytes = max_frame_bytes
 
     def encode_line(self, message: Message) -> bytes:

@@ -127,5 +127,3 @@ class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="
 
 
 FromWorker = StepResult | WorkerHello | WorkerFailed
-
-
