@@ -7,7 +7,7 @@ typed decoder built once; nothing on a wire can name code to run. New fields go 
 - `codec`: bounded, typed encoding and decoding
 - `plan`: engine → worker step plans, worker → engine step results
 - `requests`: frontend ↔ engine
-- `control`: supervisor ↔ its children
+- `control`: supervisor ↔ its children; `lifeline`: a child's end of that channel
 - `model`: what a model is, as the supervisor read it from its files
 - `launch`: what a worker is started with
 """

@@ -58,8 +58,16 @@ class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
     rank: int
 
 
+class EngineRestarted(msgspec.Struct, frozen=True, tag="engine_restarted"):
+    """To frontends and workers: the engine process ended and a new one binds the same addresses. Close the old socket
+    with what it still queued, connect anew; a worker says hello again, a frontend registers and submits every open
+    sequence again with the tokens it has received as `given`."""
+
+    incarnation: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """To any child: end now with status 0."""
 
 
-ToChild = Drain | WorkerLost | Stop
+ToChild = Drain | WorkerLost | EngineRestarted | Stop

@@ -1,0 +1,82 @@
+"""A child's end of the control channel, the same for frontends, the engine and workers.
+
+The supervisor passes an inherited Unix stream socket by number. End-of-file on it means that the supervisor is gone,
+however it ended, and the child must not outlive it.
+"""
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+from pagewire.wire.codec import JsonCodec, WireError
+from pagewire.wire.control import FromChild, ToChild
+
+ORPHANED_STATUS = 70
+"""Exit status of a child whose supervisor went away."""
+
+_MAX_LINE_BYTES = 1024 * 1024
+
+
+class Lifeline:
+    """Reads commands of the supervisor and sends it news. `send` may be called from any thread."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.set_inheritable(False)
+        self._sending = threading.Lock()
+        self._buffer = bytearray()
+        self._from_child: JsonCodec[FromChild] = JsonCodec(FromChild)
+        self._to_child: JsonCodec[ToChild] = JsonCodec(ToChild)
+
+    def fileno(self) -> int:
+        """For pollers."""
+        return self._socket.fileno()
+
+    def send(self, message: FromChild) -> None:
+        """Tell the supervisor. A supervisor that is gone is noticed by `receive`, not here."""
+        with self._sending:
+            try:
+                self._socket.sendall(self._from_child.encode_line(message))
+            except OSError:
+                return
+
+    def receive(self, timeout_s: float | None) -> list[ToChild]:
+        """Wait for commands, at most `timeout_s` (none: for ever; 0: not at all); an empty list on time-out.
+
+        Raises EOFError once the supervisor is gone, and WireError for a line that is no command, which only a
+        supervisor of another version can send.
+        """
+        if not select.select([self._socket], [], [], timeout_s)[0]:
+            return []
+        try:
+            received = self._socket.recv(65536)
+        except OSError:
+            received = b""
+        if not received:
+            raise EOFError("the supervisor is gone")
+        self._buffer += received
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        if len(rest) > _MAX_LINE_BYTES:
+            raise WireError(f"a control line is over {_MAX_LINE_BYTES} bytes")
+        return [self._to_child.decode(line) for line in lines]
+
+    def watch(self, on_command: Callable[[ToChild], None]) -> threading.Thread:
+        """Read commands on a thread of their own, for a process whose main thread is busy or runs an event loop.
+
+        The process ends at once, with ORPHANED_STATUS, when the supervisor is gone.
+        """
+
+        def read() -> None:
+            try:
+                while True:
+                    for command in self.receive(None):
+                        on_command(command)
+            except (EOFError, WireError):
+                os._exit(ORPHANED_STATUS)
+
+        thread = threading.Thread(target=read, name="lifeline", daemon=True)
+        thread.start()
+        return thread

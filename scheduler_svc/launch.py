@@ -1,0 +1,74 @@
+"""What the supervisor starts an engine and a frontend with.
+
+One JSON file per child in the runtime directory (mode 0700), read once; the result is frozen and passed down. Unknown
+keys are errors. A worker's launch is in `pagewire.wire.launch`, because another package reads it.
+"""
+
+import msgspec
+
+from pagewire.wire.launch import Device, Endpoint
+from pagewire.wire.model import DType, ModelSpec
+
+
+class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the engine process needs to know. Block count and block size come from the worker's hello."""
+
+    incarnation: int
+    frontends: Endpoint
+    """Bound by the engine: frontends connect."""
+    workers: Endpoint
+    """Bound by the engine: ranks connect."""
+    world_size: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    """Token budget of one step; at least max_num_seqs."""
+    max_prefill_tokens_per_step: int
+    """Most prefill tokens in a step while sequences decode."""
+    max_queued: int
+    enable_prefix_caching: bool
+    pipeline_depth: int
+    """Plans in flight: 1 or 2."""
+    load_interval_s: float
+    """Time between `Load` messages."""
+
+
+class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PEM files. With a client CA, clients must present a certificate of it."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+
+class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a frontend process needs to know."""
+
+    index: int
+    """0 … F-1; frontend 0 also serves AdminService."""
+    incarnation: int
+    engine: Endpoint
+    model: ModelSpec
+    device: Device
+    dtype: DType
+    listen: str
+    """host:port, port 0 for a free one, or unix:/path."""
+    admin_listen: str | None
+    reuse_port: bool
+    """Other frontends listen on the same port."""
+    max_model_len: int
+    max_n: int
+    max_queued: int
+    max_message_bytes: int
+    stream_buffer_tokens: int
+    """Most tokens of one stream that wait for a slow reader before the stream is ended with RESOURCE_EXHAUSTED."""
+    engine_timeout_s: float
+    """The engine counts as lost to health after this long without a `Load`."""
+    tls: TlsFiles | None = None
+    api_keys_file: str | None = None
+    """Lines of `tenant:key`; without it there is one anonymous tenant."""
+    settings: dict[str, str] = {}
+    """For GetServerInfo, secrets left out."""
+    started_unix_s: float

@@ -1,0 +1,44 @@
+"""One step's batch as tensors: what the runner hands to the model.
+
+Shape suffixes used throughout `worker`:
+
+    T tokens computed in the step    B sequences in the step     S rows that sample
+    H query heads                    K key/value heads           D head dimension
+    E hidden size                    V vocabulary                W tokens whose KV is written
+    M blocks in the longest table    P tokens in a block         N blocks in the cache
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows of one step: sequences that decode come first, one token each, then prefill chunks.
+
+    All index tensors are on the model's device. The runner builds a batch from resident slot state and may reuse
+    its buffers: a batch is valid until the next one is built.
+    """
+
+    input_ids_T: torch.Tensor
+    """int64."""
+    positions_T: torch.Tensor
+    """int64: index of each token in its sequence."""
+    query_starts: torch.Tensor
+    """int32 [B + 1]: rows of sequence b are query_starts[b] … query_starts[b + 1]."""
+    context_lens_B: torch.Tensor
+    """int32: tokens of KV that sequence b attends to, this step's included."""
+    block_tables_BM: torch.Tensor
+    """int32: padded with 0 past each sequence's blocks."""
+    write_rows_W: torch.Tensor
+    """int64: rows whose keys and values are written, shared (cached) positions left out."""
+    write_slots_W: torch.Tensor
+    """int64: where, as block id × block_size + offset."""
+    sample_rows_S: torch.Tensor
+    """int64: rows whose logits are wanted, in the plan's order."""
+    num_decodes: int
+    """The first num_decodes sequences have one row each."""
+    seq_rows: tuple[tuple[int, int, int], ...]
+    """The same as (first row, number of rows, context length) for every sequence, as Python integers, so that a backend
+    that loops over sequences need not read a tensor back."""
