@@ -35,6 +35,11 @@ import msgspec
 PROTOCOL_VERSION = 1
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
 
+NO_TOKEN = -1
+"""In a result's tokens: this row's logits were not numbers (NaN, an infinity, or nothing but minus infinity), so there
+was nothing to draw from. The engine ends that sequence as failed and releases its slot; the other rows are unharmed.
+Until the release, the slot goes on with token 0 as its input, so that a plan already in flight stays valid."""
+
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How a slot's tokens are drawn. The draw at position p depends on the logits, these and p alone."""
@@ -53,10 +58,13 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence enters a slot. See the drawing above."""
 
     slot: int
+    num_tokens: int
+    """T: how many tokens of the sequence are known. Said outright, because one token to compute of C cached ones may
+    mean T = C + 1 or a fully cached T = C."""
     tokens: bytes
     """int32 column: the ids of positions [start, T), start being min(num_cached, T - 1)."""
     num_cached: int
-    """C: how many leading positions have their KV in `blocks` already."""
+    """C: how many leading positions have their KV in `blocks` already; at most T."""
     blocks: bytes
     """int32 column: the block table, long enough for T tokens."""
     sampling: SamplingParams
@@ -94,7 +102,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     epoch: int
     step_id: int
     tokens: bytes
-    """int32 column: one token per row that samples, in the order above."""
+    """int32 column: one token (or NO_TOKEN) per row that samples, in the order above."""
     busy_us: int
     """Time spent on this step."""
     idle_us: int
