@@ -21,6 +21,8 @@ class FinishKind(enum.IntEnum):
     LENGTH = 2
     STOP_TOKEN = 3
     ABORTED = 4
+    FAILED = 5
+    """Its logits were not numbers (`plan.NO_TOKEN`); the request fails with INTERNAL, others are unharmed."""
 
 
 class RejectKind(enum.IntEnum):

@@ -1,0 +1,156 @@
+"""Block tables: gives sequences the blocks they need, shared where a prefix is cached.
+
+Owns every sequence's block table and the pairing of pool and prefix cache. It does not know slots, steps or why a
+sequence wants memory.
+
+Invariants (`check_integrity`): a block's references are the tables it stands in; a free block stands in none; a block
+in the prefix cache is full, its tokens are final, and its KV is computed by a plan already made, so that whoever finds
+it may read it in that same step (a step writes all KV of a layer before any of its attention) or later.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+
+from pagewire.scheduler_svc.engine.block_pool import BlockPool
+from pagewire.scheduler_svc.engine.prefix_cache import PrefixCache, chain_hash, root_hash
+from pagewire.scheduler_svc.engine.sequence import Sequence
+
+
+class BlockManager:
+    """The only writer of block tables."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size is {block_size}; it must be at least 1")
+        self.block_size = block_size
+        self._caching = enable_prefix_caching
+        self._pool = BlockPool(num_blocks)
+        self._cache = PrefixCache()
+        self._num_idle_cached = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """All blocks."""
+        return self._pool.num_blocks
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that some sequence holds."""
+        return self._pool.num_blocks - self._pool.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks that hold a cached prefix."""
+        return self._num_idle_cached
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold the KV of this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def try_admit(self, sequence: Sequence, *, reserve: int) -> bool:
+        """Give a sequence a table for all its known tokens, starting with the longest cached prefix.
+
+        False, and nothing changed, when fewer than `reserve` free blocks would be left.
+        """
+        hits = self._match(sequence)
+        num_new = self.blocks_for(len(sequence.tokens)) - len(hits)
+        num_woken = sum(self._pool.references(block) == 0 for block in hits)
+        if self._pool.num_free - num_woken - num_new < reserve:
+            return False
+        for block in hits:
+            self._pool.share(block)
+        self._num_idle_cached -= num_woken
+        sequence.blocks = hits + [self._take() for _ in range(num_new)]
+        sequence.num_cached = len(hits) * self.block_size
+        sequence.num_registered = len(hits)
+        return True
+
+    def try_grow(self, sequence: Sequence) -> int | None:
+        """Append one block to a table and return it; None when no block is free."""
+        if self._pool.num_free == 0:
+            return None
+        block = self._take()
+        sequence.blocks.append(block)
+        return block
+
+    def register(self, sequence: Sequence, num_computed: int) -> None:
+        """Offer the full blocks among the first `num_computed` tokens to others.
+
+        Those tokens must be known, and the computation of their KV planned.
+        """
+        if not self._caching:
+            return
+        num_full = num_computed // self.block_size
+        if num_full <= sequence.num_registered:
+            return
+        self._extend_hashes(sequence, num_full)
+        for index in range(sequence.num_registered, num_full):
+            self._cache.register(sequence.hashes[index], sequence.blocks[index])
+        sequence.num_registered = num_full
+
+    def release(self, sequence: Sequence) -> None:
+        """Take a sequence's table away. Its tail goes first, so that of a cached prefix the end is evicted first."""
+        for block in reversed(sequence.blocks):
+            cached = block in self._cache
+            self._pool.release(block, keep=cached)
+            if cached and self._pool.references(block) == 0:
+                self._num_idle_cached += 1
+        sequence.blocks = []
+        sequence.num_cached = 0
+        sequence.num_registered = 0
+
+    def flush(self) -> int:
+        """Forget every cached block that no sequence holds; returns how many."""
+        cached = [block for block in self._pool.free_blocks() if block in self._cache]
+        for block in cached:
+            self._cache.forget(block)
+            self._pool.demote(block)
+        self._num_idle_cached = 0
+        return len(cached)
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Recount everything. Raises AssertionError; for tests and for an idle engine."""
+        held: Counter[int] = Counter()
+        for sequence in sequences:
+            assert len(set(sequence.blocks)) == len(sequence.blocks), f"{sequence.key} holds a block twice"
+            held.update(sequence.blocks)
+        free = self._pool.free_blocks()
+        is_free = set(free)
+        assert len(is_free) == len(free), "a block is free twice"
+        for block in range(self.num_blocks):
+            assert self._pool.references(block) == held[block], f"block {block}: references differ from its tables"
+            assert (block in is_free) == (held[block] == 0), f"block {block}: the free list is wrong"
+        assert self._num_idle_cached == sum(block in self._cache for block in free), "the count of cached blocks is off"
+
+    def _match(self, sequence: Sequence) -> list[int]:
+        """The blocks of the longest cached prefix, full blocks only."""
+        if not self._caching:
+            return []
+        self._extend_hashes(sequence, len(sequence.tokens) // self.block_size)
+        hits: list[int] = []
+        for block_hash in sequence.hashes:
+            block = self._cache.lookup(block_hash)
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _extend_hashes(self, sequence: Sequence, num_full: int) -> None:
+        hashes = sequence.hashes
+        parent = hashes[-1] if hashes else root_hash(sequence.salt)
+        for index in range(len(hashes), num_full):
+            start = index * self.block_size
+            parent = chain_hash(parent, _ids(sequence.tokens, start, start + self.block_size))
+            hashes.append(parent)
+
+    def _take(self) -> int:
+        block = self._pool.take()
+        if block in self._cache:
+            self._cache.forget(block)
+            self._num_idle_cached -= 1
+        return block
+
+
+def _ids(tokens: array[int], start: int, end: int) -> bytes:
+    return tokens[start:end].tobytes()

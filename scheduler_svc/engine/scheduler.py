@@ -1,0 +1,428 @@
+"""The scheduler: turns arrivals, ends and results into step plans.
+
+A plain object without I/O or clock, so that a test can drive it a million steps. It owns every sequence's tokens,
+status and position; blocks belong to the BlockManager, columns to the SlotTable, order of waiting to the WaitQueue.
+
+One step, under one budget of `max_num_batched_tokens`:
+
+1. Every decoding slot computes one token, unless its last token is in flight already. A slot whose table is full gets a
+   block; when none is free the least important running sequence is preempted: it waits again with all its tokens
+   and is recomputed later, mostly from the prefix cache.
+2. What is left of the budget goes to prefill, running sequences first, then waiting ones in order. While anything
+   decodes, prefill gets at most `max_prefill_tokens_per_step`, so that a long prompt cannot stall running streams.
+
+`plan` may be called again before the result of the plan before is applied. Positions advance when planned; tokens
+become known when their result is applied; a result for a slot that has changed hands meanwhile is dropped.
+
+Preemption and admission cannot livelock: the most important running sequence is never preempted, and it always fits
+because `submit` refuses what could not run alone.
+"""
+
+from array import array
+from dataclasses import replace
+
+import numpy as np
+
+from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
+from pagewire.scheduler_svc.engine.slot_table import BoolArray, SlotTable
+from pagewire.scheduler_svc.engine.steps import (
+    Counters,
+    Finish,
+    PlannedStep,
+    Rejection,
+    SchedulerConfig,
+    Start,
+    StepOutcome,
+)
+from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
+from pagewire.wire.columns import Int32Array, pack, pack_pairs, unpack
+from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
+from pagewire.wire.requests import FinishKind, RejectKind, SeqStarted, Submit
+
+
+class Scheduler:
+    """The only writer of sequences' tokens, status and position."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._eos = np.array(config.eos_token_ids, np.int32)
+        self._sequences: dict[SequenceKey, Sequence] = {}
+        self._waiting = WaitQueue()
+        self._counters = Counters()
+        self._num_arrivals = 0
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        config = self._config
+        self._slots = SlotTable(config.max_num_seqs, config.block_size)
+        self._blocks = BlockManager(
+            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self._prefilling: list[Sequence] = []
+        self._released: list[int] = []
+
+    # What arrives and leaves
+
+    def submit(self, frontend: int, request: Submit, now_s: float) -> Rejection | Finish | None:
+        """Take a sequence to wait. Returns a rejection if it can never fit or the queue is full, and its finish if the
+        tokens already given complete it. Raises ValueError for a message that no correct frontend sends."""
+        key = SequenceKey(frontend, request.handle)
+        if key in self._sequences:
+            raise ValueError(f"frontend {frontend} submitted handle {request.handle} twice")
+        prompt, given = unpack(request.prompt), unpack(request.given)
+        self._check_ids(prompt)
+        self._check_ids(given)
+        if request.max_tokens < 1 or not len(prompt):
+            raise ValueError(
+                f"{len(prompt)} prompt tokens and max_tokens {request.max_tokens}: both must be at least 1"
+            )
+        max_len = len(prompt) + request.max_tokens
+        if (rejection := self._refuse(key, len(prompt), max_len)) is not None:
+            return rejection
+        sequence = Sequence(
+            key=key,
+            request_id=request.request_id,
+            sampling=request.sampling,
+            prompt_len=len(prompt),
+            max_len=max_len,
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            priority=request.priority,
+            salt=request.salt,
+            arrival=self._num_arrivals,
+            arrived_s=now_s,
+            queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
+            tokens=array("i", request.prompt + request.given),
+        )
+        if len(given) and (kind := self._end_of(sequence, int(given[-1]), len(sequence.tokens))) is not None:
+            return Finish(key, kind)
+        self._num_arrivals += 1
+        self._sequences[key] = sequence
+        self._waiting.push(sequence)
+        return None
+
+    def abort(self, key: SequenceKey) -> bool:
+        """End a sequence without a word; false if it is not (or no longer) known."""
+        sequence = self._sequences.get(key)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    def abort_request(self, request_id: str) -> list[Finish]:
+        """End every sequence of a request."""
+        return [
+            self._finish(sequence, FinishKind.ABORTED)
+            for sequence in list(self._sequences.values())
+            if sequence.request_id == request_id
+        ]
+
+    def abort_frontend(self, frontend: int) -> int:
+        """End every sequence of a frontend that is gone; returns how many."""
+        keys = [key for key in self._sequences if key.frontend == frontend]
+        for key in keys:
+            self.abort(key)
+        return len(keys)
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` next has something to do."""
+        return self._waiting.next_deadline_s()
+
+    def expire(self, now_s: float) -> list[Rejection]:
+        """Give up on sequences that waited longer than they wished to."""
+        rejections = []
+        for sequence in self._waiting.expire(now_s):
+            sequence.status = SequenceStatus.FINISHED
+            del self._sequences[sequence.key]
+            message = f"no step came free within max_queue_time, {now_s - sequence.arrived_s:.3f} s after arrival"
+            rejections.append(Rejection(sequence.key, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, 1.0))
+        return rejections
+
+    def flush_cache(self) -> int:
+        """Forget cached blocks that no sequence holds; returns how many."""
+        return self._blocks.flush()
+
+    def restart(self) -> None:
+        """The worker and everything in it is gone: every running sequence waits again, with the tokens received."""
+        for sequence in self._slots.running():
+            self._slots.flush_tail(sequence.slot)
+            sequence.slot = NO_SLOT
+            self._blocks.release(sequence)
+            self._wait_again(sequence)
+        self._start_empty()
+
+    # Steps
+
+    def plan(self, epoch: int, step_id: int, now_s: float) -> PlannedStep | None:
+        """Plan one step, or none if there is nothing to compute now."""
+        slots = self._slots
+        active = slots.decoding & (slots.planned < slots.max_len - 1)
+        grow, preempted = self._grow(active)
+        decodes = np.flatnonzero(active).astype(np.int32)
+        budget = self._config.max_num_batched_tokens - len(decodes)
+        if len(decodes):
+            budget = min(budget, self._config.max_prefill_tokens_per_step)
+        chunks: list[tuple[int, int]] = []
+        budget = self._continue_prefills(chunks, budget)
+        # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
+        admits, starts = ([], []) if preempted else self._admit(chunks, budget, now_s)
+        if not len(decodes) and not chunks:
+            return None
+        idle = np.flatnonzero(slots.decoding & ~active)
+        slots.planned[decodes] += 1
+        ended_prefills = self._advance_prefills(chunks)
+        rows = np.concatenate([decodes, np.array(ended_prefills, np.int32)]) if ended_prefills else decodes
+        plan = StepPlan(
+            epoch=epoch,
+            step_id=step_id,
+            release=pack(self._released),
+            admit=admits,
+            grow=pack_pairs(grow),
+            chunks=pack_pairs(chunks),
+            idle=pack(idle),
+        )
+        self._released = []
+        self._counters.steps += 1
+        return PlannedStep(plan, rows, slots.tenure[rows], starts)
+
+    def apply(self, step: PlannedStep, tokens: Int32Array) -> StepOutcome:
+        """Take in a step's tokens, one per row that samples. Steps must be applied in the order planned.
+
+        Raises ValueError for tokens that cannot be this step's; the scheduler is then unchanged.
+        """
+        if len(tokens) != len(step.rows):
+            raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
+        drawn = tokens != NO_TOKEN
+        self._check_ids(tokens[drawn])
+        slots, size = self._slots, self._config.block_size
+        live = slots.tenure[step.rows] == step.tenures
+        failed = [self._finish(slots.sequence(slot), FinishKind.FAILED) for slot in step.rows[live & ~drawn].tolist()]
+        live &= drawn
+        rows, tokens = step.rows[live], tokens[live]
+        positions = slots.received[rows]
+        slots.tail[rows, positions % size] = tokens
+        lengths = positions + 1
+        slots.received[rows] = lengths
+        self._counters.output_tokens += len(rows)
+        frontends, handles = slots.frontend[rows], slots.handle[rows]
+        for slot in rows[lengths % size == 0].tolist():
+            slots.flush_tail(slot)
+        return StepOutcome(frontends, handles, tokens, failed + self._ends(rows, tokens, lengths))
+
+    # How busy
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is alive."""
+        return bool(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a slot."""
+        return len(self._sequences) - len(self._waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that have none."""
+        return len(self._waiting)
+
+    @property
+    def blocks(self) -> BlockManager:
+        """For its counts."""
+        return self._blocks
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the totals."""
+        return replace(self._counters)
+
+    def block_tables(self) -> dict[int, list[int]]:
+        """Slot → block table of every running sequence; for tests that compare with a worker's."""
+        return {sequence.slot: list(sequence.blocks) for sequence in self._slots.running()}
+
+    def check_integrity(self) -> None:
+        """Recount everything. Raises AssertionError; for tests and for an idle engine."""
+        running = self._slots.running()
+        waiting = list(self._waiting)
+        self._blocks.check_integrity(running)
+        assert {id(s) for s in running + waiting} == {id(s) for s in self._sequences.values()}, "a sequence is lost"
+        assert len(running) + self._slots.num_free == self._config.max_num_seqs, "a slot is lost"
+        assert all(not sequence.blocks and sequence.slot == NO_SLOT for sequence in waiting), (
+            "a waiting one holds memory"
+        )
+        for sequence in running:
+            planned, received = self._slots.planned[sequence.slot], self._slots.received[sequence.slot]
+            assert planned <= self._slots.capacity[sequence.slot] == len(sequence.blocks) * self._config.block_size
+            assert received <= sequence.max_len, f"{sequence.key} went past its limit"
+
+    # Inside
+
+    def _check_ids(self, ids: Int32Array) -> None:
+        # Against the width of the logits: an id past it would read outside the embedding.
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._config.vocab_size:
+            raise ValueError(f"token ids {ids.min()} to {ids.max()} are outside 0 to {self._config.vocab_size - 1}")
+
+    def _refuse(self, key: SequenceKey, prompt_len: int, max_len: int) -> Rejection | None:
+        config = self._config
+        if max_len > config.max_model_len:
+            message = f"{prompt_len} prompt tokens and {max_len - prompt_len} of output exceed {config.max_model_len}"
+            return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message}, the longest sequence")
+        num_blocks = self._blocks.blocks_for(max_len - 1)  # the last token is sampled but never computed
+        if num_blocks > config.num_blocks:
+            message = f"{max_len} tokens need {num_blocks} blocks of {config.block_size}; all memory holds"
+            return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message} {config.num_blocks}")
+        if len(self._waiting) >= config.max_queued:
+            message = f"{len(self._waiting)} sequences wait already; the limit is {config.max_queued}"
+            return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
+        return None
+
+    def _grow(self, active: BoolArray) -> tuple[list[tuple[int, int]], bool]:
+        """Give a block to each active slot whose table is full; takes preempted slots out of `active`."""
+        slots = self._slots
+        full = np.flatnonzero(active & (slots.planned >= slots.capacity))
+        grow: list[tuple[int, int]] = []
+        preempted = False
+        for sequence in sorted(map(slots.sequence, full.tolist()), key=lambda s: s.importance):
+            self._register(sequence)
+            while sequence.slot != NO_SLOT:
+                block = self._blocks.try_grow(sequence)
+                if block is not None:
+                    slots.capacity[sequence.slot] += self._config.block_size
+                    grow.append((sequence.slot, block))
+                    break
+                preempted = True
+                victim = self._least_important()
+                active[victim.slot] = False
+                self._preempt(victim)
+            # A victim is less important than whoever needs its blocks, so it has not grown in this step yet.
+        return grow, preempted
+
+    def _least_important(self) -> Sequence:
+        slots = self._slots
+        # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
+        ending = slots.decoding & (slots.planned >= slots.max_len - 1)
+        return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.importance)
+
+    def _continue_prefills(self, chunks: list[tuple[int, int]], budget: int) -> int:
+        slots = self._slots
+        for sequence in sorted(self._prefilling, key=lambda s: s.importance):
+            slot = sequence.slot
+            size = min(budget, int(slots.prefill_to[slot] - slots.planned[slot]))
+            if size < 1:
+                break
+            self._plan_chunk(sequence, size)
+            chunks.append((slot, size))
+            budget -= size
+        return budget
+
+    def _admit(self, chunks: list[tuple[int, int]], budget: int, now_s: float) -> tuple[list[Admit], list[Start]]:
+        """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""
+        slots = self._slots
+        admits: list[Admit] = []
+        starts: list[Start] = []
+        while budget > 0 and slots.num_free and (sequence := self._waiting.peek()) is not None:
+            # One block for each running sequence stays free: without it an admission would soon be undone.
+            if not self._blocks.try_admit(sequence, reserve=self.num_running):
+                break
+            self._waiting.remove(sequence)
+            known = len(sequence.tokens)
+            start = min(sequence.num_cached, known - 1)
+            slot = slots.occupy(sequence, start=start, capacity=len(sequence.blocks) * self._config.block_size)
+            sequence.slot = slot
+            sequence.status = SequenceStatus.RUNNING
+            self._prefilling.append(sequence)
+            admits.append(
+                Admit(
+                    slot=slot,
+                    num_tokens=known,
+                    tokens=sequence.tokens[start:].tobytes(),
+                    num_cached=sequence.num_cached,
+                    blocks=pack(sequence.blocks),
+                    sampling=sequence.sampling,
+                )
+            )
+            size = min(budget, known - start)
+            self._plan_chunk(sequence, size)
+            chunks.append((slot, size))
+            budget -= size
+            if not sequence.started:
+                starts.append(self._start(sequence, now_s))
+        return admits, starts
+
+    def _start(self, sequence: Sequence, now_s: float) -> Start:
+        sequence.started = True
+        self._counters.prompt_tokens += sequence.prompt_len
+        cached = min(sequence.num_cached, sequence.prompt_len)
+        self._counters.cached_prompt_tokens += cached
+        return Start(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
+
+    def _plan_chunk(self, sequence: Sequence, size: int) -> None:
+        # Its full blocks are offered at once, so that a sequence admitted in this same step can share them.
+        self._slots.planned[sequence.slot] += size
+        self._register(sequence)
+
+    def _advance_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
+        """Move slots whose prefill ends with this plan to decoding; returns them in the order of the chunks."""
+        slots = self._slots
+        ended = [slot for slot, _ in chunks if slots.planned[slot] == slots.prefill_to[slot]]
+        for slot in ended:
+            slots.decoding[slot] = True
+            self._prefilling.remove(slots.sequence(slot))
+        return ended
+
+    def _register(self, sequence: Sequence) -> None:
+        slot = sequence.slot
+        self._slots.flush_tail(slot)
+        self._blocks.register(sequence, int(min(self._slots.planned[slot], self._slots.received[slot])))
+
+    def _ends(self, rows: Int32Array, tokens: Int32Array, lengths: Int32Array) -> list[Finish]:
+        """Find and end the sequences that their new token ends."""
+        slots = self._slots
+        suspects = (lengths >= slots.max_len[rows]) | slots.has_stop_ids[rows]
+        for eos in self._eos:
+            suspects |= (tokens == eos) & slots.heeds_eos[rows]
+        finishes = []
+        for index in np.flatnonzero(suspects).tolist():
+            sequence = slots.sequence(int(rows[index]))
+            kind = self._end_of(sequence, int(tokens[index]), int(lengths[index]))
+            if kind is not None:
+                finishes.append(self._finish(sequence, kind))
+        return finishes
+
+    def _end_of(self, sequence: Sequence, token: int, length: int) -> FinishKind | None:
+        if not sequence.ignore_eos and token in self._config.eos_token_ids:
+            return FinishKind.EOS
+        if token in sequence.stop_token_ids:
+            return FinishKind.STOP_TOKEN
+        return FinishKind.LENGTH if length >= sequence.max_len else None
+
+    def _finish(self, sequence: Sequence, kind: FinishKind) -> Finish:
+        self._end(sequence)
+        return Finish(sequence.key, kind)
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self._vacate(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        del self._sequences[sequence.key]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._counters.preemptions += 1
+        self._vacate(sequence)
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
+        self._waiting.push(sequence)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self._register(sequence)
+        self._blocks.release(sequence)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self._slots.vacate(sequence.slot)
+        self._released.append(sequence.slot)
+        sequence.slot = NO_SLOT

@@ -1,0 +1,71 @@
+"""A sequence: one output being generated, from arrival to its single end.
+
+Owns nothing but the record. Who may write which field is stated at the field (DESIGN, section 4).
+"""
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from pagewire.wire.plan import SamplingParams
+
+NO_SLOT = -1
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is. `FINISHED` is final."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceKey:
+    """Names a sequence: a frontend and that frontend's handle for it."""
+
+    frontend: int
+    handle: int
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One output being generated. Compared by identity."""
+
+    key: SequenceKey
+    request_id: str
+    sampling: SamplingParams
+    prompt_len: int
+    max_len: int
+    """Prompt and output together end at this length."""
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    priority: int
+    salt: bytes
+    arrival: int
+    """Order of arrival; breaks ties of priority."""
+    arrived_s: float
+    queue_deadline_s: float | None
+
+    # Written by the Scheduler alone.
+    tokens: array[int]
+    """Known token ids: the prompt, then received output up to the last flush of the slot's tail."""
+    status: SequenceStatus = SequenceStatus.WAITING
+    slot: int = NO_SLOT
+    started: bool = False
+    """Its first step has been planned; stays true through preemptions."""
+
+    # Written by the BlockManager alone.
+    blocks: list[int] = field(default_factory=list)
+    """Block table."""
+    num_cached: int = 0
+    """Leading tokens whose KV was already in the blocks at admission."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Chained hash of each full block of `tokens`, as far as computed."""
+    num_registered: int = 0
+    """Leading blocks that are in the prefix cache, or need not be since an equal block is."""
+
+    @property
+    def importance(self) -> tuple[int, int]:
+        """Sort key: the smallest runs first, the largest is preempted first."""
+        return (-self.priority, self.arrival)
