@@ -19,6 +19,8 @@ class CurveKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     server_public: str
     own_public: str
     own_secret: str
+    peers_public: tuple[str, ...] = ()
+    """On the binding side: the only client keys it lets in."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

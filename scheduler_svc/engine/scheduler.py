@@ -24,8 +24,8 @@ from dataclasses import replace
 import numpy as np
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.slot_table import BoolArray, SlotTable
 from pagewire.scheduler_svc.engine.steps import (
     Counters,
     Finish,
@@ -51,16 +51,7 @@ class Scheduler:
         self._waiting = WaitQueue()
         self._counters = Counters()
         self._num_arrivals = 0
-        self._start_empty()
-
-    def _start_empty(self) -> None:
-        config = self._config
-        self._slots = SlotTable(config.max_num_seqs, config.block_size)
-        self._blocks = BlockManager(
-            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
-        )
-        self._prefilling: list[Sequence] = []
-        self._released: list[int] = []
+        self._batch = RunningBatch(config)
 
     # What arrives and leaves
 
@@ -141,50 +132,53 @@ class Scheduler:
 
     def flush_cache(self) -> int:
         """Forget cached blocks that no sequence holds; returns how many."""
-        return self._blocks.flush()
+        return self.blocks.flush()
 
     def restart(self) -> None:
         """The worker and everything in it is gone: every running sequence waits again, with the tokens received."""
-        for sequence in self._slots.running():
-            self._slots.flush_tail(sequence.slot)
-            sequence.slot = NO_SLOT
-            self._blocks.release(sequence)
+        for sequence in self._batch.slots.running():
+            self._batch.vacate(sequence)
             self._wait_again(sequence)
-        self._start_empty()
+        self._batch = RunningBatch(self._config)
 
     # Steps
 
     def plan(self, epoch: int, step_id: int, now_s: float) -> PlannedStep | None:
         """Plan one step, or none if there is nothing to compute now."""
-        slots = self._slots
-        active = slots.decoding & (slots.planned < slots.max_len - 1)
-        grow, preempted = self._grow(active)
+        batch = self._batch
+        active = batch.decodable()
+        grow, victims = batch.grow(active)
+        for victim in victims:
+            self._counters.preemptions += 1
+            self._wait_again(victim)
         decodes = np.flatnonzero(active).astype(np.int32)
         budget = self._config.max_num_batched_tokens - len(decodes)
         if len(decodes):
             budget = min(budget, self._config.max_prefill_tokens_per_step)
         chunks: list[tuple[int, int]] = []
-        budget = self._continue_prefills(chunks, budget)
+        for sequence in batch.unfinished_prefills():
+            if budget > 0:
+                chunks.append(batch.advance_prefill(sequence, budget))
+                budget -= chunks[-1][1]
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
-        admits, starts = ([], []) if preempted else self._admit(chunks, budget, now_s)
+        admits, starts = ([], []) if victims else self._admit(chunks, budget, now_s)
         if not len(decodes) and not chunks:
             return None
-        idle = np.flatnonzero(slots.decoding & ~active)
-        slots.planned[decodes] += 1
-        ended_prefills = self._advance_prefills(chunks)
+        idle = np.flatnonzero(batch.slots.decoding & ~active)
+        batch.advance_decodes(decodes)
+        ended_prefills = batch.end_prefills(chunks)
         rows = np.concatenate([decodes, np.array(ended_prefills, np.int32)]) if ended_prefills else decodes
         plan = StepPlan(
             epoch=epoch,
             step_id=step_id,
-            release=pack(self._released),
+            release=pack(batch.take_released()),
             admit=admits,
             grow=pack_pairs(grow),
             chunks=pack_pairs(chunks),
             idle=pack(idle),
         )
-        self._released = []
         self._counters.steps += 1
-        return PlannedStep(plan, rows, slots.tenure[rows], starts)
+        return PlannedStep(plan, rows, batch.slots.tenure[rows], starts)
 
     def apply(self, step: PlannedStep, tokens: Int32Array) -> StepOutcome:
         """Take in a step's tokens, one per row that samples. Steps must be applied in the order planned.
@@ -195,7 +189,7 @@ class Scheduler:
             raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
         drawn = tokens != NO_TOKEN
         self._check_ids(tokens[drawn])
-        slots, size = self._slots, self._config.block_size
+        slots, size = self._batch.slots, self._config.block_size
         live = slots.tenure[step.rows] == step.tenures
         failed = [self._finish(slots.sequence(slot), FinishKind.FAILED) for slot in step.rows[live & ~drawn].tolist()]
         live &= drawn
@@ -230,7 +224,7 @@ class Scheduler:
     @property
     def blocks(self) -> BlockManager:
         """For its counts."""
-        return self._blocks
+        return self._batch.blocks
 
     @property
     def counters(self) -> Counters:
@@ -239,21 +233,22 @@ class Scheduler:
 
     def block_tables(self) -> dict[int, list[int]]:
         """Slot → block table of every running sequence; for tests that compare with a worker's."""
-        return {sequence.slot: list(sequence.blocks) for sequence in self._slots.running()}
+        return {sequence.slot: list(sequence.blocks) for sequence in self._batch.slots.running()}
 
     def check_integrity(self) -> None:
         """Recount everything. Raises AssertionError; for tests and for an idle engine."""
-        running = self._slots.running()
+        slots = self._batch.slots
+        running = slots.running()
         waiting = list(self._waiting)
-        self._blocks.check_integrity(running)
+        self.blocks.check_integrity(running)
         assert {id(s) for s in running + waiting} == {id(s) for s in self._sequences.values()}, "a sequence is lost"
-        assert len(running) + self._slots.num_free == self._config.max_num_seqs, "a slot is lost"
+        assert len(running) + slots.num_free == self._config.max_num_seqs, "a slot is lost"
         assert all(not sequence.blocks and sequence.slot == NO_SLOT for sequence in waiting), (
             "a waiting one holds memory"
         )
         for sequence in running:
-            planned, received = self._slots.planned[sequence.slot], self._slots.received[sequence.slot]
-            assert planned <= self._slots.capacity[sequence.slot] == len(sequence.blocks) * self._config.block_size
+            planned, received = slots.planned[sequence.slot], slots.received[sequence.slot]
+            assert planned <= slots.capacity[sequence.slot] == len(sequence.blocks) * self._config.block_size
             assert received <= sequence.max_len, f"{sequence.key} went past its limit"
 
     # Inside
@@ -268,7 +263,7 @@ class Scheduler:
         if max_len > config.max_model_len:
             message = f"{prompt_len} prompt tokens and {max_len - prompt_len} of output exceed {config.max_model_len}"
             return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message}, the longest sequence")
-        num_blocks = self._blocks.blocks_for(max_len - 1)  # the last token is sampled but never computed
+        num_blocks = self.blocks.blocks_for(max_len - 1)  # the last token is sampled but never computed
         if num_blocks > config.num_blocks:
             message = f"{max_len} tokens need {num_blocks} blocks of {config.block_size}; all memory holds"
             return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message} {config.num_blocks}")
@@ -277,75 +272,20 @@ class Scheduler:
             return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
         return None
 
-    def _grow(self, active: BoolArray) -> tuple[list[tuple[int, int]], bool]:
-        """Give a block to each active slot whose table is full; takes preempted slots out of `active`."""
-        slots = self._slots
-        full = np.flatnonzero(active & (slots.planned >= slots.capacity))
-        grow: list[tuple[int, int]] = []
-        preempted = False
-        for sequence in sorted(map(slots.sequence, full.tolist()), key=lambda s: s.importance):
-            self._register(sequence)
-            while sequence.slot != NO_SLOT:
-                block = self._blocks.try_grow(sequence)
-                if block is not None:
-                    slots.capacity[sequence.slot] += self._config.block_size
-                    grow.append((sequence.slot, block))
-                    break
-                preempted = True
-                victim = self._least_important()
-                active[victim.slot] = False
-                self._preempt(victim)
-            # A victim is less important than whoever needs its blocks, so it has not grown in this step yet.
-        return grow, preempted
-
-    def _least_important(self) -> Sequence:
-        slots = self._slots
-        # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
-        ending = slots.decoding & (slots.planned >= slots.max_len - 1)
-        return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.importance)
-
-    def _continue_prefills(self, chunks: list[tuple[int, int]], budget: int) -> int:
-        slots = self._slots
-        for sequence in sorted(self._prefilling, key=lambda s: s.importance):
-            slot = sequence.slot
-            size = min(budget, int(slots.prefill_to[slot] - slots.planned[slot]))
-            if size < 1:
-                break
-            self._plan_chunk(sequence, size)
-            chunks.append((slot, size))
-            budget -= size
-        return budget
-
     def _admit(self, chunks: list[tuple[int, int]], budget: int, now_s: float) -> tuple[list[Admit], list[Start]]:
         """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""
-        slots = self._slots
         admits: list[Admit] = []
         starts: list[Start] = []
-        while budget > 0 and slots.num_free and (sequence := self._waiting.peek()) is not None:
+        while budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
             # One block for each running sequence stays free: without it an admission would soon be undone.
-            if not self._blocks.try_admit(sequence, reserve=self.num_running):
+            admit = self._batch.seat(sequence, reserve=self.num_running)
+            if admit is None:
                 break
             self._waiting.remove(sequence)
-            known = len(sequence.tokens)
-            start = min(sequence.num_cached, known - 1)
-            slot = slots.occupy(sequence, start=start, capacity=len(sequence.blocks) * self._config.block_size)
-            sequence.slot = slot
             sequence.status = SequenceStatus.RUNNING
-            self._prefilling.append(sequence)
-            admits.append(
-                Admit(
-                    slot=slot,
-                    num_tokens=known,
-                    tokens=sequence.tokens[start:].tobytes(),
-                    num_cached=sequence.num_cached,
-                    blocks=pack(sequence.blocks),
-                    sampling=sequence.sampling,
-                )
-            )
-            size = min(budget, known - start)
-            self._plan_chunk(sequence, size)
-            chunks.append((slot, size))
-            budget -= size
+            admits.append(admit)
+            chunks.append(self._batch.advance_prefill(sequence, budget))
+            budget -= chunks[-1][1]
             if not sequence.started:
                 starts.append(self._start(sequence, now_s))
         return admits, starts
@@ -357,28 +297,9 @@ class Scheduler:
         self._counters.cached_prompt_tokens += cached
         return Start(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
 
-    def _plan_chunk(self, sequence: Sequence, size: int) -> None:
-        # Its full blocks are offered at once, so that a sequence admitted in this same step can share them.
-        self._slots.planned[sequence.slot] += size
-        self._register(sequence)
-
-    def _advance_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
-        """Move slots whose prefill ends with this plan to decoding; returns them in the order of the chunks."""
-        slots = self._slots
-        ended = [slot for slot, _ in chunks if slots.planned[slot] == slots.prefill_to[slot]]
-        for slot in ended:
-            slots.decoding[slot] = True
-            self._prefilling.remove(slots.sequence(slot))
-        return ended
-
-    def _register(self, sequence: Sequence) -> None:
-        slot = sequence.slot
-        self._slots.flush_tail(slot)
-        self._blocks.register(sequence, int(min(self._slots.planned[slot], self._slots.received[slot])))
-
     def _ends(self, rows: Int32Array, tokens: Int32Array, lengths: Int32Array) -> list[Finish]:
         """Find and end the sequences that their new token ends."""
-        slots = self._slots
+        slots = self._batch.slots
         suspects = (lengths >= slots.max_len[rows]) | slots.has_stop_ids[rows]
         for eos in self._eos:
             suspects |= (tokens == eos) & slots.heeds_eos[rows]
@@ -403,26 +324,12 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:
-            self._vacate(sequence)
+            self._batch.vacate(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._sequences[sequence.key]
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._counters.preemptions += 1
-        self._vacate(sequence)
-        self._wait_again(sequence)
-
     def _wait_again(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
         self._waiting.push(sequence)
-
-    def _vacate(self, sequence: Sequence) -> None:
-        self._register(sequence)
-        self._blocks.release(sequence)
-        if sequence in self._prefilling:
-            self._prefilling.remove(sequence)
-        self._slots.vacate(sequence.slot)
-        self._released.append(sequence.slot)
-        sequence.slot = NO_SLOT

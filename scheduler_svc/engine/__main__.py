@@ -1,0 +1,46 @@
+"""`python -m pagewire.scheduler_svc.engine --launch FILE --lifeline-fd N`: one engine process.
+
+Builds everything once and hands it down. The supervisor starts it; nobody else has a reason to.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
+from pagewire.scheduler_svc.engine.loop import EngineLoop
+from pagewire.scheduler_svc.engine.sockets import RouterSockets
+from pagewire.scheduler_svc.engine.worker_link import WorkerLink
+from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.wire.lifeline import Lifeline
+
+
+def main() -> int:
+    """Run the engine; its exit status is 0 only when it was told to stop."""
+    parser = argparse.ArgumentParser(prog="pagewire-engine")
+    parser.add_argument("--launch", type=Path, required=True)
+    parser.add_argument("--lifeline-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    # A terminal sends Ctrl-C to the whole process group; what it means is the supervisor's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    launch = msgspec.json.decode(arguments.launch.read_bytes(), type=EngineLaunch)
+    with RouterSockets() as sockets:
+        loop = EngineLoop(
+            launch,
+            FrontendLink(sockets.bind(launch.frontends)),
+            WorkerLink(sockets.bind(launch.workers)),
+            Lifeline(arguments.lifeline_fd),
+            time.monotonic,
+        )
+        return loop.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""The engine's loop: reads what came, lets the scheduler plan, sends what changed.
+
+Owns the state of the service (loading, ready, recovering, draining) and everything that waits for the first worker. It
+sleeps in one poll over all its sockets; nothing here spins, because a busy process beside the worker's OpenMP threads
+costs them a factor of two.
+
+    frontends ──Submit, Abort──▶ ┌────────┐ ──StepPlan──▶ worker
+              ◀──TokenBatch───── │  loop  │ ◀─StepResult──
+                                 └───┬────┘
+                                 scheduler
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+
+import zmq
+
+from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
+from pagewire.scheduler_svc.engine.outbox import Outbox
+from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
+from pagewire.scheduler_svc.engine.scheduler import Scheduler
+from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.scheduler_svc.engine.steps import Finish, Rejection, SchedulerConfig
+from pagewire.scheduler_svc.engine.worker_link import WorkerLink
+from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.wire.columns import unpack
+from pagewire.wire.control import Drain, EngineRestarted, Loading, Ready, Stop, ToChild, WorkerLost
+from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
+from pagewire.wire.plan import Begin, FromWorker, StepResult, WorkerFailed, WorkerHello
+from pagewire.wire.requests import (
+    Abort,
+    AbortRequest,
+    Answer,
+    EngineInfo,
+    EngineState,
+    FlushCache,
+    FromFrontend,
+    Load,
+    Register,
+    Rejected,
+    RejectKind,
+    Submit,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """One engine. `run` returns the process's exit status."""
+
+    def __init__(
+        self,
+        launch: EngineLaunch,
+        frontends: FrontendLink,
+        workers: WorkerLink,
+        lifeline: Lifeline,
+        clock: Callable[[], float],
+    ) -> None:
+        self._launch = launch
+        self._frontends = frontends
+        self._workers = workers
+        self._lifeline = lifeline
+        self._clock = clock
+        self._outbox = Outbox()
+        self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
+        self._config: SchedulerConfig | None = None
+        self._scheduler: Scheduler | None = None
+        self._early: list[tuple[int, Submit]] = []  # came before the first worker; after an engine's restart, all
+        self._hellos: dict[int, WorkerHello] = {}
+        self._num_recoveries = 0
+        self._draining = False
+        self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._next_load_s = 0.0
+
+    def run(self) -> int:
+        """Serve until told to stop or orphaned."""
+        poller = zmq.Poller()
+        poller.register(self._frontends.socket, zmq.POLLIN)
+        poller.register(self._workers.socket, zmq.POLLIN)
+        poller.register(self._lifeline.fileno(), zmq.POLLIN)
+        self._lifeline.send(Loading("waiting for the worker", 0.0))
+        while True:
+            ready = dict(poller.poll(self._sleep_ms()))
+            if self._lifeline.fileno() in ready and (status := self._obey()) is not None:
+                return status
+            for frontend, message in self._frontends.receive():
+                self._on_frontend(frontend, message)
+            for rank, news in self._workers.receive():
+                self._on_worker(rank, news)
+            self._turn()
+
+    def _sleep_ms(self) -> int:
+        wake_s = self._next_load_s
+        if self._scheduler is not None and (deadline_s := self._scheduler.next_deadline_s()) is not None:
+            wake_s = min(wake_s, deadline_s)
+        # One millisecond more than the rest of the time: the poll counts in whole ones, and must not wake too early.
+        return max(0, int((wake_s - self._clock()) * 1000) + 1)
+
+    def _obey(self) -> int | None:
+        try:
+            commands = self._lifeline.receive(0)
+        except EOFError:
+            return ORPHANED_STATUS
+        for command in commands:
+            if isinstance(command, Stop):
+                return 0
+            self._on_command(command)
+        return None
+
+    def _on_command(self, command: ToChild) -> None:
+        match command:
+            case Drain():
+                self._draining = True
+                self._frontends.broadcast(self._info())
+            case WorkerLost(rank=rank):
+                self._lose(rank)
+            case Stop() | EngineRestarted():
+                pass  # the first is obeyed above, the second concerns other processes
+
+    # Frontends
+
+    def _on_frontend(self, frontend: int, message: FromFrontend) -> None:
+        match message:
+            case Register():
+                self._drop_frontend(frontend)
+                self._frontends.send(frontend, self._info())
+                self._frontends.send(frontend, self._load())
+            case Submit():
+                self._submit(frontend, message)
+            case Abort(handles=handles):
+                self._abort(frontend, handles)
+            case AbortRequest(query=query, request_id=request_id):
+                finishes = [] if self._scheduler is None else self._scheduler.abort_request(request_id)
+                self._outbox.add_finishes(finishes)
+                self._frontends.send(frontend, Answer(query, len(finishes)))
+            case FlushCache(query=query):
+                flushed = 0 if self._scheduler is None else self._scheduler.flush_cache()
+                self._frontends.send(frontend, Answer(query, flushed))
+
+    def _submit(self, frontend: int, request: Submit) -> None:
+        if self._scheduler is None:
+            if len(self._early) < self._launch.max_queued + self._launch.max_num_seqs:
+                self._early.append((frontend, request))
+            else:
+                message = f"{len(self._early)} sequences wait for the model to load already"
+                rejection = Rejection(SequenceKey(frontend, request.handle), RejectKind.QUEUE_FULL, "", message, 1.0)
+                self._reject(rejection)
+            return
+        try:
+            answer = self._scheduler.submit(frontend, request, self._clock())
+        except ValueError as error:
+            _log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
+            answer = Rejection(SequenceKey(frontend, request.handle), RejectKind.INVALID, "", str(error))
+        match answer:
+            case Rejection():
+                self._reject(answer)
+            case Finish():
+                self._outbox.add_finishes([answer])
+            case None:
+                pass
+
+    def _abort(self, frontend: int, handles: bytes) -> None:
+        try:
+            keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
+        except ValueError:
+            self._misfits += 1
+            return
+        self._early = [
+            (owner, submit) for owner, submit in self._early if SequenceKey(owner, submit.handle) not in keys
+        ]
+        if self._scheduler is not None:
+            for key in keys:
+                self._scheduler.abort(key)
+
+    def _drop_frontend(self, frontend: int) -> None:
+        self._early = [(owner, submit) for owner, submit in self._early if owner != frontend]
+        if self._scheduler is not None:
+            self._scheduler.abort_frontend(frontend)
+
+    def _reject(self, rejection: Rejection) -> None:
+        message = Rejected(
+            rejection.key.handle, rejection.kind, rejection.field, rejection.message, rejection.retry_after_s
+        )
+        self._frontends.send(rejection.key.frontend, message)
+
+    # Workers
+
+    def _on_worker(self, rank: int, news: FromWorker) -> None:
+        match news:
+            case WorkerHello():
+                self._greet(rank, news)
+            case StepResult():
+                if rank == 0:
+                    self._on_result(news)
+            case WorkerFailed(message=message):
+                _log.error("rank %d failed: %s", rank, message)
+
+    def _greet(self, rank: int, hello: WorkerHello) -> None:
+        if rank in self._hellos:
+            self._lose(rank, forget=False)  # it began anew before anybody said that it had ended
+        self._hellos[rank] = hello
+        if len(self._hellos) < self._launch.world_size:
+            return
+        if self._config is None:
+            self._config = self._scheduler_config()
+            self._scheduler = Scheduler(self._config)
+            for frontend, submit in self._early:
+                self._submit(frontend, submit)
+            self._early = []
+            # Whatever lives now lives for ever: later collections need not walk it.
+            gc.collect()
+            gc.freeze()
+        elif (offer := self._scheduler_config()) != self._config:
+            raise PipelineError(f"the worker came back as another: it allows {offer}, at first {self._config}")
+        self._workers.send(Begin(self._pipeline.begin()))
+        self._lifeline.send(Ready())
+        self._frontends.broadcast(self._info())
+
+    def _lose(self, rank: int, *, forget: bool = True) -> None:
+        if forget:
+            self._workers.forget(rank)
+        if self._hellos.pop(rank, None) is None or self._scheduler is None:
+            return
+        self._num_recoveries += 1
+        self._scheduler.restart()
+        self._pipeline.begin()
+        self._frontends.broadcast(self._info())
+
+    def _on_result(self, result: StepResult) -> None:
+        step = self._pipeline.pop(result)
+        if step is None or self._scheduler is None:
+            self._misfits += 1
+            return
+        try:
+            outcome = self._scheduler.apply(step, unpack(result.tokens))
+        except ValueError as error:
+            raise PipelineError(f"the result of step {result.step_id} does not fit its plan: {error}") from error
+        self._outbox.add_outcome(outcome)
+
+    # Each turn
+
+    def _turn(self) -> None:
+        now_s = self._clock()
+        if self._scheduler is not None:
+            for rejection in self._scheduler.expire(now_s):
+                self._reject(rejection)
+            self._advance(self._scheduler, now_s)
+        for frontend, batch in self._outbox.take().items():
+            self._frontends.send(frontend, batch)
+        for frontend in self._frontends.take_gone():
+            self._drop_frontend(frontend)
+        if now_s >= self._next_load_s:
+            self._next_load_s = now_s + self._launch.load_interval_s
+            self._frontends.broadcast(self._load())
+
+    def _advance(self, scheduler: Scheduler, now_s: float) -> None:
+        while self._is_complete() and self._pipeline.has_room:
+            step = scheduler.plan(self._pipeline.epoch, self._pipeline.next_step_id, now_s)
+            if step is None:
+                return
+            self._workers.send(step.plan)
+            self._pipeline.push(step)
+            self._outbox.add_starts(step.starts)
+
+    def _is_complete(self) -> bool:
+        return len(self._hellos) == self._launch.world_size
+
+    # What others want to know
+
+    def _state(self) -> EngineState:
+        if self._draining:
+            return EngineState.DRAINING
+        if self._is_complete():
+            return EngineState.READY
+        return EngineState.LOADING if self._scheduler is None else EngineState.RECOVERING
+
+    def _scheduler_config(self) -> SchedulerConfig:
+        launch, hellos = self._launch, self._hellos.values()
+        num_blocks = min(hello.num_blocks for hello in hellos)
+        block_size = self._hellos[0].block_size
+        return SchedulerConfig(
+            max_num_seqs=launch.max_num_seqs,
+            max_num_batched_tokens=launch.max_num_batched_tokens,
+            max_prefill_tokens_per_step=launch.max_prefill_tokens_per_step,
+            # One sequence must fit the memory; its last token is sampled but never computed.
+            max_model_len=min(launch.max_model_len, num_blocks * block_size + 1),
+            max_queued=launch.max_queued,
+            vocab_size=launch.vocab_size,
+            eos_token_ids=launch.eos_token_ids,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            enable_prefix_caching=launch.enable_prefix_caching,
+        )
+
+    def _info(self) -> EngineInfo:
+        hello = self._hellos.get(0)
+        config = self._config
+        return EngineInfo(
+            state=self._state(),
+            num_blocks=config.num_blocks if config else 0,
+            block_size=config.block_size if config else 0,
+            max_model_len=config.max_model_len if config else self._launch.max_model_len,
+            weights_bytes=sum(h.weights_bytes for h in self._hellos.values()),
+            kv_cache_bytes=sum(h.kv_cache_bytes for h in self._hellos.values()),
+            attention_backend=hello.attention_backend if hello else "",
+            linear_backend=hello.linear_backend if hello else "",
+            versions=hello.versions if hello else {},
+            worker_restarts=self._num_recoveries,
+        )
+
+    def _load(self) -> Load:
+        scheduler = self._scheduler
+        dropped = self._frontends.dropped_frames + self._workers.dropped_frames + self._misfits
+        if scheduler is None:
+            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dropped)
+        counters, blocks = scheduler.counters, scheduler.blocks
+        return Load(
+            state=self._state(),
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            used_blocks=blocks.num_used,
+            cached_blocks=blocks.num_cached,
+            total_blocks=blocks.num_blocks,
+            prompt_tokens=counters.prompt_tokens,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            output_tokens=counters.output_tokens,
+            preemptions=counters.preemptions,
+            steps=counters.steps,
+            worker_busy_us=self._pipeline.busy_us,
+            worker_idle_us=self._pipeline.idle_us,
+            dropped_frames=dropped,
+        )

@@ -1,0 +1,53 @@
+"""Steps in flight: which plans are with the worker, and in what order their results must come.
+
+Owns epoch, step ids and the plans whose results are missing. It does not know sequences or sockets.
+"""
+
+from collections import deque
+
+from pagewire.scheduler_svc.engine.steps import PlannedStep
+from pagewire.wire.plan import StepResult
+
+
+class PipelineError(Exception):
+    """A worker answered something other than the next step: it and the engine no longer agree on anything."""
+
+
+class Pipeline:
+    """At most `depth` plans in flight, answered in order."""
+
+    def __init__(self, depth: int, first_epoch: int) -> None:
+        self._depth = depth
+        self._in_flight: deque[PlannedStep] = deque()
+        self.epoch = first_epoch - 1
+        self.next_step_id = 0
+        self.busy_us = 0
+        self.idle_us = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another plan may be sent now."""
+        return len(self._in_flight) < self._depth
+
+    def begin(self) -> int:
+        """Open the next epoch, forgetting what was in flight; returns its number."""
+        self.epoch += 1
+        self.next_step_id = 0
+        self._in_flight.clear()
+        return self.epoch
+
+    def push(self, step: PlannedStep) -> None:
+        """A plan has been sent."""
+        self._in_flight.append(step)
+        self.next_step_id += 1
+
+    def pop(self, result: StepResult) -> PlannedStep | None:
+        """The step that a result answers; none for a result of an earlier epoch. Raises PipelineError."""
+        if result.epoch != self.epoch:
+            return None
+        if not self._in_flight or self._in_flight[0].plan.step_id != result.step_id:
+            expected = self._in_flight[0].plan.step_id if self._in_flight else "no step"
+            raise PipelineError(f"a result of step {result.step_id} came where {expected} was awaited")
+        self.busy_us += result.busy_us
+        self.idle_us += result.idle_us
+        return self._in_flight.popleft()
