@@ -1,1 +1,94 @@
-"""The Python client, its command line, and everything that uses the service through gRPC."""
+"""The Python client, its command line, and everything that uses the service through gRPC.
+
+    from pagewire.client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        for piece in client.stream("The capital of France is", max_tokens=8).text:
+            print(piece, end="")
+
+`local()` starts a service on this machine for the length of a `with`. Nothing here imports torch, numpy or ZeroMQ.
+"""
+
+from pagewire.client.aio import AsyncClient
+from pagewire.client.aio_stream import AsyncStream
+from pagewire.client.errors import (
+    BatchError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    LaunchError,
+    NotFound,
+    Overloaded,
+    PagewireError,
+    PermissionDenied,
+    ProtocolError,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+)
+from pagewire.client.local import local, local_async
+from pagewire.client.prompts import Chat, Message, Parameters, Tool, ToolCall
+from pagewire.client.retry import NO_RETRY, RetryPolicy
+from pagewire.client.sync import Client
+from pagewire.client.sync_stream import Stream
+from pagewire.client.transport import Tls
+from pagewire.client.types import (
+    Candidate,
+    Completion,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    HealthStatus,
+    Model,
+    Result,
+    Started,
+    Timings,
+    Token,
+    Tokenized,
+    Usage,
+)
+
+__all__ = [
+    "NO_RETRY",
+    "AsyncClient",
+    "AsyncStream",
+    "BatchError",
+    "Cancelled",
+    "Candidate",
+    "Chat",
+    "Client",
+    "Completion",
+    "DeadlineExceeded",
+    "Delta",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "HealthStatus",
+    "InvalidRequest",
+    "LaunchError",
+    "Message",
+    "Model",
+    "NotFound",
+    "Overloaded",
+    "PagewireError",
+    "Parameters",
+    "PermissionDenied",
+    "ProtocolError",
+    "Result",
+    "RetryPolicy",
+    "ServerError",
+    "Started",
+    "Stream",
+    "Timings",
+    "Tls",
+    "Token",
+    "Tokenized",
+    "Tool",
+    "ToolCall",
+    "Unauthenticated",
+    "Unavailable",
+    "Usage",
+    "local",
+    "local_async",
+]

@@ -1,0 +1,256 @@
+"""The asyncio client: the methods of `sync`, awaited.
+
+An `AsyncClient` belongs to the event loop that it was made in. Cancelling a task cancels the call that it awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Literal, Self, TypeVar, Unpack, overload
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from pagewire.client import requests, responses
+from pagewire.client.aio_stream import AsyncConnection, AsyncStream, told_apart
+from pagewire.client.calls import Cancellable
+from pagewire.client.errors import PagewireError, from_rpc_error
+from pagewire.client.prompts import Chat, Message, Parameters, Prompt, Prompts, Tool
+from pagewire.client.retry import Attempts, RetryPolicy
+from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
+from pagewire.client.types import HealthStatus, Model, Result, Tokenized
+from pagewire.v1 import inference_pb2, model_pb2
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+DEFAULT_CONCURRENCY = 64
+"""Prompts of one call that are under way at once; the server queues what is more than it can run."""
+
+
+class AsyncClient:
+    """Talks to one service. `async with` closes it, which cancels what is under way."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        retry: RetryPolicy | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        """`target` is host:port or unix:/path. Connects with the first call. Raises InvalidRequest for a PEM file that
+        cannot be read."""
+        self.target = target
+        self._connection = AsyncConnection(
+            Transport(target=target, api_key=api_key, tls=tls, max_message_bytes=max_message_bytes)
+        )
+        self._retry = RetryPolicy() if retry is None else retry
+
+    @overload
+    async def generate(
+        self, prompt: Prompt, *, timeout_s: float | None = ..., **parameters: Unpack[Parameters]
+    ) -> Result: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: Prompts,
+        *,
+        timeout_s: float | None = ...,
+        max_concurrency: int = ...,
+        return_exceptions: Literal[False] = ...,
+        **parameters: Unpack[Parameters],
+    ) -> list[Result]: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: Prompts,
+        *,
+        timeout_s: float | None = ...,
+        max_concurrency: int = ...,
+        return_exceptions: Literal[True],
+        **parameters: Unpack[Parameters],
+    ) -> list[Result | PagewireError]: ...
+
+    async def generate(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        timeout_s: float | None = None,
+        max_concurrency: int = DEFAULT_CONCURRENCY,
+        return_exceptions: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> object:
+        """Generate for one prompt, or for several at once with the results in order.
+
+        `timeout_s` bounds each prompt. Where some of several fail, the others still finish; then BatchError holds all
+        outcomes, or with `return_exceptions` they are returned, errors among results.
+        """
+        many = requests.several(prompt)
+        if many is None:
+            return await self._generate(requests.one(prompt), timeout_s, parameters)
+        requests.check_for_several(parameters)
+        outcomes = await _each(lambda each: self._generate(each, timeout_s, parameters), many, max_concurrency)
+        return outcomes if return_exceptions else requests.all_or_raise(outcomes)
+
+    def stream(
+        self, prompt: Prompt, *, timeout_s: float | None = None, resume: bool = True, **parameters: Unpack[Parameters]
+    ) -> AsyncStream:
+        """Generate and iterate over the events, or over `.text`. `async with` it, so that leaving cancels the call.
+
+        `resume`: go on after a broken connection where that is exact.
+        """
+        request = inference_pb2.StreamGenerateRequest(generation=requests.generation(prompt, parameters))
+        return AsyncStream(self._connection, request, Attempts(self._retry, timeout_s), resume)
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        template_arguments: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Result:
+        """The answer to a conversation. `stream(Chat(messages, …))` streams it."""
+        prompt = Chat(messages, tools, template_arguments)
+        return await self._generate(prompt, timeout_s, parameters)
+
+    @overload
+    async def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        model: str | None = ...,
+        add_special_tokens: bool | None = ...,
+        timeout_s: float | None = ...,
+    ) -> Tokenized: ...
+
+    @overload
+    async def tokenize(
+        self,
+        prompt: Prompts,
+        *,
+        model: str | None = ...,
+        add_special_tokens: bool | None = ...,
+        timeout_s: float | None = ...,
+    ) -> list[Tokenized]: ...
+
+    async def tokenize(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Tokenized | list[Tokenized]:
+        """The token ids that `generate` would use, of one prompt or several. Several raise BatchError."""
+
+        async def tokenize(each: Prompt) -> Tokenized:
+            request = requests.tokenize(each, model, add_special_tokens)
+            return responses.tokenized(await self._call(self._connection.inference.Tokenize, request, timeout_s))
+
+        many = requests.several(prompt)
+        if many is None:
+            return await tokenize(requests.one(prompt))
+        return requests.all_or_raise(await _each(tokenize, many, DEFAULT_CONCURRENCY))
+
+    async def detokenize(
+        self,
+        ids: Sequence[int],
+        *,
+        model: str | None = None,
+        skip_special_tokens: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text of token ids; incomplete UTF-8 becomes U+FFFD."""
+        request = requests.detokenize(ids, model, skip_special_tokens)
+        answer: inference_pb2.DetokenizeResponse = await self._call(
+            self._connection.inference.Detokenize, request, timeout_s
+        )
+        return answer.text
+
+    async def models(self, *, timeout_s: float | None = None) -> list[Model]:
+        """The models served."""
+        answer: model_pb2.ListModelsResponse = await self._call(
+            self._connection.models.ListModels, model_pb2.ListModelsRequest(), timeout_s
+        )
+        return [responses.model(each) for each in answer.models]
+
+    async def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
+        """One model; without a name, the only one served. Raises NotFound."""
+        answer: model_pb2.GetModelResponse = await self._call(
+            self._connection.models.GetModel, model_pb2.GetModelRequest(name=name), timeout_s
+        )
+        return responses.model(answer.model)
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
+        """Whether the server takes requests. Raises NotFound for a service that it does not have."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return responses.health(await self._call(self._connection.health.Check, request, timeout_s))
+
+    async def watch_health(self, service: str = "") -> AsyncIterator[HealthStatus]:
+        """The state now and after every change, until the iterator is closed. Unavailable when the server goes."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        call = self._connection.health.Watch(request, metadata=self._connection.metadata)
+        cancellable: Cancellable = call
+        try:
+            async for answer in call:
+                yield responses.health(answer)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            cancellable.cancel()
+
+    async def close(self) -> None:
+        """Close the channel; what is under way is cancelled."""
+        await self._connection.channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _generate(self, prompt: Prompt, timeout_s: float | None, parameters: Parameters) -> Result:
+        request = inference_pb2.GenerateRequest(generation=requests.generation(prompt, parameters))
+        return responses.result(await self._call(self._connection.inference.Generate, request, timeout_s))
+
+    async def _call(self, method: Callable[..., Awaitable[A]], request: object, timeout_s: float | None) -> A:
+        attempts = Attempts(self._retry, timeout_s)
+        while True:
+            try:
+                return await told_apart(
+                    method(request, timeout=attempts.remaining_s(), metadata=self._connection.metadata)
+                )
+            except grpc.RpcError as broken:
+                error = from_rpc_error(broken)
+                delay = attempts.failed(error)
+                if delay is None:
+                    raise error from broken
+            await self._connection.sleep(delay)
+
+
+async def _each(
+    one: Callable[[Prompt], Coroutine[object, object, T]], prompts: Sequence[Prompt], max_concurrency: int
+) -> list[T | PagewireError]:
+    """Each prompt's outcome, in order. An exception that is not the client's own cancels them all."""
+    room = asyncio.Semaphore(max_concurrency)
+
+    async def outcome(prompt: Prompt) -> T | PagewireError:
+        async with room:
+            try:
+                return await one(prompt)
+            except PagewireError as error:
+                return error
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(outcome(prompt)) for prompt in prompts]
+    return [task.result() for task in tasks]

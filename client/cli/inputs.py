@@ -1,0 +1,105 @@
+"""Where `generate` has its prompts from: arguments, a file, standard input, or token ids."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from pagewire.client.errors import InvalidRequest
+from pagewire.client.prompts import Chat, Message, Prompt
+from pagewire.client.types import Capabilities
+
+_KINDS = ("prompt", "messages", "token_ids")
+_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id", "reasoning_content"})
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The prompts and how they are taken."""
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to answer; - is all of standard input")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--file",
+        metavar="FILE",
+        help="one prompt per line; in a .jsonl file one object with prompt, messages or token_ids per line",
+    )
+    source.add_argument("--ids", type=_ids, metavar="1,2,3", help="a prompt of token ids")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+
+
+def gather(args: argparse.Namespace) -> list[str | Prompt]:
+    """The prompts: text as str, the rest ready to send. Without any, one per line of standard input.
+
+    Raises InvalidRequest naming the line that is wrong.
+    """
+    if args.prompts and (args.file or args.ids):
+        raise InvalidRequest("prompts come from arguments, --file or --ids, not from two of them")
+    if args.ids:
+        return [args.ids]
+    if args.file and args.file != "-":
+        try:
+            with open(args.file, encoding="utf-8") as lines:
+                found = _from_lines(lines, args.file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"--file {args.file!r} cannot be read: {error}") from error
+    elif args.prompts:
+        found = [sys.stdin.read() if prompt == "-" else prompt for prompt in args.prompts]
+    else:
+        found = _from_lines(sys.stdin, "standard input")
+    if not found:
+        raise InvalidRequest("there is no prompt")
+    return found
+
+
+def dress(prompt: str | Prompt, args: argparse.Namespace, can: Capabilities) -> Prompt:
+    """Text as one user's message where the model has a chat template, unless --raw."""
+    if not isinstance(prompt, str):
+        return prompt
+    if args.raw or not can.chat:
+        if args.system:
+            raise InvalidRequest("--system needs a model with a chat template, and no --raw")
+        return prompt
+    system = [Message("system", args.system)] if args.system else []
+    return Chat([*system, Message("user", prompt)], template_arguments=args.template_arguments)
+
+
+def _from_lines(lines: Iterable[str], name: str) -> list[str | Prompt]:
+    texts = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines, 1)]
+    filled = [(number, text) for number, text in texts if text.strip()]
+    if not name.endswith(".jsonl"):
+        return [text for _, text in filled]
+    return [_from_json(text, f"{name}, line {number}") for number, text in filled]
+
+
+def _from_json(text: str, where: str) -> str | Prompt:
+    try:
+        entry = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: not JSON: {error}") from error
+    match entry:
+        case {"prompt": str(prompt), **rest} if not rest:
+            return prompt
+        case {"token_ids": [int(), *_] as ids, **rest} if not rest:
+            return ids
+        case {"messages": [_, *_] as messages, **rest} if not rest:
+            return Chat([_message(message, where) for message in messages])
+        case _:
+            raise InvalidRequest(f"{where}: expected an object with just one of {', '.join(_KINDS)}")
+
+
+def _message(entry: object, where: str) -> Message:
+    if not isinstance(entry, Mapping) or "role" not in entry or set(entry) - _MESSAGE_KEYS:
+        raise InvalidRequest(f"{where}: a message is an object with role and {', '.join(sorted(_MESSAGE_KEYS - {'role'}))}")
+    return Message(**entry)
+
+
+def _ids(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()] or _no_ids(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids") from error
+
+
+def _no_ids(text: str) -> Sequence[int]:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids")

@@ -1,0 +1,96 @@
+"""One generation read to its end, with the times that its reader saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagewire.client.sync_stream import Stream
+from pagewire.client.types import Completion, Delta, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A result, and seconds on this side's clock."""
+
+    result: Result
+    total_s: float
+    ttft_s: float | None
+    """Until the first token came; none where there was none."""
+    decode_s: float
+    """From the first token to the last."""
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens after the first message that brought some, per second; none where one message brought all."""
+        return self.later_tokens / self.decode_s if self.later_tokens and self.decode_s > 0 else None
+
+    later_tokens: int = 0
+
+
+def measure(
+    stream: Stream, started_s: float, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Measured:
+    """Read a stream to its end. `show` gets the first output's text as it comes; `started_s` is when it was asked for."""
+    first: float | None = None
+    last = started_s
+    later_tokens = 0
+    for event in stream:
+        match event:
+            case Delta():
+                last = clock()
+                if first is None:
+                    first = last
+                else:
+                    later_tokens += len(event.tokens)
+                if event.output == 0 and event.text:
+                    show(event.text)
+    return Measured(
+        result=stream.result(),
+        total_s=clock() - started_s,
+        ttft_s=None if first is None else first - started_s,
+        decode_s=0.0 if first is None else last - first,
+        later_tokens=later_tokens,
+    )
+
+
+def as_json(measured: Measured, model: str) -> dict[str, object]:
+    """What a script reads; times in milliseconds. Several outputs stand in `outputs`, the first of them outside too."""
+    result, timings = measured.result, measured.result.usage.timings
+    rate = measured.decode_tokens_per_s
+    shape: dict[str, object] = {
+        "request_id": result.request_id,
+        "model": model,
+        "seed": result.seed,
+        **_output_json(result.outputs[0]),
+        "usage": {
+            "prompt_tokens": result.usage.prompt_tokens,
+            "cached_tokens": result.usage.cached_tokens,
+            "completion_tokens": result.usage.completion_tokens,
+        },
+        "timings": {
+            "queue_ms": _ms(timings.queue_s),
+            "prefill_ms": _ms(timings.prefill_s),
+            "decode_ms": _ms(timings.decode_s),
+            "ttft_ms": None if measured.ttft_s is None else _ms(measured.ttft_s),
+            "total_ms": _ms(measured.total_s),
+            "decode_tokens_per_s": None if rate is None else round(rate, 2),
+        },
+    }
+    if len(result.outputs) > 1:
+        shape["outputs"] = [_output_json(output) for output in result.outputs]
+    return shape
+
+
+def _output_json(output: Completion) -> dict[str, object]:
+    return {
+        "text": output.text,
+        "token_ids": list(output.token_ids),
+        "finish_reason": output.finish_reason.value,
+        "matched": output.matched,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,166 @@
+"""What can go wrong, as one tree of exceptions.
+
+gRPC's errors are turned into these at one border, `from_rpc_error`; nothing else in the client raises or catches a
+`grpc.RpcError` past it. Every gRPC status has its place in `_BY_STATUS`, which a test holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class PagewireError(Exception):
+    """Anything that the client raises on purpose. `str()` is one line for a person to read."""
+
+
+class InvalidRequest(PagewireError):
+    """The request breaks the contract; sending it again will not help. `field` is its path where known, else empty."""
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFound(PagewireError):
+    """No model of that name is served."""
+
+
+class Unauthenticated(PagewireError):
+    """The API key is missing or unknown."""
+
+
+class PermissionDenied(PagewireError):
+    """The API key is known and does not allow this."""
+
+
+class Overloaded(PagewireError):
+    """The server has no room now. `retry_after_s` is its advice, none where it gave none."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(PagewireError):
+    """No server answers, or it cannot serve now.
+
+    `reason` is WORKER_LOST, ENGINE_LOST or DRAINING where the server said so, else empty, as when the connection broke.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(PagewireError):
+    """The call took longer than its `timeout_s`."""
+
+
+class Cancelled(PagewireError):
+    """The call was cancelled, here or on its way."""
+
+
+class ServerError(PagewireError):
+    """The server failed, and says that it was not the request's fault."""
+
+
+class ProtocolError(PagewireError):
+    """What came back does not follow the contract: another service, or another version of this one."""
+
+
+class LaunchError(PagewireError):
+    """A service that was to run on this machine did not start, or its parts are not installed."""
+
+
+class BatchError(PagewireError):
+    """Some of several prompts failed. `outcomes` has one entry per prompt, in order: its result or its error."""
+
+    def __init__(self, outcomes: Sequence[object]) -> None:
+        failed = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, PagewireError)]
+        index, first = failed[0]
+        super().__init__(f"{len(failed)} of {len(outcomes)} prompts failed; the first, prompt {index}: {first}")
+        self.outcomes = tuple(outcomes)
+
+
+_BY_STATUS: Mapping[grpc.StatusCode, type[PagewireError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
+    grpc.StatusCode.ALREADY_EXISTS: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.ABORTED: ServerError,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.OK: ProtocolError,
+}
+
+
+def from_rpc_error(error: grpc.RpcError) -> PagewireError:
+    """The exception for a failed call, synchronous or not; the caller raises it `from error`."""
+    # Both of gRPC's error classes have these three methods; the base class that they share declares none.
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or f"the call failed with {code.name}"
+    metadata: Iterable[tuple[str, str | bytes]] | None = error.trailing_metadata()  # type: ignore[assignment]
+    details = _details(metadata)
+    match _BY_STATUS[code]:
+        case kind if kind is InvalidRequest:
+            return InvalidRequest(message, field=_field(details))
+        case kind if kind is Overloaded:
+            if "larger than max" in message:  # gRPC's own refusal of a message, which waiting does not cure
+                return InvalidRequest(message)
+            return Overloaded(message, retry_after_s=_retry_after_s(details))
+        case kind if kind is Unavailable:
+            return Unavailable(message, reason=_reason(details), retry_after_s=_retry_after_s(details))
+        case kind:
+            return kind(message)
+
+
+def _details(metadata: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.Status:
+    """The google.rpc.Status of a failed call; an empty one where there is none or where it does not decode."""
+    status = status_pb2.Status()
+    for key, value in metadata or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                status.ParseFromString(value)
+            except DecodeError:
+                return status_pb2.Status()
+    return status
+
+
+def _field(status: status_pb2.Status) -> str:
+    for detail in status.details:
+        request = error_details_pb2.BadRequest()
+        if detail.Unpack(request) and request.field_violations:
+            return str(request.field_violations[0].field)
+    return ""
+
+
+def _reason(status: status_pb2.Status) -> str:
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""
+
+
+def _retry_after_s(status: status_pb2.Status) -> float | None:
+    for detail in status.details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info) and info.HasField("retry_delay"):
+            return float(max(0.0, info.retry_delay.seconds + info.retry_delay.nanos / 1e9))
+    return None

@@ -1,0 +1,103 @@
+"""What goes into a generation, as Python values. Knows nothing of gRPC or protobuf: `requests` translates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that an earlier assistant's message made."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str = ""
+    name: str | None = None
+    tool_calls: Sequence[ToolCall] = ()
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation with what its template needs besides the messages."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
+    template_arguments: Mapping[str, object] | None = None
+    add_generation_prompt: bool | None = None
+
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Chat
+"""Text, token ids, or a conversation."""
+
+Prompts: TypeAlias = (
+    list[str]
+    | tuple[str, ...]
+    | Sequence[Chat]
+    | list[list[int]]
+    | list[tuple[int, ...]]
+    | list[list[Message]]
+    | list[Prompt]
+)
+"""Several prompts. Text alone is a sequence of texts too, so several texts are a list or a tuple."""
+
+
+class Parameters(TypedDict, total=False):
+    """Keyword arguments of one generation. Left out or None: as the contract says for an unset field."""
+
+    model: str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    max_tokens: int | None
+    min_tokens: int | None
+    stop: str | Sequence[str] | None
+    """Texts that end an output; one may stand alone."""
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    include_stop: bool | None
+    return_text: bool | None
+    return_token_ids: bool | None
+    logprobs: bool | None
+    num_candidates: int | None
+    prompt_logprobs: bool | None
+    num_prompt_candidates: int | None
+    skip_special_tokens: bool | None
+    n: int | None
+    priority: int | None
+    cache_salt: str | None
+    json_schema: str | Mapping[str, object] | None
+    """A JSON schema, as text or as the object. At most one of json_schema, regex, grammar and choice."""
+    regex: str | None
+    grammar: str | None
+    choice: Sequence[str] | None
+    max_queue_time_s: float | None
+    request_id: str | None

@@ -1,0 +1,161 @@
+"""Turns the contract's messages into the client's values. Raises ProtocolError for what the contract does not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf import duration_pb2
+from grpc_health.v1 import health_pb2
+
+from pagewire.client.errors import ProtocolError
+from pagewire.client.types import (
+    Candidate,
+    Capabilities,
+    Completion,
+    DefaultSampling,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    HealthStatus,
+    Limits,
+    Model,
+    Result,
+    Started,
+    Timings,
+    Token,
+    Tokenized,
+    Usage,
+)
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2, model_pb2
+
+_REASONS: Mapping[int, FinishReason] = {
+    pb.FINISH_REASON_EOS: FinishReason.EOS,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_STOP_STRING: FinishReason.STOP_STRING,
+    pb.FINISH_REASON_STOP_TOKEN: FinishReason.STOP_TOKEN,
+    pb.FINISH_REASON_ABORTED: FinishReason.ABORTED,
+}
+
+
+def event(message: inference_pb2.StreamGenerateResponse) -> Event:
+    """One event of a stream."""
+    match message.WhichOneof("event"):
+        case "started":
+            return started(message.started)
+        case "delta":
+            return Delta(message.delta.output, _tokens(message.delta.tokens))
+        case "finished":
+            return finished(message.finished)
+        case "usage":
+            return usage(message.usage)
+        case _:
+            raise ProtocolError("the stream has an event that this client does not know")
+
+
+def started(message: pb.Started) -> Started:
+    """The first event."""
+    return Started(
+        message.request_id,
+        message.seed,
+        message.prompt_tokens,
+        message.cached_tokens,
+        _tokens(message.prompt_logprobs),
+    )
+
+
+def finished(message: pb.Finished) -> Finished:
+    """The end of one output."""
+    if message.reason not in _REASONS:
+        raise ProtocolError(f"the finish reason {message.reason} is not one that this client knows")
+    matched: str | int | None = None
+    match message.WhichOneof("matched"):
+        case "stop_string":
+            matched = message.stop_string
+        case "stop_token_id":
+            matched = message.stop_token_id
+    return Finished(message.output, _REASONS[message.reason], matched)
+
+
+def usage(message: pb.Usage) -> Usage:
+    """The last event."""
+    timings = Timings(
+        _seconds(message.timings.queue), _seconds(message.timings.prefill), _seconds(message.timings.decode)
+    )
+    return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens, timings)
+
+
+def result(message: inference_pb2.GenerateResponse) -> Result:
+    """The answer of Generate."""
+    outputs = []
+    for output in message.outputs:
+        end = finished(output.finished)
+        text = output.text if output.HasField("text") else None
+        outputs.append(Completion(text, _tokens(output.tokens), end.reason, end.matched))
+    if not outputs:
+        raise ProtocolError("the answer has no output")
+    start = started(message.started)
+    return Result(start.request_id, start.seed, tuple(outputs), usage(message.usage), start.prompt_logprobs)
+
+
+def model(message: model_pb2.Model) -> Model:
+    """A served model."""
+    limits, can, sampling = message.limits, message.capabilities, message.default_sampling
+    return Model(
+        name=message.name,
+        architecture=message.architecture,
+        dtype=message.dtype,
+        limits=Limits(
+            max_model_len=limits.max_model_len,
+            vocab_size=limits.vocab_size,
+            max_n=limits.max_n,
+            max_queued=limits.max_queued,
+            max_stop_strings=limits.max_stop_strings,
+            max_stop_string_bytes=limits.max_stop_string_bytes,
+            max_message_bytes=limits.max_message_bytes,
+            max_kv_tokens=limits.max_kv_tokens,
+        ),
+        capabilities=Capabilities(
+            text=can.text,
+            chat=can.chat,
+            logprobs=can.logprobs,
+            constraints=can.constraints,
+            penalties=can.penalties,
+        ),
+        tokenizer_digest=message.tokenizer_digest,
+        weights_digest=message.weights_digest,
+        default_sampling=DefaultSampling(sampling.temperature, sampling.top_k, sampling.top_p),
+        eos_token_ids=tuple(message.eos_token_ids),
+    )
+
+
+def tokenized(message: inference_pb2.TokenizeResponse) -> Tokenized:
+    """The answer of Tokenize."""
+    return Tokenized(tuple(message.ids), message.text if message.HasField("text") else None)
+
+
+def health(message: health_pb2.HealthCheckResponse) -> HealthStatus:
+    """The answer of grpc.health.v1."""
+    return HealthStatus(health_pb2.HealthCheckResponse.ServingStatus.Name(message.status))
+
+
+def _tokens(messages: Iterable[pb.Token]) -> tuple[Token, ...]:
+    return tuple(_token(message) for message in messages)
+
+
+def _token(message: pb.Token) -> Token:
+    try:
+        text = message.text.decode() if message.HasField("text") else None
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"a token's text splits a character: {message.text!r}") from error
+    return Token(
+        message.id if message.HasField("id") else None,
+        text,
+        message.logprob if message.HasField("logprob") else None,
+        tuple(Candidate(each.id, each.bytes, each.logprob) for each in message.candidates),
+    )
+
+
+def _seconds(duration: duration_pb2.Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9

@@ -1,0 +1,70 @@
+"""When a failed call is tried again, and how long to wait before.
+
+Only UNAVAILABLE is tried again, because only there does the server promise to have done nothing that counts, and only
+while nothing has come back (`resume` says when a stream may go on after that). RESOURCE_EXHAUSTED is the caller's to
+pace: its advice stands in `Overloaded.retry_after_s`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagewire.client.errors import PagewireError, Unavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Exponential delays, jittered down to their half. The defaults wait about four seconds in all: a frontend is
+    started again in less."""
+
+    max_attempts: int = 7
+    """Tries in a row without progress, the first included; 1 never tries again."""
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 2.0
+    max_retry_after_s: float = 10.0
+    """A server that asks for a longer wait is not waited for."""
+    jitter: Callable[[], float] = random.random
+    """Uniform in [0, 1)."""
+
+    def delay_s(self, error: PagewireError, failures: int) -> float | None:
+        """How long to wait after the `failures`-th failure in a row; none: give up and raise it."""
+        if not isinstance(error, Unavailable) or failures >= self.max_attempts:
+            return None
+        advice = error.retry_after_s or 0.0
+        if advice > self.max_retry_after_s:
+            return None
+        backoff = min(self.max_backoff_s, self.initial_backoff_s * 2.0 ** (failures - 1))
+        return max(advice, backoff * (0.5 + self.jitter() / 2))
+
+
+NO_RETRY = RetryPolicy(max_attempts=1)
+
+
+class Attempts:
+    """Counts one call's failures against a policy and its deadline, which spans all of its tries."""
+
+    def __init__(
+        self, policy: RetryPolicy, timeout_s: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._deadline = None if timeout_s is None else clock() + timeout_s
+        self._failures = 0
+
+    def remaining_s(self) -> float | None:
+        """Time left for the next try, never negative; none without a deadline."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def progress(self) -> None:
+        """Something came back: the next failure is a first one."""
+        self._failures = 0
+
+    def failed(self, error: PagewireError) -> float | None:
+        """Count a failure. How long to wait before the next try; none: raise it, as waiting would pass the deadline."""
+        self._failures += 1
+        delay = self._policy.delay_s(error, self._failures)
+        left = self.remaining_s()
+        return None if delay is None or (left is not None and delay >= left) else delay

@@ -1,0 +1,163 @@
+"""A stream of the synchronous client, and the connection that it and the client's other calls go over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from pagewire.client import responses
+from pagewire.client.errors import PagewireError, Unavailable, from_rpc_error
+from pagewire.client.resume import Answer, Ask, Resumption
+from pagewire.client.retry import Attempts
+from pagewire.client.transcript import Diverged, Transcript
+from pagewire.client.transport import Transport
+from pagewire.client.types import Delta, Event, Result
+from pagewire.v1 import inference_pb2, inference_pb2_grpc, model_pb2_grpc
+
+
+class StreamCall(Protocol):
+    """A call that streams, as gRPC has it: its stub types declare less."""
+
+    def __next__(self) -> inference_pb2.StreamGenerateResponse: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Connection:
+    """One channel and its stubs. `sleep` waits between tries."""
+
+    def __init__(self, transport: Transport, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.channel = transport.open()
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+        self.metadata = transport.metadata()
+        self.sleep = sleep
+
+    def start(self, request: inference_pb2.StreamGenerateRequest, attempts: Attempts) -> StreamCall:
+        """Begin a stream."""
+        call = self.inference.StreamGenerate(request, timeout=attempts.remaining_s(), metadata=self.metadata)
+        return cast(StreamCall, call)
+
+    def ask(self, ask: Ask, attempts: Attempts) -> Answer:
+        """What a resumption needs to know."""
+        match ask:
+            case inference_pb2.TokenizeRequest():
+                return self.inference.Tokenize(ask, timeout=attempts.remaining_s(), metadata=self.metadata)
+            case inference_pb2.DetokenizeRequest():
+                return self.inference.Detokenize(ask, timeout=attempts.remaining_s(), metadata=self.metadata)
+
+
+class Stream(Iterator[Event]):
+    """The events of one generation, from `Client.stream`. Leaving its `with`, closing or dropping it cancels the call.
+
+    A broken connection is mended behind the iterator where the continuation is exact; see `resume`.
+    """
+
+    def __init__(
+        self, connection: Connection, request: inference_pb2.StreamGenerateRequest, attempts: Attempts, resume: bool
+    ) -> None:
+        self._ended = True  # until a call is under way
+        self._connection = connection
+        self._attempts = attempts
+        self._transcript = Transcript(request.generation.n or 1)
+        self._resumption = Resumption(request, self._transcript, resume)
+        self._call = connection.start(request, attempts)
+        self._ended = False
+
+    def __next__(self) -> Event:
+        while not self._ended:
+            try:
+                event = self._receive()
+            except grpc.RpcError as broken:
+                self._recover(from_rpc_error(broken), broken)
+            except Diverged as diverged:
+                self._repeat(diverged)
+            except BaseException:
+                self.close()
+                raise
+            else:
+                if event is not None:
+                    self._attempts.progress()
+                    return event
+        raise StopIteration
+
+    @property
+    def text(self) -> Iterator[str]:
+        """Iterates over the first output's text instead, piece by piece, none of them empty."""
+        for event in self:
+            match event:
+                case Delta(output=0) if event.text:
+                    yield event.text
+
+    def result(self) -> Result:
+        """Read to the end; the whole generation, what was iterated over before included."""
+        for _ in self:
+            pass
+        return self._transcript.result()
+
+    def close(self) -> None:
+        """Cancel what is under way; iterating ends. The server frees the request's memory."""
+        self._ended = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self.close()
+
+    def _receive(self) -> Event | None:
+        try:
+            message = next(self._call)
+        except StopIteration:
+            self._ended = True
+            self._transcript.result()  # raises where an event is missing
+            return None
+        return self._transcript.accept(responses.event(message))
+
+    def _recover(self, error: PagewireError, cause: BaseException) -> None:
+        """Submit again after `error`, as often as the policy allows, or raise it."""
+        if self._transcript.complete:  # all but the status had come
+            self._ended = True
+            return
+        while True:
+            delay = self._attempts.failed(error) if self._resumption.may_follow(error) else None
+            if delay is None or self._ended:
+                self._ended = True
+                raise error from cause
+            self._connection.sleep(delay)
+            try:
+                self._call = self._connection.start(self._resubmission(), self._attempts)
+                return
+            except grpc.RpcError as broken:
+                error, cause = from_rpc_error(broken), broken
+
+    def _repeat(self, diverged: Diverged) -> None:
+        self.close()
+        error = Unavailable(f"the connection broke, and the stream that was to continue it differs: {diverged}")
+        if not self._resumption.may_follow_divergence():
+            raise error from diverged
+        self._ended = False
+        self._recover(error, diverged)
+
+    def _resubmission(self) -> inference_pb2.StreamGenerateRequest:
+        steps = self._resumption.resubmission()
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(self._connection.ask(ask, self._attempts))
+        except StopIteration as end:
+            request: inference_pb2.StreamGenerateRequest = end.value
+            return request

@@ -1,0 +1,202 @@
+"""What comes out of the client, as frozen values.
+
+Knows nothing of gRPC or protobuf: `responses` translates. Durations are seconds; token texts are whole
+characters, so that joining them is always valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+
+class FinishReason(StrEnum):
+    """Why an output ended."""
+
+    EOS = "eos"
+    LENGTH = "length"
+    STOP_STRING = "stop_string"
+    STOP_TOKEN = "stop_token"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have stood at a position; its bytes need not be valid UTF-8."""
+
+    id: int
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token. A part that was not asked for is None; `text` is empty where the token ends inside a character."""
+
+    id: int | None
+    text: str | None
+    logprob: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request has been scheduled; the first event of a stream."""
+
+    request_id: str
+    seed: int
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_logprobs: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New tokens of one output."""
+
+    output: int
+    tokens: tuple[Token, ...]
+
+    @property
+    def text(self) -> str:
+        """The new text, empty where none became complete."""
+        return "".join(token.text or "" for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of one output. `matched` is the stop string or the token id that ended it."""
+
+    output: int
+    reason: FinishReason
+    matched: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a request's time went, on the server's clock; of a resumed stream, its last part's."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the request cost; the last event of a stream."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+Event: TypeAlias = Started | Delta | Finished | Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One whole output. `text` is None where no text was asked for."""
+
+    text: str | None
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason
+    matched: str | int | None = None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids, empty where none were asked for."""
+        return tuple(token.id for token in self.tokens if token.id is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One whole generation."""
+
+    request_id: str
+    seed: int
+    outputs: tuple[Completion, ...]
+    usage: Usage
+    prompt_logprobs: tuple[Token, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The first output's text, empty where no text was asked for."""
+        return self.outputs[0].text or ""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The first output's token ids."""
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first output ended."""
+        return self.outputs[0].finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A prompt's token ids; `text` is what was tokenized, None for a prompt of token ids."""
+
+    ids: tuple[int, ...]
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests must keep to; sizes in tokens, bytes where named so."""
+
+    max_model_len: int
+    vocab_size: int
+    max_n: int
+    max_queued: int
+    max_stop_strings: int
+    max_stop_string_bytes: int
+    max_message_bytes: int
+    max_kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What requests may ask of a model."""
+
+    text: bool
+    chat: bool
+    logprobs: bool
+    constraints: bool
+    penalties: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultSampling:
+    """The sampling of a request that sets none; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model."""
+
+    name: str
+    architecture: str
+    dtype: str
+    limits: Limits
+    capabilities: Capabilities
+    tokenizer_digest: str
+    weights_digest: str
+    default_sampling: DefaultSampling
+    eos_token_ids: tuple[int, ...]
+
+
+class HealthStatus(StrEnum):
+    """Whether a service takes requests, as grpc.health.v1 says."""
+
+    SERVING = "SERVING"
+    NOT_SERVING = "NOT_SERVING"
+    UNKNOWN = "UNKNOWN"
+    SERVICE_UNKNOWN = "SERVICE_UNKNOWN"
