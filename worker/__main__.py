@@ -1,0 +1,96 @@
+"""`python -m pagewire.worker run`: a worker process under a supervisor. `… probe`: what this machine has, as JSON.
+
+Exit status of `run`: 0 told to stop; 1 could not load; 3 a plan or step failed; 70 the supervisor went away.
+"""
+
+import argparse
+import gc
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from pagewire.wire.control import Failed, Loading, Ready, Stop
+from pagewire.wire.lifeline import Lifeline
+from pagewire.worker.inbox import Inbox
+from pagewire.worker.link import EngineLink
+from pagewire.worker.loop import STOPPED_STATUS, WorkerLoop
+from pagewire.worker.startup import LaunchError, load_device, read_launch
+
+LOAD_FAILED_STATUS = 1
+
+_FLUSH_S = 1.0
+"""How long a last message (WorkerFailed) may take to reach the engine."""
+
+
+class _StopRequested(Exception):
+    """Stop arrived while the model was loading."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pagewire.worker", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute an engine's step plans; started by `pagewire serve`")
+    run.add_argument("--launch", type=Path, required=True, metavar="FILE", help="WorkerLaunch as JSON")
+    run.add_argument("--lifeline-fd", type=int, required=True, metavar="N", help="inherited socket to the supervisor")
+    commands.add_parser("probe", help="print what this machine has for a worker, as one JSON object")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "probe":
+        return _probe()
+    return _run(arguments.launch, arguments.lifeline_fd)
+
+
+def _probe() -> int:
+    from pagewire.worker.probe import probe
+
+    print(msgspec.json.encode(probe()).decode())
+    return 0
+
+
+def _run(launch_file: Path, lifeline_fd: int) -> int:
+    inbox = Inbox()
+    # Ctrl-C reaches every process of the terminal's group; what it means is the supervisor's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: inbox.put(Stop()))
+    lifeline = Lifeline(lifeline_fd)
+    lifeline.watch(inbox.put)
+
+    def progress(stage: str, fraction: float) -> None:
+        while (command := inbox.take()) is not None:
+            if isinstance(command, Stop):  # others concern an engine that this worker has not met yet
+                raise _StopRequested
+        lifeline.send(Loading(stage, fraction))
+
+    try:
+        launch = read_launch(launch_file)
+        loaded = load_device(launch, progress)
+    except _StopRequested:
+        return STOPPED_STATUS
+    except LaunchError as error:
+        _log(str(error))
+        lifeline.send(Failed(str(error)))
+        return LOAD_FAILED_STATUS
+    except Exception as error:
+        traceback.print_exc()
+        lifeline.send(Failed(f"the worker could not load: {type(error).__name__}: {error}"))
+        return LOAD_FAILED_STATUS
+    # What is loaded stays: a full collection over torch's objects would stall a step for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
+    link = EngineLink(launch.engine, f"{launch.rank}:{launch.incarnation}")
+    loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
+    lifeline.send(Ready())
+    status = loop.serve()
+    link.close(flush_s=_FLUSH_S)
+    return status
+
+
+def _log(message: str) -> None:
+    print(f"worker: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

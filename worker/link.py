@@ -1,0 +1,82 @@
+"""The worker's end of the socket to the engine; the only module of the worker that knows ZeroMQ.
+
+A DEALER that connects with the identity `rank:incarnation`. Frames that are not messages of this border are counted
+and dropped, never raised. Both directions are bounded: the engine keeps at most two plans in flight, so a queue longer
+than `_MAX_QUEUED` means that the other side has lost its mind, not that it is busy.
+
+Single-threaded, as ZeroMQ sockets are: only the loop calls it.
+"""
+
+import zmq
+
+from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
+from pagewire.wire.launch import Endpoint
+from pagewire.wire.plan import FromWorker, ToWorker
+
+_MAX_QUEUED = 64
+
+
+class LinkError(Exception):
+    """The engine takes no more messages."""
+
+
+class EngineLink:
+    """Sends to and receives from the engine. Counts what it dropped in `dropped_frames`."""
+
+    def __init__(self, endpoint: Endpoint, identity: str) -> None:
+        self.dropped_frames = 0
+        self._endpoint = endpoint
+        self._identity = identity
+        self._incoming: Codec[ToWorker] = Codec(ToWorker)
+        self._outgoing: Codec[FromWorker] = Codec(FromWorker)
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def send(self, message: FromWorker) -> None:
+        """Queue a message; it goes out when the engine is there. Raises LinkError when the queue is full."""
+        try:
+            self._socket.send(self._outgoing.encode(message), zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise LinkError(f"{_MAX_QUEUED} messages wait for an engine that reads none") from error
+
+    def receive(self) -> ToWorker | None:
+        """The next message that has arrived, or None at once."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            if len(frames) == 1:
+                try:
+                    return self._incoming.decode(frames[0])
+                except WireError:
+                    pass
+            self.dropped_frames += 1
+
+    def wait(self, wakeup_fd: int) -> None:
+        """Sleep until a frame has arrived or `wakeup_fd` is readable."""
+        zmq.zmq_poll([(self._socket, zmq.POLLIN), (wakeup_fd, zmq.POLLIN)])
+
+    def reconnect(self) -> None:
+        """Drop the connection with everything queued in either direction, and connect anew."""
+        self._socket.close(linger=0)
+        self._socket = self._connect()
+
+    def close(self, flush_s: float) -> None:
+        """Close; what was sent gets at most `flush_s` to go out."""
+        self._socket.close(linger=int(flush_s * 1000))
+        self._context.term()
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(zmq.DEALER)
+        socket.identity = self._identity.encode()
+        socket.linger = 0
+        socket.sndhwm = _MAX_QUEUED
+        socket.rcvhwm = _MAX_QUEUED
+        socket.maxmsgsize = MAX_FRAME_BYTES
+        if self._endpoint.curve is not None:
+            socket.curve_serverkey = self._endpoint.curve.server_public.encode()
+            socket.curve_publickey = self._endpoint.curve.own_public.encode()
+            socket.curve_secretkey = self._endpoint.curve.own_secret.encode()
+        socket.connect(self._endpoint.address)
+        return socket

@@ -1,0 +1,162 @@
+"""What this machine has for a worker, as one JSON object: the part of `pagewire doctor` that only a process with torch
+can tell. It must work, and say what is missing, where torch is not installed or does not import."""
+
+import msgspec
+
+from pagewire.worker.cpu_info import instruction_sets, usable_cores
+from pagewire.worker.startup import installed_version
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a worker could run on."""
+
+    device: str
+    name: str
+    memory_bytes: int | None
+    usable: bool
+    """This version runs on it."""
+    note: str
+
+
+class BackendReport(msgspec.Struct, frozen=True, kw_only=True):
+    """An attention or linear backend."""
+
+    device: str
+    name: str
+    available: bool
+    chosen: bool
+    """A worker on that device would use it."""
+    note: str
+
+
+class MissingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not here."""
+
+    what: str
+    consequence: str
+    install: str
+
+
+class TorchReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The installed torch."""
+
+    version: str
+    num_threads: int
+    cpu_capability: str
+    """The instruction set torch's own kernels use."""
+
+
+class ProbeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything."""
+
+    usable_cores: int
+    instruction_sets: list[str]
+    torch: TorchReport | None
+    devices: list[DeviceReport]
+    attention_backends: list[BackendReport]
+    linear_backends: list[BackendReport]
+    missing: list[MissingReport]
+
+
+_SIM = DeviceReport(device="sim", name="no model, deterministic tokens", memory_bytes=None, usable=True, note="")
+
+
+def probe() -> ProbeReport:
+    """Look at this machine. Imports torch if it can."""
+    try:
+        return _probe_with_torch()
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch's that does not load
+        found = installed_version("torch")
+        consequence = f"torch {found} does not import: {error}" if found else "a worker can run on device sim only"
+        cpu = DeviceReport(device="cpu", name=_cpu_name(), memory_bytes=None, usable=False, note="needs torch")
+        return ProbeReport(
+            usable_cores=usable_cores(),
+            instruction_sets=instruction_sets(),
+            torch=None,
+            devices=[cpu, _SIM],
+            attention_backends=[],
+            linear_backends=[],
+            missing=[MissingReport(what="torch", consequence=consequence, install="pip install 'pagewire[worker]'")],
+        )
+
+
+def _probe_with_torch() -> ProbeReport:
+    import torch
+
+    from pagewire.worker.attention.paged_torch import PagedTorchAttention
+    from pagewire.worker.kv_cache import available_memory_bytes
+    from pagewire.worker.model.linear import OneDnnLinear, TorchLinear, choose_linear
+
+    cores = usable_cores()
+    torch.set_num_threads(cores)
+    cpu = DeviceReport(
+        device="cpu", name=_cpu_name(), memory_bytes=available_memory_bytes(), usable=True, note="memory available now"
+    )
+    chosen = {dtype: choose_linear(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)}
+    linears = [
+        BackendReport(
+            device="cpu",
+            name=kind.name,
+            available=kind is TorchLinear or kind in chosen.values(),
+            chosen=kind in chosen.values(),
+            note="for " + ", ".join(str(dtype).removeprefix("torch.") for dtype in chosen if chosen[dtype] is kind)
+            if kind in chosen.values()
+            else "",
+        )
+        for kind in (OneDnnLinear, TorchLinear)
+    ]
+    missing = []
+    if OneDnnLinear not in chosen.values():
+        missing.append(
+            MissingReport(
+                what="oneDNN packed linears",
+                consequence="linear layers take about twice as long",
+                install="a torch build with oneDNN (the wheels on PyPI have it)",
+            )
+        )
+    return ProbeReport(
+        usable_cores=cores,
+        instruction_sets=instruction_sets(),
+        torch=TorchReport(
+            version=torch.__version__,
+            num_threads=torch.get_num_threads(),
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        ),
+        devices=[cpu, *_cuda_devices(), _SIM],
+        attention_backends=[
+            BackendReport(device="cpu", name=PagedTorchAttention.name, available=True, chosen=True, note="")
+        ],
+        linear_backends=linears,
+        missing=missing,
+    )
+
+
+def _cuda_devices() -> list[DeviceReport]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    reports = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        reports.append(
+            DeviceReport(
+                device=f"cuda:{index}",
+                name=properties.name,
+                memory_bytes=properties.total_memory,
+                usable=False,
+                note="this version runs on cpu and sim",
+            )
+        )
+    return reports
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return "CPU"
