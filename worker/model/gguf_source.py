@@ -1,0 +1,138 @@
+"""Tensors from a GGUF file, dequantized as they are read.
+
+Types are the gguf package's, and so is the arithmetic of dequantizing. Names are translated to Hugging Face's. Files
+of the llama architecture (Llama, Mistral) hold the rows of q and k in another order, for a rotary embedding that pairs
+neighbours; they are put back, because ours pairs a head's halves.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.model.gguf_header import GgufFormatError, GgufTensor, read_directory
+from pagewire.worker.model.source import ROPE_FACTORS, WeightsError
+
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    ROPE_FACTORS: ROPE_FACTORS,
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_CHUNK_VALUES = 1 << 20
+"""Values dequantized at a time, which bounds the temporary fp32 copies."""
+
+
+class GgufSource:
+    """A `TensorSource` over one file."""
+
+    def __init__(self, file: str, config: DecoderConfig) -> None:
+        """Reads the file's directory. Raises WeightsError."""
+        self._file = file
+        self._config = config
+        try:
+            tensors = read_directory(file)
+            with open(file, "rb") as handle:
+                size = handle.seek(0, 2)
+        except (OSError, GgufFormatError) as error:
+            raise WeightsError(f"cannot read {file}: {error}") from error
+        self._tensors: dict[str, GgufTensor] = {}
+        for tensor in tensors:
+            name = _translated(tensor.name)
+            if name in self._tensors:
+                raise WeightsError(f"tensor {tensor.name} is in {file} twice")
+            self._tensors[name] = tensor
+            if tensor.offset + self._row_bytes(tensor) * _num_rows(tensor) > size:
+                raise WeightsError(f"tensor {tensor.name} in {file} ends past the end of the file")
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    @property
+    def description(self) -> str:
+        return self._file
+
+    def describe(self, name: str) -> str:
+        return f"tensor {self._tensors[name].name} in {self._file}"
+
+    def copy_to(self, name: str, out: torch.Tensor) -> None:
+        tensor = self._tensors[name]
+        rows, columns = _num_rows(tensor), tensor.shape[-1]
+        row_bytes = self._row_bytes(tensor)
+        # A mapping of its own, which goes with its pages when this tensor is done.
+        data = np.memmap(self._file, np.uint8, "r", tensor.offset, (rows, row_bytes))
+        # Whole heads per chunk, so that the rows of q and k can be put in order within one.
+        head_dim = self._config.head_dim
+        chunk_rows = max(1, _CHUNK_VALUES // (columns * head_dim)) * head_dim
+        out_rows = out.view(tensor.shape[0], -1)
+        for start in range(0, rows, chunk_rows):
+            values = torch.from_numpy(self._dequantized(tensor, data[start : start + chunk_rows]))
+            if len(tensor.shape) == 1:
+                values = values.view(-1, 1)
+            if self._is_interleaved(name):
+                values = values.view(-1, head_dim // 2, 2, values.shape[-1]).transpose(1, 2).flatten(0, 2)
+            out_rows[start : start + len(values)] = values
+
+    def _dequantized(self, tensor: GgufTensor, rows: np.ndarray) -> np.ndarray:
+        kind = GGMLQuantizationType(tensor.type_id)
+        if kind == GGMLQuantizationType.F32:
+            # A copy, because torch takes no read-only arrays.
+            return rows.view(np.float32).copy()
+        try:
+            values: np.ndarray = dequantize(rows.view(np.float16) if kind == GGMLQuantizationType.F16 else rows, kind)
+        except NotImplementedError as error:
+            raise WeightsError(f"tensor {tensor.name} in {self._file} has type {kind.name}: not supported") from error
+        return values
+
+    def _is_interleaved(self, name: str) -> bool:
+        is_q_or_k = ".self_attn.q_proj." in name or ".self_attn.k_proj." in name
+        return is_q_or_k and self._config.architecture in ("llama", "mistral")
+
+    def _row_bytes(self, tensor: GgufTensor) -> int:
+        try:
+            block_values, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type_id)]
+        except (ValueError, KeyError) as error:
+            raise WeightsError(
+                f"tensor {tensor.name} in {self._file} has type number {tensor.type_id}: not supported"
+            ) from error
+        columns = tensor.shape[-1]
+        if columns % block_values:
+            raise WeightsError(
+                f"tensor {tensor.name} in {self._file} has rows of {columns} values, not a multiple of {block_values}"
+            )
+        return int(columns // block_values * block_bytes)
+
+
+def _num_rows(tensor: GgufTensor) -> int:
+    rows = 1
+    for size in tensor.shape[:-1]:
+        rows *= size
+    return rows
+
+
+def _translated(name: str) -> str:
+    """Hugging Face's name for a GGUF tensor, or the name itself where there is none; it is then left over, and the
+    check of a model's tensors says so."""
+    if name in _TOP:
+        return _TOP[name]
+    match name.split("."):
+        case ["blk", index, part, "weight" | "bias" as kind] if part in _IN_LAYER:
+            return f"model.layers.{index}.{_IN_LAYER[part]}.{kind}"
+    return name

@@ -1,0 +1,117 @@
+"""Where tensors come from, and which ones a decoder needs.
+
+Every source speaks the names and shapes of Hugging Face's checkpoints; a format with other names translates them. A
+source gives one tensor at a time into memory of the caller's, so that two copies of a whole model never exist.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from pagewire.wire.model import DecoderConfig
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Divisors of the rotary frequencies that a GGUF file may carry: [D/2]. No checkpoint of the other kind has them."""
+
+SHOWN = 5
+"""Names that an error lists before it counts the rest."""
+
+
+class WeightsError(Exception):
+    """The model's files do not hold the model that its configuration describes; the message names tensor and file."""
+
+
+class TensorSource(Protocol):
+    """A model's tensors."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor it has."""
+
+    @property
+    def description(self) -> str:
+        """The files, for an error about all of them."""
+
+    def describe(self, name: str) -> str:
+        """The tensor as it is named in its file, and the file, for an error about one."""
+
+    def copy_to(self, name: str, out: torch.Tensor) -> None:
+        """Fills `out`, which has the tensor's shape, converting to its dtype. Raises WeightsError."""
+
+
+def layer_tensors(config: DecoderConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one layer."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    prefix = f"model.layers.{index}."
+    tensors: dict[str, tuple[int, ...]] = {
+        prefix + "input_layernorm.weight": (hidden,),
+        prefix + "self_attn.q_proj.weight": (q_size, hidden),
+        prefix + "self_attn.k_proj.weight": (kv_size, hidden),
+        prefix + "self_attn.v_proj.weight": (kv_size, hidden),
+        prefix + "self_attn.o_proj.weight": (hidden, q_size),
+        prefix + "post_attention_layernorm.weight": (hidden,),
+        prefix + "mlp.gate_proj.weight": (inner, hidden),
+        prefix + "mlp.up_proj.weight": (inner, hidden),
+        prefix + "mlp.down_proj.weight": (hidden, inner),
+    }
+    biased = []
+    if config.qkv_bias:
+        biased += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    if config.o_bias:
+        biased += ["self_attn.o_proj"]
+    if config.mlp_bias:
+        biased += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    for linear in biased:
+        tensors[f"{prefix}{linear}.bias"] = tensors[f"{prefix}{linear}.weight"][:1]
+    if config.qk_norm:
+        tensors[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
+        tensors[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
+    return tensors
+
+
+def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of everything a decoder of this configuration needs."""
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        "model.norm.weight": (config.hidden_size,),
+    }
+    for index in range(config.num_layers):
+        tensors |= layer_tensors(config, index)
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return tensors
+
+
+def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
+    """Compares what a source has with what the configuration needs, before anything large is read. A tensor that is
+    left over is an error too: it is work that the model would leave out. Raises WeightsError."""
+    expected = decoder_tensors(config)
+    found = source.shapes
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise WeightsError(f"{source.description} lacks {_listed(missing)}, which the model's configuration needs")
+    unexpected = [source.describe(name) for name in found if name not in expected and not _is_optional(name)]
+    if unexpected:
+        raise WeightsError(f"unexpected {_listed(unexpected)}: the model's configuration has no use for it")
+    wanted = dict(expected)
+    if ROPE_FACTORS in found:
+        wanted[ROPE_FACTORS] = (config.head_dim // 2,)
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise WeightsError(
+                f"{source.describe(name)} has shape {list(found[name])}; the configuration says {list(shape)}"
+            )
+
+
+def _is_optional(name: str) -> bool:
+    """Tensors that may be there without being needed: saved inverse frequencies, which are computed here, and the copy
+    of the embedding that some tied checkpoints carry as a head."""
+    return name.endswith(".rotary_emb.inv_freq") or name in (ROPE_FACTORS, "lm_head.weight")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ("tensor " if len(names) == 1 else "tensors ") + shown + more
