@@ -152,5 +152,5 @@ class BlockManager:
         return block
 
 
-def _ids(tokens: array[int], start: int, end: int) -> bytes:
+def _ids(tokens: "array[int]", start: int, end: int) -> bytes:
     return tokens[start:end].tobytes()

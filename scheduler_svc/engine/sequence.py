@@ -48,7 +48,7 @@ class Sequence:
     queue_deadline_s: float | None
 
     # Written by the Scheduler alone.
-    tokens: array[int]
+    tokens: "array[int]"
     """Known token ids: the prompt, then received output up to the last flush of the slot's tail."""
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = NO_SLOT

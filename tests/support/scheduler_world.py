@@ -1,0 +1,221 @@
+"""Scheduler, block manager and a content worker in one process, driven event by event against what must come out.
+
+Owns the expected outcome of every sequence, computed without any scheduler. Each sequence's seed is its handle, so
+that a slot of the worker can be told whose it is.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from support.content_worker import ContentWorker, expected_output
+
+from pagewire.scheduler_svc.engine.scheduler import Scheduler
+from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.scheduler_svc.engine.steps import Finish, PlannedStep, Rejection, SchedulerConfig
+from pagewire.wire.columns import Int32Array, pack
+from pagewire.wire.plan import SamplingParams
+from pagewire.wire.requests import FinishKind, Submit
+from pagewire.worker.slot_columns import SlotLimits
+
+FRONTEND = 3
+
+
+@dataclass(slots=True)
+class Expectation:
+    """One sequence: what it asked, what it must get, what it got."""
+
+    prompt: list[int]
+    output: list[int]
+    kind: FinishKind
+    request_id: str
+    got: list[int] = field(default_factory=list)
+    ended: FinishKind | None = None
+    cancelled: bool = False
+    starts: int = 0
+
+
+class World:
+    """Drives the scheduler as the engine's loop does, with up to `depth` plans in flight."""
+
+    def __init__(self, config: SchedulerConfig, depth: int) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.worker = ContentWorker(
+            SlotLimits(
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=config.max_model_len,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                block_size=config.block_size,
+                num_blocks=config.num_blocks,
+                vocab_size=config.vocab_size,
+            )
+        )
+        self.now_s = 0.0
+        self.sequences: dict[int, Expectation] = {}
+        self.rejections: list[Rejection] = []
+        self._depth = depth
+        self._in_flight: deque[tuple[PlannedStep, Int32Array]] = deque()
+        self._epoch = 0
+        self._step_id = 0
+        self.worker.begin(0)
+
+    # Events
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        stop_token_ids: tuple[int, ...] = (),
+        ignore_eos: bool = False,
+        priority: int = 0,
+        salt: bytes = b"",
+        max_queue_time_s: float | None = None,
+        request_id: str = "request",
+        given: int = 0,
+    ) -> int:
+        """Submit a sequence, with the first `given` tokens of its output already delivered; returns its handle."""
+        handle = len(self.sequences)
+        ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else frozenset(self.config.eos_token_ids))
+        output = expected_output(prompt, handle, max_tokens, ends, self.config.vocab_size)
+        kind = FinishKind.LENGTH
+        if not ignore_eos and output[-1] in self.config.eos_token_ids:
+            kind = FinishKind.EOS
+        elif output[-1] in stop_token_ids:
+            kind = FinishKind.STOP_TOKEN
+        expectation = Expectation(prompt, output, kind, request_id, got=output[:given])
+        self.sequences[handle] = expectation
+        message = Submit(
+            handle=handle,
+            request_id=request_id,
+            prompt=pack(prompt),
+            given=pack(output[:given]),
+            sampling=SamplingParams(0.0, 0, 1.0, handle),
+            max_tokens=max_tokens,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            priority=priority,
+            salt=salt,
+            max_queue_time_s=max_queue_time_s,
+        )
+        answer = self.scheduler.submit(FRONTEND, message, self.now_s)
+        if isinstance(answer, Rejection):
+            self._reject(answer)
+        elif isinstance(answer, Finish):
+            self._finish(answer)
+        return handle
+
+    def cancel(self, handle: int) -> None:
+        """A client goes away."""
+        expectation = self.sequences[handle]
+        known = self.scheduler.abort(SequenceKey(FRONTEND, handle))
+        assert known == (expectation.ended is None and not expectation.cancelled)
+        if known:
+            expectation.cancelled = True
+
+    def abort_request(self, request_id: str) -> None:
+        """An operator ends a request."""
+        for finish in self.scheduler.abort_request(request_id):
+            self.sequences[finish.key.handle].kind = FinishKind.ABORTED
+            self._finish(finish)
+
+    def plan(self) -> bool:
+        """Send one plan, if there is room and work; the worker runs it at once, its result waits."""
+        if len(self._in_flight) >= self._depth:
+            return False
+        step = self.scheduler.plan(self._epoch, self._step_id, self.now_s)
+        if step is None:
+            return False
+        self._step_id += 1
+        for start in step.starts:
+            self.sequences[start.event.handle].starts += 1
+        tokens = self.worker.execute(step.plan)
+        self._in_flight.append((step, tokens))
+        self._compare_tables()
+        return True
+
+    def deliver(self) -> bool:
+        """Bring the oldest result back."""
+        if not self._in_flight:
+            return False
+        step, tokens = self._in_flight.popleft()
+        outcome = self.scheduler.apply(step, tokens)
+        for handle, token in zip(outcome.handles.tolist(), outcome.tokens.tolist(), strict=True):
+            expectation = self.sequences[handle]
+            assert expectation.ended is None, f"sequence {handle} got a token after its end"
+            assert not expectation.cancelled, f"sequence {handle} got a token after it was cancelled"
+            expectation.got.append(token)
+        for finish in outcome.finishes:
+            self._finish(finish)
+        return True
+
+    def expire(self, passed_s: float) -> None:
+        """Let time pass."""
+        self.now_s += passed_s
+        for rejection in self.scheduler.expire(self.now_s):
+            self._reject(rejection)
+
+    def lose_worker(self) -> None:
+        """The worker dies, results in flight with it, and a new one comes."""
+        self._in_flight.clear()
+        self.scheduler.restart()
+        self._epoch += 1
+        self._step_id = 0
+        self.worker.begin(self._epoch)
+
+    def drain(self) -> int:
+        """Run until every sequence has ended; returns the number of plans it took."""
+        plans = 0
+        while self.scheduler.has_work:
+            planned = self.plan()
+            plans += planned
+            delivered = self.deliver()
+            assert planned or delivered, "sequences are alive and nothing moves"
+        while self.deliver():
+            pass
+        return plans
+
+    # Judgement
+
+    def check(self) -> None:
+        """What must hold at every moment."""
+        self.scheduler.check_integrity()
+        alive = [e for e in self.sequences.values() if e.ended is None and not e.cancelled]
+        assert len(alive) == self.scheduler.num_running + self.scheduler.num_waiting, "a sequence was lost"
+        for expectation in self.sequences.values():
+            assert expectation.got == expectation.output[: len(expectation.got)], "an output went wrong"
+
+    def check_end(self) -> None:
+        """What must hold when nothing runs any more."""
+        self.check()
+        rejected = {rejection.key.handle for rejection in self.rejections}
+        for handle, expectation in self.sequences.items():
+            if expectation.cancelled or handle in rejected:
+                continue
+            assert expectation.ended is expectation.kind, f"sequence {handle} ended with {expectation.ended}"
+            assert expectation.starts <= 1
+            if expectation.kind is not FinishKind.ABORTED:
+                assert expectation.got == expectation.output
+        assert self.scheduler.blocks.num_used == 0, "blocks leaked"
+
+    def _compare_tables(self) -> None:
+        slots = self.worker.slots
+        tables = {slot: slots.block_table(slot) for slot in range(self.config.max_num_seqs) if slots.block_table(slot)}
+        assert tables == self.scheduler.block_tables(), "worker and scheduler disagree about block tables"
+        for slot in tables:
+            expectation = self.sequences[int(slots.columns.seed[slot])]
+            computed = int(slots.columns.num_computed[slot])
+            self.worker.check_context(slot, (expectation.prompt + expectation.output)[:computed])
+
+    def _finish(self, finish: Finish) -> None:
+        expectation = self.sequences[finish.key.handle]
+        assert expectation.ended is None, f"{finish.key} ended twice"
+        assert not expectation.cancelled, f"{finish.key} ended after it was cancelled"
+        expectation.ended = finish.kind
+
+    def _reject(self, rejection: Rejection) -> None:
+        expectation = self.sequences[rejection.key.handle]
+        assert expectation.ended is None
+        assert not expectation.got
+        expectation.cancelled = True
+        self.rejections.append(rejection)
