@@ -91,6 +91,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_kv_heads = config.num_kv_heads
+        self._head_dim = config.head_dim
         self.dtype = dtype
         self.num_bytes = num_blocks * bytes_per_block(config, block_size, dtype)
         shape = (2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
@@ -111,7 +112,7 @@ class KVCache:
 
     def write(self, layer: int, rows: torch.Tensor, kv_WJD: torch.Tensor) -> None:
         """Stores W tokens' keys and values; J = 2K: the K key heads, then the K value heads, in the cache's dtype."""
-        self._rows[layer].index_copy_(0, rows, kv_WJD.reshape(rows.shape[0], -1))
+        self._rows[layer].index_copy_(0, rows, kv_WJD.reshape(rows.shape[0], self._head_dim))
 
     def gather(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of the keys and values of M blocks (int32 or int64 ids), in that order: each [K, M · P, D].

@@ -18,7 +18,7 @@ SHOWN = 5
 """Names that an error lists before it counts the rest."""
 
 
-class WeightsError(Exception):
+class WeightsError(ValueError):
     """The model's files do not hold the model that its configuration describes; the message names tensor and file."""
 
 

@@ -1,0 +1,64 @@
+"""Checkpoints that the model's tests share."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import FAMILIES, Checkpoint, build_hf_model, save_checkpoint
+
+from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.weights import load_decoder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These models are too small for two threads to help, and a busy machine makes them wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    """Builds each family's checkpoint once."""
+    built: dict[str, Checkpoint] = {}
+
+    def build(family: str) -> Checkpoint:
+        if family not in built:
+            built[family] = save_checkpoint(build_hf_model(family), tmp_path_factory.mktemp(family))
+        return built[family]
+
+    return build
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def checkpoint(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
+    """Every family in turn."""
+    return checkpoint_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def decoder_of() -> Callable[[Checkpoint], Decoder]:
+    """Loads each checkpoint once, in fp32."""
+    loaded: dict[Path, Decoder] = {}
+
+    def load(checkpoint: Checkpoint) -> Decoder:
+        if checkpoint.directory not in loaded:
+            loaded[checkpoint.directory] = load_decoder(
+                checkpoint.spec, "float32", PagedTorchAttention(), lambda stage, fraction: None
+            )
+        return loaded[checkpoint.directory]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    path = Path(os.environ.get("PAGEWIRE_TEST_SMOLLM2", "/nonexistent"))
+    if not path.exists():
+        pytest.skip("PAGEWIRE_TEST_SMOLLM2 names no file")
+    return path
