@@ -6,7 +6,7 @@ keys are errors. A worker's launch is in `pagewire.wire.launch`, because another
 
 import msgspec
 
-from pagewire.wire.launch import Device, Endpoint
+from pagewire.wire.launch import Device, Endpoint, LogLevel
 from pagewire.wire.model import DType, ModelSpec
 
 
@@ -33,6 +33,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Plans in flight: 1 or 2."""
     load_interval_s: float
     """Time between `Load` messages."""
+    log_level: LogLevel = "info"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,3 +73,5 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     settings: dict[str, str] = {}
     """For GetServerInfo, secrets left out."""
     started_unix_s: float
+    """When the supervisor started."""
+    log_level: LogLevel = "info"

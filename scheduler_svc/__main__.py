@@ -1,0 +1,167 @@
+"""`python -m pagewire.scheduler_svc serve` (which `pagewire serve` runs) and `... models`.
+
+Settings, model and runtime directory are made here, once, and handed to the supervisor. Exit status: 0 after draining;
+1 where the server could not start or go on; 2 for wrong settings; 128 + N where signal N ended it at once.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from pagewire.scheduler_svc import settings_sources
+from pagewire.scheduler_svc.models.cache import default_cache_dir
+from pagewire.scheduler_svc.server_plan import Commands, ServerPlan
+from pagewire.scheduler_svc.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
+
+
+def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
+    """Run the command; returns the exit status. `commands` says how to start children, if not as usual."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "models":
+            return _models(arguments)
+        return _serve(arguments, commands or Commands())
+    except StartupError as error:
+        print(f"pagewire: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+
+
+class _Interrupted(BaseException):
+    """A signal came before the supervisor's loop could take it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pagewire", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over gRPC",
+        description="Serve a model over gRPC. Every setting is taken from its flag, else from its environment "
+        "variable, else from the TOML file of --config, else from its default.",
+        allow_abbrev=False,
+    )
+    serve.add_argument("--config", metavar="FILE", help="TOML file with settings [PAGEWIRE_CONFIG]")
+    serve.add_argument("--print-config", action="store_true", help="print every setting and its origin, and exit")
+    serve.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    serve.add_argument(
+        "--ready-fd", type=int, metavar="N", help="inherited descriptor that gets a JSON line when ready"
+    )
+    serve.add_argument("--ready-file", type=Path, metavar="FILE", help="file that gets the same line, removed at exit")
+    serve.add_argument("--make-curve-keys", type=Path, metavar="DIR", help="write CURVE keys into DIR, and exit")
+    settings_sources.add_flags(serve)
+    models = commands.add_parser(
+        "models", help="list the models that can be named", description="List the models that can be named."
+    )
+    models.add_argument("--cached", action="store_true", help="only what this machine holds")
+    models.add_argument("--json", action="store_true", help="print one JSON object")
+    models.add_argument("--cache-dir", metavar="DIR", help="as for serve [PAGEWIRE_CACHE_DIR]")
+    return parser
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from pagewire.scheduler_svc.known_models import as_table, known_models
+
+    wanted = arguments.cache_dir or os.environ.get("PAGEWIRE_CACHE_DIR")
+    known = known_models(_cache_dir(wanted), arguments.cached)
+    print(
+        msgspec.json.encode(known).decode() if arguments.json else as_table(known), end="\n" if arguments.json else ""
+    )
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
+    if arguments.make_curve_keys is not None:
+        from pagewire.scheduler_svc.curve_keys import make_curve_keys
+
+        make_curve_keys(arguments.make_curve_keys)
+        return 0
+    resolved = settings_sources.resolve(vars(arguments), os.environ, arguments.config)
+    if arguments.print_config:
+        print(settings_sources.render(resolved), end="")
+        return 0
+    logging.basicConfig(
+        level=resolved.settings.log_level.upper(), format="%(asctime)s supervisor %(levelname)s %(message)s"
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        return _run(arguments, resolved.settings, commands)
+    except _Interrupted as interrupted:
+        # A plain return would wait for the threads of a download to end; everything of ours is cleaned up by now.
+        sys.stdout.flush()
+        os._exit(128 + interrupted.number)
+
+
+def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
+    from pagewire.scheduler_svc.curve_keys import read_curve_keys
+    from pagewire.scheduler_svc.device import choose_device, choose_dtype, choose_max_model_len, read_cpuinfo
+    from pagewire.scheduler_svc.models.resolve import resolve_model
+    from pagewire.scheduler_svc.progress import closing_progress, make_progress
+    from pagewire.scheduler_svc.ready_report import ReadyReport
+    from pagewire.scheduler_svc.runtime_dir import RuntimeDir
+    from pagewire.scheduler_svc.sd_notify import SystemdNotifier
+    from pagewire.scheduler_svc.supervisor import Supervisor, Surroundings
+
+    started_unix_s = time.time()
+    for warning in exposure_warnings(settings):
+        logging.warning("%s", warning)
+    device = choose_device(settings)
+    with (
+        ReadyReport(arguments.ready_fd, arguments.ready_file) as ready,
+        RuntimeDir.open(settings.runtime_dir, os.environ) as runtime_dir,
+        closing_progress(make_progress(arguments.quiet)) as progress,
+    ):
+        model = resolve_model(
+            settings.model,
+            served_name=settings.served_model_name,
+            weights_needed=device != "sim",
+            cache_dir=_cache_dir(settings.cache_dir),
+            environ=os.environ,
+            progress=progress,
+        )
+        plan = ServerPlan(
+            settings=settings,
+            model=model,
+            device=device,
+            dtype=choose_dtype(settings, device, read_cpuinfo()),
+            max_model_len=choose_max_model_len(settings, device, model.decoder),
+            runtime_dir=runtime_dir.path,
+            curve=None if settings.curve_dir is None else read_curve_keys(Path(settings.curve_dir)),
+            started_unix_s=started_unix_s,
+        )
+        surroundings = Surroundings(
+            commands=commands,
+            runtime_dir=runtime_dir,
+            environ=os.environ,
+            progress=progress,
+            notifier=SystemdNotifier(os.environ),
+            announce=lambda addresses: ready.announce(model.name, addresses),
+        )
+        outcome = asyncio.run(Supervisor(plan, surroundings).run())
+    if outcome.message:
+        print(f"pagewire: {outcome.message}", file=sys.stderr)
+    return outcome.status
+
+
+def _cache_dir(wanted: str | None) -> Path:
+    return Path(wanted).expanduser().absolute() if wanted else default_cache_dir(os.environ)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise _Interrupted(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

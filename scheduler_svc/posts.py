@@ -1,0 +1,86 @@
+"""Posts: the places in a server that a process fills, one at a time, with what the supervisor knows of each.
+
+A post outlives its processes: it counts their incarnations, and how often in a row one had to be started again.
+"""
+
+import enum
+import math
+from collections.abc import Callable
+
+from pagewire.scheduler_svc.child import Child
+from pagewire.scheduler_svc.server_plan import Addresses
+
+_SERVED_LONG_ENOUGH_S = 60.0
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 10.0
+
+
+class Role(enum.Enum):
+    """What a process does."""
+
+    ENGINE = "engine"
+    WORKER = "worker"
+    FRONTEND = "frontend"
+
+
+class RestartLimit(Exception):
+    """A post's process ended too often in a row."""
+
+
+class Post:
+    """One place. Only the supervisor changes it."""
+
+    def __init__(self, role: Role, index: int, max_restarts: int, clock: Callable[[], float]) -> None:
+        self.role = role
+        self.index = index
+        self.incarnation = -1
+        """Of the process that fills it; counts from 0."""
+        self.child: Child | None = None
+        self.failure = ""
+        """What the process gave as its reason to end."""
+        self.addresses: Addresses | None = None
+        """Where a frontend listens, once one has said so; kept for those after it."""
+        self.drained = False
+        self._ready_since_s: float | None = None
+        self._restarts_in_row = 0
+        self._max_restarts = max_restarts
+        self._clock = clock
+
+    def __str__(self) -> str:
+        return self.role.value if self.role is Role.ENGINE else f"{self.role.value} {self.index}"
+
+    @property
+    def name(self) -> str:
+        """For file names."""
+        return f"{self.role.value}-{self.index}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether a process fills it and serves."""
+        return self._ready_since_s is not None
+
+    def filled(self, child: Child) -> None:
+        """A new process has been started."""
+        self.child = child
+        self.failure = ""
+
+    def became_ready(self) -> None:
+        """The process serves. Said again, which an engine does after each recovery, it changes nothing."""
+        if self._ready_since_s is None:
+            self._ready_since_s = self._clock()
+
+    def emptied(self) -> float:
+        """The process has ended. Returns how long to wait before the next. Raises RestartLimit.
+
+        The first restart in a row is at once: most deaths are single ones, and streams wait meanwhile.
+        """
+        if self._ready_since_s is not None and self._clock() - self._ready_since_s >= _SERVED_LONG_ENOUGH_S:
+            self._restarts_in_row = 0
+        self.child = None
+        self._ready_since_s = None
+        self._restarts_in_row += 1
+        if self._restarts_in_row > self._max_restarts:
+            raise RestartLimit
+        if self._restarts_in_row == 1:
+            return 0.0
+        return min(_LONGEST_BACKOFF_S, math.ldexp(_FIRST_BACKOFF_S, self._restarts_in_row - 2))

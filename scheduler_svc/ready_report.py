@@ -1,0 +1,68 @@
+"""Says that the server is up: a line on stdout for people, a JSON object for scripts."""
+
+import contextlib
+import os
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from pagewire.scheduler_svc.models.cache import write_atomically
+from pagewire.scheduler_svc.server_plan import Addresses
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+
+class ReadyLine(msgspec.Struct, frozen=True):
+    """What `--ready-fd` and `--ready-file` get, as one line of JSON."""
+
+    address: str
+    admin_address: str
+    """Empty where AdminService is off."""
+    model: str
+    pid: int
+    """Of the supervisor."""
+
+
+class ReadyReport:
+    """Where to say so. Use as a context manager: the file goes with the server, and the descriptor is closed with
+    nothing written where the server does not come up."""
+
+    def __init__(self, descriptor: int | None, file: Path | None) -> None:
+        """Raises SettingsError for a descriptor that is not open, or a file whose folder is missing."""
+        if file is not None and not file.parent.is_dir():
+            raise SettingsError(f"--ready-file {file}: there is no folder {file.parent}")
+        if descriptor is not None:
+            try:
+                os.set_inheritable(descriptor, False)
+            except OSError as error:
+                raise SettingsError(f"--ready-fd {descriptor} is not an open descriptor") from error
+        self._descriptor = descriptor
+        self._file = file
+
+    def announce(self, model: str, addresses: Addresses) -> None:
+        """Say it, once."""
+        admin = f", admin on {addresses.admin_address}" if addresses.admin_address else ""
+        print(f"listening on {addresses.address}{admin}, model {model}", flush=True)
+        line = msgspec.json.encode(ReadyLine(addresses.address, addresses.admin_address, model, os.getpid())) + b"\n"
+        if self._file is not None:
+            write_atomically(self._file, line)
+        if self._descriptor is not None:
+            # Whoever asked may be gone; that is no reason to stop serving. The line fits a pipe's atomic size.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._descriptor, line)
+            self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "ReadyReport":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""The runtime directory: sockets between the processes, and each child's launch file.
+
+Whoever can write to its sockets can send plans to a worker, so it belongs to this user alone (mode 0700), and that is
+checked even where the user named it. A lock file is held for the supervisor's life: two servers never share a
+directory, and a later start can tell what a killed supervisor left behind.
+"""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from pagewire.scheduler_svc.addresses import MAX_UNIX_PATH_BYTES
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+_PREFIX = "pagewire-"
+_LOCK = "lock"
+_LONGEST_NAME = "frontends.sock"
+_SWEEP_AFTER_S = 60.0
+"""A directory younger than this may belong to a supervisor that has not locked it yet."""
+
+
+class RuntimeDir:
+    """A directory held for as long as this object is open. Use as a context manager; leaving it removes our files."""
+
+    def __init__(self, path: Path, lock: int, ours: bool) -> None:
+        self.path = path
+        self._lock = lock
+        self._ours = ours
+
+    @classmethod
+    def open(cls, wanted: str | None, environ: Mapping[str, str]) -> "RuntimeDir":
+        """Take the directory `wanted`, created where it is missing, or make a new one. Raises SettingsError."""
+        if wanted is None:
+            base = _base(environ)
+            _sweep(base)
+            return cls._take(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)), ours=True)
+        path = Path(wanted).expanduser().absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True)
+            return cls._take(path, ours=True)
+        except FileExistsError:
+            return cls._take(path, ours=False)
+        except OSError as error:
+            raise SettingsError(f"runtime_dir = {wanted!r} cannot be made: {error.strerror}") from error
+
+    @classmethod
+    def _take(cls, path: Path, ours: bool) -> "RuntimeDir":
+        longest = len(os.fsencode(path / _LONGEST_NAME))
+        if longest > MAX_UNIX_PATH_BYTES:
+            raise SettingsError(
+                f"runtime_dir = {str(path)!r} is too long: a socket's path in it has {longest} bytes, the limit is "
+                f"{MAX_UNIX_PATH_BYTES}"
+            )
+        check_private(path)
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise SettingsError(f"runtime_dir = {str(path)!r} is in use by another server") from None
+        return cls(path, lock, ours)
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file that only this user can read."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        return path
+
+    def close(self) -> None:
+        """Remove the directory where we made it, else what we put into it; then let the lock go."""
+        if self._ours:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            for file in self.path.iterdir():
+                if file.suffix in (".sock", ".json") or file.name == _LOCK:
+                    file.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def __enter__(self) -> "RuntimeDir":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_private(path: Path) -> None:
+    """Raise SettingsError unless `path` is a directory of this user that nobody else can enter."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise SettingsError(f"{str(path)!r} must be a directory, and not a link to one")
+    if found.st_uid != os.geteuid():
+        raise SettingsError(f"{str(path)!r} belongs to user {found.st_uid}; it must belong to user {os.geteuid()}")
+    if found.st_mode & 0o077:
+        raise SettingsError(f"{str(path)!r} has mode {stat.S_IMODE(found.st_mode):04o}; it must be 0700")
+
+
+def _base(environ: Mapping[str, str]) -> Path:
+    """$XDG_RUNTIME_DIR where it is ours to write to, else the temporary folder."""
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(given) and os.access(given, os.W_OK | os.X_OK):
+        return Path(given)
+    return Path(tempfile.gettempdir())
+
+
+def _sweep(base: Path) -> None:
+    """Remove the directories of supervisors that were killed: theirs is a lock that nobody holds."""
+    for path in base.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - path.lstat().st_mtime < _SWEEP_AFTER_S:
+                continue
+            check_private(path)
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (OSError, SettingsError):
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)

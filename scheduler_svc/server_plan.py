@@ -1,0 +1,131 @@
+"""What a server consists of, decided once before anything starts, and each child's launch made from it.
+
+Pure: it reads no file, opens no socket and starts no process.
+"""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, TlsFiles
+from pagewire.scheduler_svc.settings import Settings
+from pagewire.scheduler_svc.settings_sources import as_text
+from pagewire.wire.launch import CurveKeys, Device, Endpoint, WorkerLaunch
+from pagewire.wire.model import DType, ModelSpec
+
+_ENGINE_TIMEOUT_INTERVALS = 10
+_LEAST_ENGINE_TIMEOUT_S = 5.0
+"""An engine that says nothing for this long, or ten load intervals, counts as lost: a step of a large prompt on a slow
+CPU may hold its next report up for a second or two."""
+
+
+class Commands(msgspec.Struct, frozen=True, kw_only=True):
+    """How each child is started; `--launch FILE --lifeline-fd N` follows."""
+
+    worker: tuple[str, ...] = (sys.executable, "-m", "pagewire.worker", "run")
+    engine: tuple[str, ...] = (sys.executable, "-m", "pagewire.scheduler_svc.engine")
+    frontend: tuple[str, ...] = (sys.executable, "-m", "pagewire.scheduler_svc.frontend")
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Where a frontend listens; empty for an AdminService that is off."""
+
+    address: str
+    admin_address: str
+
+
+class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that stays the same from start to end."""
+
+    settings: Settings
+    model: ModelSpec
+    device: Device
+    dtype: DType
+    max_model_len: int
+    runtime_dir: Path
+    curve: tuple[CurveKeys, CurveKeys] | None
+    """The engine's and the workers' keys, where workers connect by TCP."""
+    started_unix_s: float
+    world_size: int = 1
+
+    def worker_launch(self, rank: int, incarnation: int) -> WorkerLaunch:
+        """What rank `rank` is started with."""
+        settings = self.settings
+        return WorkerLaunch(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            rank=rank,
+            world_size=self.world_size,
+            incarnation=incarnation,
+            engine=self._worker_endpoint(engine_side=False),
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=self.max_model_len,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            block_size=settings.block_size,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            num_threads=settings.num_threads,
+            sim_step_us=settings.sim_step_us,
+            log_level=settings.log_level,
+        )
+
+    def engine_launch(self, incarnation: int) -> EngineLaunch:
+        """What the engine is started with."""
+        settings = self.settings
+        return EngineLaunch(
+            incarnation=incarnation,
+            frontends=self._frontend_endpoint(),
+            workers=self._worker_endpoint(engine_side=True),
+            world_size=self.world_size,
+            vocab_size=self.model.decoder.vocab_size,
+            eos_token_ids=self.model.eos_token_ids,
+            max_model_len=self.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_prefill_tokens_per_step=settings.max_prefill_tokens_per_step,
+            max_queued=settings.max_queued,
+            enable_prefix_caching=settings.enable_prefix_caching,
+            pipeline_depth=settings.pipeline_depth,
+            load_interval_s=settings.load_interval_s,
+            log_level=settings.log_level,
+        )
+
+    def frontend_launch(self, index: int, incarnation: int, known: Addresses | None) -> FrontendLaunch:
+        """What frontend `index` is started with; `known` are the addresses that an earlier one has bound, if any."""
+        settings = self.settings
+        tls = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            tls = TlsFiles(certificate=settings.tls_certificate, key=settings.tls_key, client_ca=settings.tls_client_ca)
+        admin_listen = known.admin_address if known is not None else settings.admin_listen
+        return FrontendLaunch(
+            index=index,
+            incarnation=incarnation,
+            engine=self._frontend_endpoint(),
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            listen=known.address if known is not None else settings.listen,
+            admin_listen=admin_listen if index == 0 and settings.admin_listen else None,
+            reuse_port=settings.frontends > 1,
+            max_model_len=self.max_model_len,
+            max_n=settings.max_n,
+            max_queued=settings.max_queued,
+            max_message_bytes=settings.max_message_bytes,
+            stream_buffer_tokens=settings.stream_buffer_tokens,
+            engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
+            tls=tls,
+            api_keys_file=settings.api_keys_file,
+            settings=as_text(settings),
+            started_unix_s=self.started_unix_s,
+            log_level=settings.log_level,
+        )
+
+    def _frontend_endpoint(self) -> Endpoint:
+        return Endpoint(address=f"ipc://{self.runtime_dir}/frontends.sock")
+
+    def _worker_endpoint(self, engine_side: bool) -> Endpoint:
+        if self.curve is None:
+            return Endpoint(address=f"ipc://{self.runtime_dir}/workers.sock")
+        engine_keys, worker_keys = self.curve
+        return Endpoint(address=self.settings.worker_transport, curve=engine_keys if engine_side else worker_keys)

@@ -1,0 +1,99 @@
+"""What is written beside a setting's type, and a setting as its sources and the help see it.
+
+It knows how one value is checked and shown, not which settings there are.
+"""
+
+import functools
+import types
+import typing
+from typing import Annotated, Any, Literal, NamedTuple, Union
+
+import msgspec
+
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+
+class Setting(NamedTuple):
+    """Stands in the annotation of each setting."""
+
+    group: str
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    """Both ends belong to the range."""
+    unset: str = ""
+    """What happens where the value is none."""
+
+
+class SettingField(NamedTuple):
+    """One setting of a struct."""
+
+    name: str
+    base: type | tuple[str, ...]
+    """str, int, float, bool, or the words of a choice."""
+    optional: bool
+    default: Any
+    about: Setting
+
+    @property
+    def flag(self) -> str:
+        """Its command-line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "PAGEWIRE_" + self.name.upper()
+
+    @property
+    def range_text(self) -> str:
+        """What values it takes, in words; empty where any text will do."""
+        if isinstance(self.base, tuple):
+            return ", ".join(self.base[:-1]) + " or " + self.base[-1]
+        if self.base is bool:
+            return "true or false"
+        if self.about.low is None:
+            return ""
+        return f"{_number(self.about.low)} to {_number(self.about.high)} {self.about.unit}".rstrip()
+
+    def check(self, value: object) -> None:
+        """Raise SettingsError unless the value has the setting's type and lies in its range."""
+        if value is None and self.optional:
+            return
+        if isinstance(self.base, tuple):
+            fits = value in self.base
+        elif self.base is float:
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+        elif self.base is int:
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        else:
+            fits = isinstance(value, self.base)
+        if fits and isinstance(value, int | float) and self.about.low is not None and self.about.high is not None:
+            fits = self.about.low <= value <= self.about.high
+        if not fits:
+            kind = {str: "text", int: "a whole number", float: "a number"}.get(typing.cast(type, self.base), "")
+            wanted = " of ".join(part for part in (kind, self.range_text) if part)
+            raise SettingsError(f"{self.name} = {value!r} must be {wanted}")
+
+
+@functools.cache
+def setting_fields(settings: type[msgspec.Struct]) -> dict[str, SettingField]:
+    """Every setting of a struct by name, in the order of declaration."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return {field.name: _describe(field, hints[field.name]) for field in msgspec.structs.fields(settings)}
+
+
+def _describe(field: msgspec.structs.FieldInfo, hint: Any) -> SettingField:
+    assert typing.get_origin(hint) is Annotated, f"{field.name} lacks its Setting"
+    inner, about = hint.__origin__, hint.__metadata__[0]
+    optional = False
+    if typing.get_origin(inner) in (Union, types.UnionType):
+        (inner,) = (part for part in typing.get_args(inner) if part is not types.NoneType)
+        optional = True
+    base = typing.get_args(inner) if typing.get_origin(inner) is Literal else inner
+    return SettingField(field.name, base, optional, field.default, about)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -1,0 +1,188 @@
+"""Where settings come from: flags, then the environment, then a TOML file, then the default.
+
+Everything here follows from the struct `Settings`: its fields name the flags (`--max-num-seqs`), the variables
+(`PAGEWIRE_MAX_NUM_SEQS`) and the keys of the file (`max_num_seqs`). An unknown variable or key is an error that names
+it. It opens one file, the configuration, and starts nothing.
+"""
+
+import argparse
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pagewire.scheduler_svc.setting_field import SettingField, setting_fields
+from pagewire.scheduler_svc.settings import Settings
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
+"""Names the TOML file where --config does not."""
+
+FOREIGN_VARIABLES = re.compile(r"PAGEWIRE_(TEST_\w+|TARGET|API_KEY|PORT(_\w+)?|SERVICE_(HOST|PORT)(_\w+)?)", re.ASCII)
+"""Variables that are not the server's: the tests', the client's, and those that Kubernetes sets in every pod beside a
+Service called pagewire (PAGEWIRE_PORT_50051_TCP and its kin). No setting may have such a name."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+class Resolved(NamedTuple):
+    """The settings, and where each came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag per setting. What they parse stays text, None where it is absent, and goes to `resolve`."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in setting_fields(Settings).items():
+        group = groups.setdefault(field.about.group, parser.add_argument_group(field.about.group))
+        text = f"{field.about.help} {_facts(field)}".replace("%", "%%")
+        if field.base is bool:
+            group.add_argument(field.flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(field.flag, dest=name, metavar=_metavar(field), help=text)
+
+
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | None) -> Resolved:
+    """Merge the sources. `flags` may hold other keys, and None for absent ones. Raises SettingsError."""
+    config = config or environ.get(CONFIG_VARIABLE)
+    sources = (
+        {
+            name: (raw, field.flag)
+            for name, field in setting_fields(Settings).items()
+            if (raw := flags.get(name)) is not None
+        },
+        _from_environment(environ),
+        _from_file(Path(config)) if config else {},
+    )
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, field in setting_fields(Settings).items():
+        raw, origin = next((source[name] for source in sources if name in source), (field.default, "default"))
+        try:
+            value = raw if origin == "default" else _parse(field, raw)
+            field.check(value)
+        except SettingsError as error:
+            raise SettingsError(f"{error} (from {origin})") from None
+        values[name], origins[name] = value, origin
+    return Resolved(Settings(**values), origins)
+
+
+def render(resolved: Resolved) -> str:
+    """Every setting as TOML that `--config` reads back, its origin behind it; an unset one is a comment."""
+    lines = []
+    group = ""
+    for name, field in setting_fields(Settings).items():
+        if field.about.group != group:
+            group = field.about.group
+            lines.append(f"\n# {group}")
+        value, origin = getattr(resolved.settings, name), resolved.origins[name]
+        if value is None:
+            lines.append(f"# {name} is unset: {field.about.unset}  # {origin}")
+        else:
+            lines.append(f"{name} = {_toml(value)}  # {origin}")
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def as_text(settings: Settings) -> dict[str, str]:
+    """Every setting as text, for GetServerInfo. None of them is a secret: keys are named by their files."""
+    return {
+        name: "" if (value := getattr(settings, name)) is None else value if isinstance(value, str) else _toml(value)
+        for name in setting_fields(Settings)
+    }
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    by_variable = {field.variable: name for name, field in setting_fields(Settings).items()}
+    found = {}
+    for variable, raw in environ.items():
+        if not variable.startswith("PAGEWIRE_") or variable == CONFIG_VARIABLE or FOREIGN_VARIABLES.fullmatch(variable):
+            continue
+        if variable not in by_variable:
+            raise SettingsError(f"environment variable {variable} is no setting{_did_you_mean(variable, by_variable)}")
+        found[by_variable[variable]] = (raw, variable)
+    return found
+
+
+def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"configuration file {path} is not TOML: {error}") from error
+    fields = setting_fields(Settings)
+    for key in table:
+        if key not in fields:
+            raise SettingsError(f"configuration file {path}: key {key!r} is no setting{_did_you_mean(key, fields)}")
+    return {key: (value, str(path)) for key, value in table.items()}
+
+
+def _parse(field: SettingField, raw: Any) -> Any:
+    """Turn text into the setting's type. What is no text (a TOML number) stays as it is, for `check` to judge."""
+    if not isinstance(raw, str):
+        return float(raw) if field.base is float and isinstance(raw, int) and not isinstance(raw, bool) else raw
+    text = raw.strip()
+    if field.optional and not text:
+        return None
+    if field.base is str or isinstance(field.base, tuple):
+        return raw
+    if field.base is bool:
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise SettingsError(f"{field.name} = {raw!r} must be true or false")
+    if field.about.unit == "bytes":
+        return _parse_size(field.name, text)
+    try:
+        return int(text) if field.base is int else float(text)
+    except ValueError:
+        kind = "a whole number" if field.base is int else "a number"
+        raise SettingsError(f"{field.name} = {raw!r} must be {kind} of {field.range_text}") from None
+
+
+def _parse_size(name: str, text: str) -> int:
+    """Read 1048576, 512M, 1.5GB (powers of ten) or 4GiB (powers of two); a bare letter means a power of two."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise SettingsError(f"{name} = {text!r} must be a number of bytes, such as 1048576, 512M or 4GiB")
+    number, prefix, binary = match.groups()
+    decimal = bool(prefix) and not binary and text.lower().endswith("b")
+    return int(float(number) * (1000 if decimal else 1024) ** " kmgt".index(prefix.lower() or " "))
+
+
+def _facts(field: SettingField) -> str:
+    facts = []
+    if field.base is not bool and field.range_text:
+        facts.append(field.range_text)
+    shown = "" if field.default is None else field.default if isinstance(field.default, str) else _toml(field.default)
+    facts.append(f"default: {shown}" if field.default is not None else f"unset: {field.about.unset}")
+    facts.append(field.variable)
+    return "[" + "; ".join(facts) + "]"
+
+
+def _metavar(field: SettingField) -> str:
+    if isinstance(field.base, tuple):
+        return "|".join(field.base)
+    if field.about.unit == "bytes":
+        return "SIZE"
+    return {int: "N", float: "SECONDS" if field.about.unit == "s" else "X"}.get(field.base, "TEXT")
+
+
+def _toml(value: str | bool | float) -> str:
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

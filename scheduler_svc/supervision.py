@@ -1,0 +1,54 @@
+"""What happens to the supervisor, as events, and how it all ends."""
+
+import enum
+from typing import NamedTuple
+
+from pagewire.scheduler_svc.child import ChildEvent
+from pagewire.scheduler_svc.posts import Post
+
+
+class Phase(enum.Enum):
+    """Of the whole server; it only goes forward."""
+
+    STARTING = enum.auto()
+    SERVING = enum.auto()
+    DRAINING = enum.auto()
+
+
+class Heard(NamedTuple):
+    """A child said something, or ended."""
+
+    post: Post
+    incarnation: int
+    """Of the child; the post may have a newer one by now."""
+    event: ChildEvent
+
+
+class Signalled(NamedTuple):
+    """A signal came."""
+
+    number: int
+
+
+class RestartDue(NamedTuple):
+    """A post has waited long enough for its next process."""
+
+    post: Post
+
+
+class DrainOverdue(NamedTuple):
+    """Frontends should have drained by now."""
+
+
+Event = Heard | Signalled | RestartDue | DrainOverdue
+
+
+class Outcome(NamedTuple):
+    """How the server ends."""
+
+    status: int
+    """Exit status."""
+    message: str = ""
+    """For stderr, where something went wrong."""
+    in_haste: bool = False
+    """Children get a moment instead of seconds to stop."""

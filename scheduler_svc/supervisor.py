@@ -1,0 +1,275 @@
+"""The supervisor: starts the engine, the workers and the frontends, watches them, and ends them.
+
+It owns the child processes, the phase of the server and its exit status, and knows nothing of requests. One loop takes
+events from one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
+
+    STARTING ── all ready ──▶ SERVING ── signal, or an operator's Drain ──▶ DRAINING ── all drained ──▶ end, status 0
+
+- While STARTING, a child's end is the server's end: status 1, and the reason on stderr.
+- Later, a child that ends is started again with the next incarnation. The engine is told of a lost worker; workers and
+  frontends are told of a new engine. More than `max_restarts` in a row end the server with status 1.
+- A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number.
+- However the supervisor ends, no child outlives it: a child reads end-of-file on its lifeline and ends.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from pagewire.scheduler_svc.addresses import check_port_unused
+from pagewire.scheduler_svc.child import Child, Exited
+from pagewire.scheduler_svc.posts import Post, RestartLimit, Role
+from pagewire.scheduler_svc.progress import Progress
+from pagewire.scheduler_svc.runtime_dir import RuntimeDir
+from pagewire.scheduler_svc.sd_notify import SystemdNotifier
+from pagewire.scheduler_svc.server_plan import Addresses, Commands, ServerPlan
+from pagewire.scheduler_svc.supervision import (
+    DrainOverdue,
+    Event,
+    Heard,
+    Outcome,
+    Phase,
+    RestartDue,
+    Signalled,
+)
+from pagewire.wire.control import (
+    Drain,
+    Drained,
+    DrainRequested,
+    EngineRestarted,
+    Failed,
+    Loading,
+    Ready,
+    Stop,
+    ToChild,
+    WorkerLost,
+)
+
+_log = logging.getLogger(__name__)
+
+_STOP_S = 5.0
+"""How long children may take to stop before they are killed."""
+_HASTY_STOP_S = 1.0
+_DRAIN_SLACK_S = 5.0
+"""How much longer than delay and grace frontends may take to drain."""
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor acts through, other than its children's lifelines."""
+
+    commands: Commands
+    runtime_dir: RuntimeDir
+    environ: Mapping[str, str]
+    """Of the children."""
+    progress: Progress
+    notifier: SystemdNotifier
+    announce: Callable[[Addresses], None]
+    """Called once, when everything is ready."""
+    clock: Callable[[], float] = time.monotonic
+
+
+class Supervisor:
+    """Runs one server from start to end: `await Supervisor(plan, surroundings).run()`."""
+
+    def __init__(self, plan: ServerPlan, surroundings: Surroundings) -> None:
+        self._plan = plan
+        self._around = surroundings
+        self._settings = plan.settings
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._phase = Phase.STARTING
+        self._outcome: Outcome | None = None
+        self._engine = self._post(Role.ENGINE, 0)
+        self._workers = [self._post(Role.WORKER, rank) for rank in range(plan.world_size)]
+        self._frontends = [self._post(Role.FRONTEND, index) for index in range(self._settings.frontends)]
+
+    async def run(self) -> Outcome:
+        """Serve until the end, and leave no child behind."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, self._events.put_nowait, Signalled(number))
+        if self._settings.frontends > 1:
+            check_port_unused("listen", self._settings.listen)
+        try:
+            # The other frontends follow the first: with port 0 it alone can say which port they share.
+            for post in (self._engine, *self._workers, self._frontends[0]):
+                await self._start(post)
+            while self._outcome is None:
+                # Whatever is done about an event is done before the next is looked at.
+                await self._handle(await self._events.get())
+        finally:
+            self._around.progress.close()
+            self._around.notifier.notify("STOPPING=1")
+            await self._stop_children(self._outcome is not None and not self._outcome.in_haste)
+        return self._outcome
+
+    def _post(self, role: Role, index: int) -> Post:
+        return Post(role, index, self._settings.max_restarts, self._around.clock)
+
+    def _posts(self) -> list[Post]:
+        return [self._engine, *self._workers, *self._frontends]
+
+    async def _start(self, post: Post) -> None:
+        post.incarnation += 1
+        match post.role:
+            case Role.ENGINE:
+                command = self._around.commands.engine
+                launch: msgspec.Struct = self._plan.engine_launch(post.incarnation)
+            case Role.WORKER:
+                command = self._around.commands.worker
+                launch = self._plan.worker_launch(post.index, post.incarnation)
+            case Role.FRONTEND:
+                command = self._around.commands.frontend
+                known = post.addresses or self._frontends[0].addresses
+                launch = self._plan.frontend_launch(post.index, post.incarnation, known)
+        incarnation = post.incarnation
+        try:
+            file = self._around.runtime_dir.write(f"{post.name}.json", msgspec.json.encode(launch))
+            child = await Child.start(
+                (*command, "--launch", str(file)),
+                self._around.environ,
+                lambda event: self._events.put_nowait(Heard(post, incarnation, event)),
+            )
+        except OSError as error:
+            self._outcome = Outcome(1, f"{post} cannot be started: {error}")
+            return
+        post.filled(child)
+        _log.debug("%s started as process %d, incarnation %d", post, child.pid, incarnation)
+
+    async def _handle(self, event: Event) -> None:
+        match event:
+            case Signalled(number):
+                self._on_signal(number)
+            case RestartDue(post):
+                await self._restart(post)
+            case DrainOverdue():
+                waiting = ", ".join(str(post) for post in self._frontends if not post.drained)
+                self._outcome = Outcome(1, f"{waiting} did not drain in time")
+            case Heard(post, incarnation, _) if incarnation != post.incarnation:
+                return
+            case Heard(post, _, Exited() as exited):
+                self._on_exit(post, exited)
+            case Heard(post, _, Loading(stage, fraction)):
+                if self._phase is Phase.STARTING and post.role is Role.WORKER:
+                    self._around.progress.report(stage, fraction)
+                    self._around.notifier.notify("EXTEND_TIMEOUT_USEC=60000000", f"STATUS={stage} {fraction:.0%}")
+            case Heard(post, _, Ready() as ready):
+                await self._on_ready(post, ready)
+            case Heard(post, _, Failed(message)):
+                post.failure = message
+                if self._phase is Phase.STARTING:
+                    self._outcome = Outcome(1, f"{post} cannot start: {message}")
+            case Heard(_, _, DrainRequested(grace_s)):
+                if self._phase is Phase.SERVING:
+                    _log.info("draining, as an operator asked")
+                    self._drain(self._settings.drain_grace_s if grace_s is None else grace_s)
+            case Heard(post, _, Drained(cut_streams)):
+                if cut_streams:
+                    _log.warning("%s cut %d streams that the grace time did not suffice for", post, cut_streams)
+                self._on_drained(post)
+
+    def _on_signal(self, number: int) -> None:
+        if self._phase is Phase.SERVING:
+            _log.info("draining after %s; a second one ends at once", signal.Signals(number).name)
+            self._drain(self._settings.drain_grace_s)
+        else:
+            self._outcome = Outcome(128 + number, in_haste=True)
+
+    async def _on_ready(self, post: Post, ready: Ready) -> None:
+        was_ready = post.ready
+        post.became_ready()
+        if post.role is Role.FRONTEND:
+            post.addresses = Addresses(ready.address, ready.admin_address)
+        if self._phase is not Phase.STARTING:
+            if not was_ready:
+                _log.info("%s is back", post)
+            return
+        if post is self._frontends[0]:
+            for other in self._frontends[1:]:
+                await self._start(other)
+        if all(known.ready for known in self._posts()):
+            self._phase = Phase.SERVING
+            self._around.progress.close()
+            self._around.notifier.notify("READY=1", "STATUS=serving")
+            assert self._frontends[0].addresses is not None
+            self._around.announce(self._frontends[0].addresses)
+
+    def _on_exit(self, post: Post, exited: Exited) -> None:
+        reason = f"{exited}: {post.failure}" if post.failure else str(exited)
+        if self._phase is Phase.STARTING:
+            self._outcome = self._outcome or Outcome(1, f"{post} {reason}, before it was ready")
+            return
+        if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
+            if not post.drained:
+                _log.error("%s %s while draining", post, reason)
+            post.child = None
+            self._on_drained(post)
+            return
+        _log.error("%s %s", post, reason)
+        try:
+            delay_s = post.emptied()
+        except RestartLimit:
+            restarts = self._settings.max_restarts
+            self._outcome = Outcome(1, f"{post} {reason}; it was started again {restarts} times in a row, the limit")
+            return
+        if post.role is Role.WORKER:
+            self._tell([self._engine], WorkerLost(post.index))
+        asyncio.get_running_loop().call_later(delay_s, self._events.put_nowait, RestartDue(post))
+
+    async def _restart(self, post: Post) -> None:
+        if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
+            return
+        await self._start(post)
+        if post.role is Role.ENGINE:
+            self._tell([*self._workers, *self._frontends], EngineRestarted(post.incarnation))
+            if self._phase is Phase.DRAINING:
+                self._tell([post], Drain(0.0, 0.0))
+
+    def _drain(self, grace_s: float) -> None:
+        self._phase = Phase.DRAINING
+        self._around.notifier.notify("STOPPING=1", "STATUS=draining")
+        delay_s = self._settings.drain_delay_s
+        self._tell([self._engine, *self._frontends], Drain(delay_s, grace_s))
+        asyncio.get_running_loop().call_later(
+            delay_s + grace_s + _DRAIN_SLACK_S, self._events.put_nowait, DrainOverdue()
+        )
+        for post in self._frontends:
+            if post.child is None:
+                self._on_drained(post)
+
+    def _on_drained(self, post: Post) -> None:
+        post.drained = True
+        if all(frontend.drained for frontend in self._frontends):
+            self._outcome = Outcome(0)
+
+    def _tell(self, posts: list[Post], message: ToChild) -> None:
+        for post in posts:
+            if post.child is not None:
+                post.child.send(message)
+
+    async def _stop_children(self, with_patience: bool) -> None:
+        """Ask all to stop, then kill what has not. A signal meanwhile ends the patience."""
+        loop = asyncio.get_running_loop()
+        self._tell(self._posts(), Stop())
+        deadline_s = loop.time() + (_STOP_S if with_patience else _HASTY_STOP_S)
+        killed = False
+        while any(post.child is not None for post in self._posts()):
+            try:
+                event = await asyncio.wait_for(self._events.get(), None if killed else deadline_s - loop.time())
+            except TimeoutError:
+                event = None
+            match event:
+                case Heard(post, incarnation, Exited()) if incarnation == post.incarnation:
+                    post.child = None
+                case None | Signalled():
+                    killed = True
+                    for post in self._posts():
+                        if post.child is not None:
+                            _log.warning("%s does not stop and is killed", post)
+                            post.child.kill()
+                case _:
+                    continue

@@ -1,0 +1,83 @@
+"""A child process that follows a script instead of doing work: it speaks the lifeline as real children do.
+
+    python scripted_child.py ROLE SCRIPT_DIR --launch FILE --lifeline-fd N
+
+SCRIPT_DIR/ROLE holds words; the process looks at it once, when it starts:
+
+    ready (default)     says Ready at once
+    load                says Loading and never Ready
+    fail                says Failed and ends with status 1
+    die                 ends with status 3 at once
+    deaf                says Ready, and ignores Stop and Drain
+    nosy                says Ready, then asks for a drain
+    once:WORD           follows WORD in its first incarnation only
+
+Everything it does and hears is appended to SCRIPT_DIR/log as lines of JSON, one write each. It ends at once with status
+70 when its supervisor goes away.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pagewire.wire.control import Drain, Drained, DrainRequested, Failed, Loading, Ready, Stop
+from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role")
+    parser.add_argument("scripts", type=Path)
+    parser.add_argument("--launch", type=Path, required=True)
+    parser.add_argument("--lifeline-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    launch = json.loads(arguments.launch.read_bytes())
+    lifeline = Lifeline(arguments.lifeline_fd)
+    log = os.open(arguments.scripts / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    name = f"{arguments.role}-{launch.get('index', launch.get('rank', 0))}"
+
+    def say(what: str, **more: object) -> None:
+        entry = {"who": name, "what": what, "incarnation": launch["incarnation"], "pid": os.getpid(), **more}
+        os.write(log, json.dumps(entry).encode() + b"\n")
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    script_file = arguments.scripts / arguments.role
+    script = script_file.read_text() if script_file.exists() else "ready"
+    if script.startswith("once:"):
+        script = script.removeprefix("once:") if launch["incarnation"] == 0 else "ready"
+    say("started", launch=launch, group=os.getpgrp())
+    match script:
+        case "die":
+            return 3
+        case "fail":
+            lifeline.send(Failed("the script says so"))
+            return 1
+        case "load":
+            lifeline.send(Loading("pretending", 0.5))
+        case _:
+            listen = launch.get("listen", "").replace(":0", ":40001")
+            admin = (launch.get("admin_listen") or "").replace(":0", ":40002")
+            lifeline.send(Ready(listen, admin))
+            if script == "nosy":
+                lifeline.send(DrainRequested(7.0))
+    try:
+        while True:
+            for command in lifeline.receive(None):
+                say(type(command).__name__, **msgspec.to_builtins(command))
+                match command:
+                    case Stop() if script != "deaf":
+                        return 0
+                    case Drain() if script != "deaf" and arguments.role == "frontend":
+                        lifeline.send(Drained(0))
+    except EOFError:
+        say("orphaned")
+        return ORPHANED_STATUS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
