@@ -1,0 +1,180 @@
+"""A real engine process with a scripted frontend and a content worker at the wire seam.
+
+The test plays both peers over real sockets: `Peer` is one DEALER with typed messages; every wait has a limit.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+import zmq
+from support.content_worker import ContentWorker
+
+from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.wire.codec import Codec, JsonCodec
+from pagewire.wire.columns import pack, unpack
+from pagewire.wire.control import FromChild, ToChild
+from pagewire.wire.launch import Endpoint
+from pagewire.wire.plan import PROTOCOL_VERSION, Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerHello
+from pagewire.wire.requests import FromFrontend, ToFrontend
+from pagewire.worker.slot_columns import SlotLimits
+
+LIMIT_S = 10.0
+VOCAB_SIZE = 101
+MAX_NUM_SEQS = 4
+MAX_MODEL_LEN = 200
+BLOCK_SIZE = 4
+
+Sent = TypeVar("Sent")
+Received = TypeVar("Received")
+
+
+class Peer(Generic[Sent, Received]):
+    """One DEALER that sends and receives typed messages."""
+
+    def __init__(self, address: str, identity: bytes, sends: object, receives: object) -> None:
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.IDENTITY, identity)
+        self.socket.connect(address)
+        self._sends: Codec[Sent] = Codec(sends)
+        self._receives: Codec[Received] = Codec(receives)
+
+    def send(self, message: Sent) -> None:
+        self.socket.send(self._sends.encode(message))
+
+    def receive(self) -> Received:
+        assert self.socket.poll(int(LIMIT_S * 1000)), "nothing came"
+        return self._receives.decode(self.socket.recv())
+
+    def until(self, wanted: Callable[[Received], bool]) -> Received:
+        """The first message that is wanted; others are passed over."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            if wanted(message := self.receive()):
+                return message
+        raise AssertionError("the message that was waited for did not come")
+
+    def close(self) -> None:
+        self.socket.close(0)
+
+
+class PlayedWorker:
+    """A content worker at the other end of the engine's socket, answering one plan per call."""
+
+    def __init__(self, address: str, incarnation: int = 0, num_blocks: int = 64) -> None:
+        identity = f"0:{incarnation}".encode()
+        self.peer: Peer[FromWorker, ToWorker] = Peer(address, identity, FromWorker, ToWorker)
+        self._worker = ContentWorker(
+            SlotLimits(
+                max_num_seqs=MAX_NUM_SEQS,
+                max_model_len=MAX_MODEL_LEN,
+                max_num_batched_tokens=64,
+                block_size=BLOCK_SIZE,
+                num_blocks=num_blocks,
+                vocab_size=VOCAB_SIZE,
+            )
+        )
+        self.peer.send(
+            WorkerHello(
+                protocol_version=PROTOCOL_VERSION,
+                rank=0,
+                incarnation=incarnation,
+                num_blocks=num_blocks,
+                block_size=BLOCK_SIZE,
+                max_num_seqs=MAX_NUM_SEQS,
+                max_model_len=MAX_MODEL_LEN,
+                vocab_size=VOCAB_SIZE,
+                weights_bytes=1,
+                kv_cache_bytes=2,
+                attention_backend="played",
+                linear_backend="played",
+                versions={},
+            )
+        )
+
+    def answer(self, steps: int = 1) -> None:
+        """Run this many plans, and whatever epochs begin between them."""
+        while steps:
+            message = self.peer.receive()
+            if isinstance(message, Begin):
+                self._worker.begin(message.epoch)
+                continue
+            assert isinstance(message, StepPlan)
+            tokens = self._worker.execute(message)
+            self.peer.send(StepResult(message.epoch, message.step_id, pack(tokens), 10, 1))
+            steps -= 1
+
+
+class EngineProcess:
+    """The process, its addresses, and the supervisor's end of its lifeline."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, frontends: str, workers: str) -> None:
+        self.process = process
+        self.control = control
+        self.frontends = frontends
+        self.workers = workers
+
+    def command(self, message: ToChild) -> None:
+        self.control.sendall(JsonCodec[ToChild](ToChild).encode_line(message))
+
+    def news(self) -> list[FromChild]:
+        """What the engine reports, as soon as it reports something."""
+        self.control.settimeout(LIMIT_S)
+        lines = self.control.recv(65536).splitlines()
+        return [JsonCodec[FromChild](FromChild).decode(line) for line in lines]
+
+    def frontend(self, index: int = 0, incarnation: int = 0) -> Peer[FromFrontend, ToFrontend]:
+        identity = f"frontend-{index}:{incarnation}".encode()
+        return Peer(self.frontends, identity, FromFrontend, ToFrontend)
+
+
+@contextmanager
+def engine_process(**changes: object) -> Iterator[EngineProcess]:
+    """Start an engine; it is gone when the block ends."""
+    directory = Path(tempfile.mkdtemp(prefix="pw"))
+    frontends, workers = f"ipc://{directory}/f", f"ipc://{directory}/w"
+    defaults = EngineLaunch(
+        incarnation=0,
+        frontends=Endpoint(address=frontends),
+        workers=Endpoint(address=workers),
+        world_size=1,
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=(0,),
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_num_batched_tokens=64,
+        max_prefill_tokens_per_step=32,
+        max_queued=8,
+        enable_prefix_caching=True,
+        pipeline_depth=2,
+        load_interval_s=0.05,
+    )
+    launch = msgspec.structs.replace(defaults, **changes)
+    file = directory / "engine.json"
+    file.write_bytes(msgspec.json.encode(launch))
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "pagewire.scheduler_svc.engine", "--launch", str(file)]
+    process = subprocess.Popen([*command, "--lifeline-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    theirs.close()
+    try:
+        yield EngineProcess(process, ours, frontends, workers)
+    finally:
+        ours.close()
+        process.kill()
+        process.wait()
+        shutil.rmtree(directory)
+
+
+def tokens_of(column: bytes) -> list[int]:
+    """A column's values."""
+    values: list[int] = unpack(column).tolist()
+    return values
