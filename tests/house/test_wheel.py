@@ -1,0 +1,59 @@
+"""The built wheel holds exactly the tree: a forgotten `packages` entry would ship silently."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {
+    "proto/pagewire/v1": "pagewire/v1",
+    "proto/wire": "pagewire/wire",
+    "scheduler_svc": "pagewire/scheduler_svc",
+    "worker": "pagewire/worker",
+    "client": "pagewire/client",
+}
+SHIPPED = {".py", ".pyi", ".proto", ".typed", ".cpp"}
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Files in the wheel, metadata left out. tests/run.sh names the wheel; otherwise one is built."""
+    path = os.environ.get("PAGEWIRE_TEST_WHEEL")
+    if path is None:
+        out = tmp_path_factory.mktemp("dist")
+        command = [
+            sys.executable,
+            "-m",
+            "build",
+            "--quiet",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(out),
+            str(ROOT),
+        ]
+        subprocess.run(command, check=True)
+        path = str(next(out.glob("*.whl")))
+    with zipfile.ZipFile(path) as wheel:
+        return {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(wheel_names: set[str]) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
+        "\n"
+    )
+    expected = set()
+    for name in tracked:
+        for folder, package in FOLDERS.items():
+            if name.startswith(folder + "/") and Path(name).suffix in SHIPPED:
+                expected.add(package + name.removeprefix(folder))
+    assert wheel_names == expected
+
+
+def test_tests_and_deployment_files_are_not_installed(wheel_names: set[str]) -> None:
+    assert all(name.startswith("pagewire/") for name in wheel_names)
+    assert not [name for name in wheel_names if "test" in name.split("/")]

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The whole suite, from nothing: environment, wheel, linters, types, tests. Needs Python >= 3.11 and nothing else.
+#
+#   bash tests/run.sh                 everything
+#   bash tests/run.sh tests/engine    pytest's arguments: a part, without the static checks
+#
+# PAGEWIRE_TEST_VENV names the environment (default .venv-test); it is reused while its pins are unchanged.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-}
+for candidate in python3.13 python3.12 python3.11 python3; do
+  [ -n "$python" ] && break
+  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python=$candidate
+  fi
+done
+[ -n "$python" ] || { echo "tests/run.sh needs Python 3.11 or newer on the PATH" >&2; exit 1; }
+
+venv=${PAGEWIRE_TEST_VENV:-.venv-test}
+stamp="$venv/installed"
+pins=$(cat pyproject.toml deploy/constraints.txt | sha256sum | cut -d' ' -f1)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$pins" ]; then
+  echo "== environment"
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+  # The dependencies alone; the project itself follows as a wheel, so that what is tested is what would be shipped.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt ".[dev]"
+  "$venv/bin/python" -m pip uninstall --quiet --yes pagewire
+  echo "$pins" > "$stamp"
+fi
+
+echo "== wheel"
+dist=$(mktemp -d)
+trap 'rm -rf "$dist"' EXIT
+"$venv/bin/python" -m build --quiet --wheel --no-isolation --outdir "$dist" .
+rm -rf build ./*.egg-info
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$dist"/*.whl
+export PAGEWIRE_TEST_WHEEL=$(echo "$dist"/*.whl)
+
+if [ $# -eq 0 ]; then
+  echo "== lint"
+  "$venv/bin/ruff" check .
+  "$venv/bin/ruff" format --check .
+  echo "== types"
+  "$venv/bin/mypy" -p pagewire.wire -p pagewire.scheduler_svc -p pagewire.worker -p pagewire.client
+  echo "== imports"
+  "$venv/bin/lint-imports" --no-cache
+  echo "== generated code"
+  PYTHON=$(pwd)/$venv/bin/python bash proto/generate.sh --check
+fi
+
+echo "== tests"
+exec_status=0
+"$venv/bin/python" -m pytest "$@" || exec_status=$?
+exit "$exec_status"
