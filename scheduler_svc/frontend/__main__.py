@@ -1,0 +1,84 @@
+"""A frontend process: `python -m pagewire.scheduler_svc.frontend --launch FILE --lifeline-fd N`.
+
+Reads its launch file, builds everything once, says Ready, and ends with 0 on a Stop. Exit status 1 means that it could
+not start or that an invariant broke; the message went to the supervisor as Failed. Signals are the supervisor's to
+decide on: SIGINT, which a terminal sends to the whole group, is ignored, and SIGTERM counts as Stop.
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from pagewire.scheduler_svc.errors import InternalError
+from pagewire.scheduler_svc.frontend.app import Frontend, World
+from pagewire.scheduler_svc.frontend.chat_template import TemplateRefusedError
+from pagewire.scheduler_svc.launch import FrontendLaunch
+from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.control import Failed, Ready, ToChild
+from pagewire.wire.lifeline import Lifeline
+
+_log = logging.getLogger(__name__)
+_START_ERRORS = (StartupError, TemplateRefusedError, OSError, ValueError)
+
+
+def _ready(lifeline: Lifeline, ready: Ready) -> None:
+    # What has been built lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    lifeline.send(ready)
+
+
+async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
+    loop = asyncio.get_running_loop()
+    world = World(
+        clock=time.monotonic,
+        draw_seed=lambda: secrets.randbits(64),
+        draw_request_id=lambda: secrets.token_hex(16),
+        send=lifeline.send,
+    )
+    frontend = Frontend(launch, world)
+    loop.add_signal_handler(signal.SIGTERM, frontend.stop)
+
+    def on_command(command: ToChild) -> None:
+        loop.call_soon_threadsafe(frontend.handle, command)
+
+    serving = loop.create_task(frontend.run(lambda ready: _ready(lifeline, ready)))
+    lifeline.watch(on_command)
+    await serving
+
+
+def main() -> int:
+    """Run the process; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="pagewire.scheduler_svc.frontend")
+    parser.add_argument("--launch", required=True, type=Path)
+    parser.add_argument("--lifeline-fd", required=True, type=int)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lifeline = Lifeline(arguments.lifeline_fd)
+    try:
+        launch = msgspec.json.decode(arguments.launch.read_bytes(), type=FrontendLaunch)
+        asyncio.run(_run(launch, lifeline))
+    except InternalError as error:
+        lifeline.send(Failed(f"internal error in a frontend: {error}"))
+        return 1
+    except _START_ERRORS as error:
+        lifeline.send(Failed(str(error)))
+        return 1
+    except Exception as error:
+        _log.exception("the frontend cannot go on")
+        lifeline.send(Failed(f"internal error in a frontend: {error!r}"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""One frontend, put together: listeners, services, the engine, and the supervisor's commands.
+
+It owns the order of starting, draining and stopping, and nothing of a request. `__main__` gives it the outside world:
+launch file, clock, randomness, and a way to talk to the supervisor.
+
+    start   text parts, engine link, listeners bound and serving, then Ready
+    drain   NOT_SERVING at once; new calls for `delay_s` more; then refused; at most `grace_s` more for those that run,
+            then cut with UNAVAILABLE; listeners closed; Drained
+    stop    cut, close, end
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from pagewire.scheduler_svc.errors import InternalError
+from pagewire.scheduler_svc.frontend.admin import AdminService
+from pagewire.scheduler_svc.frontend.auth import Authenticator, AuthInterceptor, read_keys
+from pagewire.scheduler_svc.frontend.boundary import ErrorBoundary
+from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate, RenderLimits
+from pagewire.scheduler_svc.frontend.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.health import Health
+from pagewire.scheduler_svc.frontend.inference import InferenceParts, InferenceService
+from pagewire.scheduler_svc.frontend.intake import Intake
+from pagewire.scheduler_svc.frontend.listener import bind, create_server
+from pagewire.scheduler_svc.frontend.model_service import ModelService
+from pagewire.scheduler_svc.frontend.prompt_reader import PromptReader
+from pagewire.scheduler_svc.frontend.served_model import ServedModel
+from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.launch import FrontendLaunch
+from pagewire.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from pagewire.wire.control import (
+    Drain,
+    Drained,
+    DrainRequested,
+    EngineRestarted,
+    FromChild,
+    Ready,
+    Stop,
+    ToChild,
+    WorkerLost,
+)
+
+_log = logging.getLogger(__name__)
+_HEALTH_CHECK_INTERVAL_S = 0.5
+_CLOSE_GRACE_S = 0.5
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a frontend takes from outside."""
+
+    clock: Callable[[], float]
+    """Monotonic, in seconds."""
+    draw_seed: Callable[[], int]
+    draw_request_id: Callable[[], str]
+    send: Callable[[FromChild], None]
+    """To the supervisor."""
+
+
+class Frontend:
+    """One frontend process's parts. Make it, then `run` it, on one event loop."""
+
+    def __init__(self, launch: FrontendLaunch, world: World) -> None:
+        self._launch = launch
+        self._world = world
+        self._intake = Intake()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._servers: list[grpc.aio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, on_ready: Callable[[Ready], None]) -> None:
+        """Serve until a Stop. Raises what keeps it from starting, and InternalError for a broken invariant."""
+        launch = self._launch
+        spec = launch.model
+        authenticator = Authenticator(None) if launch.api_keys_file is None else read_keys(launch.api_keys_file)
+        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
+        tokenizer = None if spec.tokenizer_file is None else TextTokenizer(spec.tokenizer_file, spec, threads)
+        template: ChatTemplate | None = None
+        if tokenizer is not None and spec.chat_template is not None:
+            # A rendered prompt may be as long as a text prompt may be.
+            template = ChatTemplate(spec.chat_template, RenderLimits(max_output_bytes=launch.max_message_bytes))
+        self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
+        self._engine = EngineClient(launch, self._world.clock, self._health.poke, self._broken)
+        model = ServedModel(launch, self._engine.status)
+        inference = InferenceService(
+            InferenceParts(
+                model=model,
+                engine=self._engine,
+                intake=self._intake,
+                authenticator=authenticator,
+                tokenizer=tokenizer,
+                prompts=PromptReader(tokenizer, template),
+                max_waiting_tokens=launch.stream_buffer_tokens,
+                clock=self._world.clock,
+                draw_seed=self._world.draw_seed,
+                draw_request_id=self._world.draw_request_id,
+            )
+        )
+        try:
+            if template is not None:
+                await template.start()
+            address = await self._listen(authenticator, inference, ModelService(model))
+            admin_address = await self._listen_admin(authenticator)
+            self._spawn(self._health.run())
+            on_ready(Ready(address, admin_address))
+            await self._ended
+        finally:
+            self._intake.refuse_new()
+            self._intake.cut()
+            await self._close_listeners(_CLOSE_GRACE_S)
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._engine.close()
+            if template is not None:
+                await template.close()
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _listen(self, authenticator: Authenticator, inference: InferenceService, model: ModelService) -> str:
+        launch = self._launch
+        interceptors = [AuthInterceptor(authenticator.tenant), ErrorBoundary(self._broken)]
+        server = create_server(launch.max_message_bytes, launch.reuse_port, interceptors)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
+        return await self._serve(server, launch.listen, (_INFERENCE, _MODEL))
+
+    async def _listen_admin(self, authenticator: Authenticator) -> str:
+        launch = self._launch
+        if launch.admin_listen is None:
+            return ""
+        interceptors = [AuthInterceptor(authenticator.admin), ErrorBoundary(self._broken)]
+        server = create_server(launch.max_message_bytes, False, interceptors)
+        admin = AdminService(launch, self._engine, self._intake, self._request_drain)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        return await self._serve(server, launch.admin_listen, (_ADMIN,))
+
+    async def _serve(self, server: grpc.aio.Server, address: str, services: tuple[str, ...]) -> str:
+        await self._health.add_to(server, services)
+        reflection.enable_server_reflection((*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        bound = bind(server, address, self._launch.tls)
+        await server.start()
+        self._servers.append(server)
+        return bound
+
+    def _is_serving(self) -> bool:
+        return self._engine.status.is_serving and not self._intake.draining.is_set()
+
+    def _request_drain(self, grace_s: float | None) -> None:
+        self._world.send(DrainRequested(grace_s))
+
+    def handle(self, command: ToChild) -> None:
+        """A command of the supervisor, on the event loop."""
+        match command:
+            case Drain():
+                if not self._intake.draining.is_set():
+                    self._intake.draining.set()
+                    self._health.poke()
+                    self._spawn(self._drain(command))
+            case EngineRestarted():
+                self._engine.engine_restarted()
+            case Stop():
+                self.stop()
+            case WorkerLost():
+                _log.warning("a command for the engine reached a frontend: %s", command)
+
+    def stop(self) -> None:
+        """End now."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _broken(self, error: InternalError) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
+    async def _drain(self, drain: Drain) -> None:
+        await asyncio.sleep(drain.delay_s)
+        self._intake.refuse_new()
+        cut_streams = 0
+        if not await self._intake.wait_idle(drain.grace_s):
+            cut_streams = self._intake.cut()
+        await self._close_listeners(_CLOSE_GRACE_S)
+        self._world.send(Drained(cut_streams))
+
+    async def _close_listeners(self, grace_s: float) -> None:
+        servers, self._servers = self._servers, []
+        await asyncio.gather(*[server.stop(grace_s) for server in servers])
+
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        """A task of the frontend's own; a bug in it ends the process."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task failed", exc_info=error)
+            self._broken(InternalError(repr(error)))

@@ -1,0 +1,39 @@
+"""The limits of the public contract that do not depend on the model or the settings.
+
+`proto/pagewire/v1/generation.proto` promises each of them in the comment of its field; `validate` and `chat` hold them.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+MAX_TEMPERATURE: Final = 100.0
+MIN_PRIORITY: Final = -100
+MAX_PRIORITY: Final = 100
+MAX_CACHE_SALT_BYTES: Final = 256
+MAX_QUEUE_TIME_S: Final = 24 * 3600.0
+MAX_REQUEST_ID_CHARACTERS: Final = 128
+MAX_CHAT_MESSAGES: Final = 4096
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_STRING_BYTES: Final = 256
+MAX_STOP_TOKEN_IDS: Final = 64
+MIN_WATCH_INTERVAL_S: Final = 0.1
+MAX_WATCH_INTERVAL_S: Final = 3600.0
+MAX_DRAIN_GRACE_S: Final = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLimits:
+    """The limits that do depend on them."""
+
+    vocab_size: int
+    """Number of logits: a token id is less than this."""
+    max_model_len: int
+    """Most tokens of prompt and output together."""
+    max_kv_tokens: int
+    """What the KV memory can hold of one sequence; 0 while the engine has not said."""
+    max_n: int
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that a sequence can come to."""
+        return min(self.max_model_len, self.max_kv_tokens) if self.max_kv_tokens else self.max_model_len

@@ -1,0 +1,74 @@
+"""gRPC servers: every option in so many words, credentials, and the address that was bound.
+
+It knows no service. grpc's own defaults are not relied on, because they differ between versions and are no decision.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pagewire.scheduler_svc.launch import TlsFiles
+from pagewire.scheduler_svc.startup_errors import StartupError
+
+_MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
+"""A whole answer of Generate: 16 outputs of 100k tokens are 30 MB."""
+_MAX_METADATA_BYTES = 16 * 1024
+_MAX_STREAMS_PER_CONNECTION = 4096
+_MAX_CALLS = 16384
+_MIN_PING_INTERVAL_MS = 10_000
+_KEEPALIVE_INTERVAL_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+
+
+class ListenError(StartupError):
+    """An address cannot be listened on; the message names it."""
+
+
+def create_server(
+    max_message_bytes: int, reuse_port: bool, interceptors: Sequence["grpc.aio.ServerInterceptor[Any, Any]"]
+) -> grpc.aio.Server:
+    """A server with bounds on messages, metadata, streams and pings."""
+    options: list[tuple[str, int]] = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", _MAX_SENT_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+        # Linux would otherwise share the port with any process of the same user, ours of yesterday included.
+        ("grpc.so_reuseport", int(reuse_port)),
+        # A connection whose other end is gone is found, and its sequences are freed.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A client that pings more often than this is disconnected after two warnings.
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+    return grpc.aio.server(interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MAX_CALLS)
+
+
+def bind(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> str:
+    """Listen on host:port or unix:/path; returns the address with its real port. Raises ListenError, OSError."""
+    try:
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _credentials(tls))
+    except RuntimeError as error:
+        raise ListenError(f"cannot listen on {address}: {error}") from error
+    if address.startswith("unix:"):
+        return address
+    host, _, _ = address.rpartition(":")
+    return f"{host}:{port}"
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    client_ca = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
+    return grpc.ssl_server_credentials(
+        [(Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())],
+        root_certificates=client_ca,
+        require_client_auth=client_ca is not None,
+    )
