@@ -34,9 +34,7 @@ _CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
 
 def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
     """The message for one prompt. Raises InvalidRequest; an unknown parameter name is a TypeError, as in any call."""
-    unknown = sorted(set(parameters) - set(Parameters.__annotations__))
-    if unknown:
-        raise TypeError(f"unknown parameter {unknown[0]!r}")
+    check_names(parameters)
     get = parameters.get
     stop = get("stop")
     sampling = _message(
@@ -123,8 +121,16 @@ def one(prompt: Prompt | Prompts) -> Prompt:
     return cast(Prompt, prompt)
 
 
+def check_names(parameters: Parameters) -> None:
+    """Raise TypeError for a name that is no parameter, as any call does."""
+    unknown = sorted(set(parameters) - set(Parameters.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown parameter {unknown[0]!r}")
+
+
 def check_for_several(parameters: Parameters) -> None:
-    """Refuse what can hold for one request alone."""
+    """Refuse, before any prompt is under way, what holds for none of them or for one alone."""
+    check_names(parameters)
     if parameters.get("request_id") is not None:
         raise InvalidRequest(
             f"request_id {parameters.get('request_id')!r} names one request, not each of several",

@@ -45,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pagewire", description="Language models over gRPC: serve them, and use them.")
+    parser = argparse.ArgumentParser(
+        prog="pagewire", description="Language models over gRPC: serve them, and use them."
+    )
     parser.add_argument(
-        "--version", action="version", version=f"pagewire {installed.version(installed.DISTRIBUTION) or 'of a source tree'}"
+        "--version",
+        action="version",
+        version=f"pagewire {installed.version(installed.DISTRIBUTION) or 'of a source tree'}",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (serve, generate, chat, models, health, doctor):

@@ -47,7 +47,9 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         help="better given as PAGEWIRE_API_KEY: other users can read a command line",
     )
     group.add_argument("--tls", action="store_true", help="use TLS, with the system's certificates")
-    group.add_argument("--tls-ca", metavar="FILE", help="use TLS; PEM file with the CA that signed the server's certificate")
+    group.add_argument(
+        "--tls-ca", metavar="FILE", help="use TLS; PEM file with the CA that signed the server's certificate"
+    )
     group.add_argument("--tls-certificate", metavar="FILE", help="use TLS; PEM file with the client's own certificate")
     group.add_argument("--tls-key", metavar="FILE", help="PEM file with its key")
 
@@ -56,7 +58,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, and a service of this command's own."""
     add_target_flags(parser)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="NAME", help=f"the served model's name; with --spawn what to serve ({DEFAULT_MODEL})")
+    group.add_argument(
+        "--model", metavar="NAME", help=f"the served model's name; with --spawn what to serve ({DEFAULT_MODEL})"
+    )
     group.add_argument("--spawn", action="store_true", help="start a service on this machine for this command")
     group.add_argument(
         "--set",

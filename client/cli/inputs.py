@@ -90,7 +90,9 @@ def _from_json(text: str, where: str) -> str | Prompt:
 
 def _message(entry: object, where: str) -> Message:
     if not isinstance(entry, Mapping) or "role" not in entry or set(entry) - _MESSAGE_KEYS:
-        raise InvalidRequest(f"{where}: a message is an object with role and {', '.join(sorted(_MESSAGE_KEYS - {'role'}))}")
+        raise InvalidRequest(
+            f"{where}: a message is an object with role and {', '.join(sorted(_MESSAGE_KEYS - {'role'}))}"
+        )
     return Message(**entry)
 
 

@@ -32,7 +32,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     for name, (kind, metavar, help_text) in _FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help_text)
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer where it appears; may be repeated")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer where it appears; may be repeated"
+    )
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end of sequence")
     group.add_argument("--system", metavar="TEXT", help="instructions to the model, before the conversation")
     group.add_argument(

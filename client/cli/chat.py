@@ -1,0 +1,146 @@
+"""`pagewire chat`: a conversation, at a terminal or line by line from a pipe.
+
+Ctrl-C stops the answer, which stays in the conversation as far as it came, and not the program. Nothing of the
+conversation is kept after the program ends but the lines that were typed, for the arrow keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pagewire.client.cli import connection, parameters
+from pagewire.client.cli.connection import Connected
+from pagewire.client.cli.output import complain, note, write
+from pagewire.client.errors import InvalidRequest, PagewireError
+from pagewire.client.prompts import Chat, Message
+
+_MARK = "> "
+_HISTORY_LINES = 1000
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The flags."""
+    parser = commands.add_parser("chat", help="talk with a model", description=f"Talk with a model. {_HELP}.")
+    parameters.add_flags(parser)
+    connection.add_model_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 1 when an answer of a piped conversation failed."""
+    with connection.connect(args) as connected:
+        if not connected.model.capabilities.chat:
+            raise InvalidRequest(
+                f"the model {connected.model.name} has no chat template; use `pagewire generate --raw`"
+            )
+        interactive = sys.stdin.isatty()
+        if interactive:
+            note(f"{connected.model.name}. {_HELP}.")
+        conversation = Conversation(connected, args)
+        failed = 0
+        for line in _typed_lines() if interactive else _piped_lines():
+            match line.strip():
+                case "":
+                    pass
+                case "/exit" | "/quit":
+                    break
+                case "/reset":
+                    conversation.reset()
+                    note("The conversation begins anew.")
+                case "/help":
+                    note(f"{_HELP}.")
+                case text:
+                    failed += not conversation.ask(text)
+        return 1 if failed and not interactive else 0
+
+
+class Conversation:
+    """The messages so far."""
+
+    def __init__(self, connected: Connected, args: argparse.Namespace) -> None:
+        self._connected = connected
+        self._args = args
+        self._parameters = parameters.parameters(args, connected.model.name)
+        self._messages: list[Message] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the system's message, where there is one."""
+        self._messages = [Message("system", self._args.system)] if self._args.system else []
+
+    def ask(self, text: str) -> bool:
+        """Print the answer as it comes. False where it failed: then the question is not part of the conversation."""
+        self._messages.append(Message("user", text))
+        prompt = Chat(list(self._messages), template_arguments=self._args.template_arguments)
+        answer: list[str] = []
+        try:
+            with self._connected.client.stream(prompt, timeout_s=self._args.timeout, **self._parameters) as stream:
+                for piece in stream.text:
+                    answer.append(piece)
+                    write(piece)
+        except KeyboardInterrupt:
+            note(" [stopped]")
+        except PagewireError as error:
+            if answer:
+                write("\n")
+            complain(str(error))
+            self._messages.pop()
+            return False
+        write("\n")
+        self._messages.append(Message("assistant", "".join(answer)))
+        return True
+
+
+def _piped_lines() -> Iterator[str]:
+    yield from sys.stdin
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from the terminal, editable where readline is there, until Ctrl-D."""
+    history = _load_history()
+    try:
+        while True:
+            try:
+                yield input(_MARK)
+            except KeyboardInterrupt:
+                print()
+            except EOFError:
+                print()
+                return
+    finally:
+        _save_history(history)
+
+
+def _load_history() -> Path | None:
+    """Where typed lines are kept between conversations; none without readline or a folder to write to."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    history = Path(state, "pagewire", "chat_history")
+    try:
+        history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if history.exists():
+            readline.read_history_file(history)
+    except OSError:
+        return None
+    return history
+
+
+def _save_history(history: Path | None) -> None:
+    if history is None:
+        return
+    import readline
+
+    try:
+        readline.set_history_length(_HISTORY_LINES)
+        readline.write_history_file(history)
+        history.chmod(0o600)
+    except OSError as error:
+        complain(f"the typed lines could not be kept: {error}")
