@@ -21,7 +21,8 @@ from pagewire.scheduler_svc.engine.outbox import Outbox
 from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Finish, Rejection, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import Finish, Rejection
+from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.wire.columns import unpack
@@ -32,7 +33,6 @@ from pagewire.wire.requests import (
     Abort,
     AbortRequest,
     Answer,
-    EngineInfo,
     EngineState,
     FlushCache,
     FromFrontend,
@@ -64,11 +64,9 @@ class EngineLoop:
         self._clock = clock
         self._outbox = Outbox()
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
-        self._config: SchedulerConfig | None = None
         self._scheduler: Scheduler | None = None
         self._early: list[tuple[int, Submit]] = []  # came before the first worker; after an engine's restart, all
-        self._hellos: dict[int, WorkerHello] = {}
-        self._num_recoveries = 0
+        self._group = WorkerGroup(launch)
         self._draining = False
         self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._next_load_s = 0.0
@@ -112,8 +110,9 @@ class EngineLoop:
         match command:
             case Drain():
                 self._draining = True
-                self._frontends.broadcast(self._info())
+                self._frontends.broadcast(self._group.info(self._state()))
             case WorkerLost(rank=rank):
+                self._workers.forget(rank)
                 self._lose(rank)
             case Stop() | EngineRestarted():
                 pass  # the first is obeyed above, the second concerns other processes
@@ -124,7 +123,7 @@ class EngineLoop:
         match message:
             case Register():
                 self._drop_frontend(frontend)
-                self._frontends.send(frontend, self._info())
+                self._frontends.send(frontend, self._group.info(self._state()))
                 self._frontends.send(frontend, self._load())
             case Submit():
                 self._submit(frontend, message)
@@ -197,35 +196,30 @@ class EngineLoop:
                 _log.error("rank %d failed: %s", rank, message)
 
     def _greet(self, rank: int, hello: WorkerHello) -> None:
-        if rank in self._hellos:
-            self._lose(rank, forget=False)  # it began anew before anybody said that it had ended
-        self._hellos[rank] = hello
-        if len(self._hellos) < self._launch.world_size:
+        if rank in self._group:
+            self._lose(rank)  # it began anew before anybody said that it had ended
+        self._group.join(rank, hello)
+        if not self._group.is_complete:
             return
-        if self._config is None:
-            self._config = self._scheduler_config()
-            self._scheduler = Scheduler(self._config)
+        config = self._group.config()
+        if self._scheduler is None:
+            self._scheduler = Scheduler(config)
             for frontend, submit in self._early:
                 self._submit(frontend, submit)
             self._early = []
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
             gc.freeze()
-        elif (offer := self._scheduler_config()) != self._config:
-            raise PipelineError(f"the worker came back as another: it allows {offer}, at first {self._config}")
         self._workers.send(Begin(self._pipeline.begin()))
         self._lifeline.send(Ready())
-        self._frontends.broadcast(self._info())
+        self._frontends.broadcast(self._group.info(self._state()))
 
-    def _lose(self, rank: int, *, forget: bool = True) -> None:
-        if forget:
-            self._workers.forget(rank)
-        if self._hellos.pop(rank, None) is None or self._scheduler is None:
+    def _lose(self, rank: int) -> None:
+        if not self._group.leave(rank) or self._scheduler is None:
             return
-        self._num_recoveries += 1
         self._scheduler.restart()
         self._pipeline.begin()
-        self._frontends.broadcast(self._info())
+        self._frontends.broadcast(self._group.info(self._state()))
 
     def _on_result(self, result: StepResult) -> None:
         step = self._pipeline.pop(result)
@@ -255,7 +249,7 @@ class EngineLoop:
             self._frontends.broadcast(self._load())
 
     def _advance(self, scheduler: Scheduler, now_s: float) -> None:
-        while self._is_complete() and self._pipeline.has_room:
+        while self._group.is_complete and self._pipeline.has_room:
             step = scheduler.plan(self._pipeline.epoch, self._pipeline.next_step_id, now_s)
             if step is None:
                 return
@@ -263,51 +257,14 @@ class EngineLoop:
             self._pipeline.push(step)
             self._outbox.add_starts(step.starts)
 
-    def _is_complete(self) -> bool:
-        return len(self._hellos) == self._launch.world_size
-
     # What others want to know
 
     def _state(self) -> EngineState:
         if self._draining:
             return EngineState.DRAINING
-        if self._is_complete():
+        if self._group.is_complete:
             return EngineState.READY
         return EngineState.LOADING if self._scheduler is None else EngineState.RECOVERING
-
-    def _scheduler_config(self) -> SchedulerConfig:
-        launch, hellos = self._launch, self._hellos.values()
-        num_blocks = min(hello.num_blocks for hello in hellos)
-        block_size = self._hellos[0].block_size
-        return SchedulerConfig(
-            max_num_seqs=launch.max_num_seqs,
-            max_num_batched_tokens=launch.max_num_batched_tokens,
-            max_prefill_tokens_per_step=launch.max_prefill_tokens_per_step,
-            # One sequence must fit the memory; its last token is sampled but never computed.
-            max_model_len=min(launch.max_model_len, num_blocks * block_size + 1),
-            max_queued=launch.max_queued,
-            vocab_size=launch.vocab_size,
-            eos_token_ids=launch.eos_token_ids,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            enable_prefix_caching=launch.enable_prefix_caching,
-        )
-
-    def _info(self) -> EngineInfo:
-        hello = self._hellos.get(0)
-        config = self._config
-        return EngineInfo(
-            state=self._state(),
-            num_blocks=config.num_blocks if config else 0,
-            block_size=config.block_size if config else 0,
-            max_model_len=config.max_model_len if config else self._launch.max_model_len,
-            weights_bytes=sum(h.weights_bytes for h in self._hellos.values()),
-            kv_cache_bytes=sum(h.kv_cache_bytes for h in self._hellos.values()),
-            attention_backend=hello.attention_backend if hello else "",
-            linear_backend=hello.linear_backend if hello else "",
-            versions=hello.versions if hello else {},
-            worker_restarts=self._num_recoveries,
-        )
 
     def _load(self) -> Load:
         scheduler = self._scheduler

@@ -18,12 +18,12 @@ Preemption and admission cannot livelock: the most important running sequence is
 because `submit` refuses what could not run alone.
 """
 
-from array import array
 from dataclasses import replace
 
 import numpy as np
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.intake import check_ids, read_submission, refuse_misfit
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import (
@@ -36,7 +36,7 @@ from pagewire.scheduler_svc.engine.steps import (
     StepOutcome,
 )
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
-from pagewire.wire.columns import Int32Array, pack, pack_pairs, unpack
+from pagewire.wire.columns import Int32Array, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
 from pagewire.wire.requests import FinishKind, RejectKind, SeqStarted, Submit
 
@@ -61,33 +61,15 @@ class Scheduler:
         key = SequenceKey(frontend, request.handle)
         if key in self._sequences:
             raise ValueError(f"frontend {frontend} submitted handle {request.handle} twice")
-        prompt, given = unpack(request.prompt), unpack(request.given)
-        self._check_ids(prompt)
-        self._check_ids(given)
-        if request.max_tokens < 1 or not len(prompt):
-            raise ValueError(
-                f"{len(prompt)} prompt tokens and max_tokens {request.max_tokens}: both must be at least 1"
-            )
-        max_len = len(prompt) + request.max_tokens
-        if (rejection := self._refuse(key, len(prompt), max_len)) is not None:
+        sequence = read_submission(key, request, self._config, now_s)
+        if (rejection := refuse_misfit(sequence, self._config)) is not None:
             return rejection
-        sequence = Sequence(
-            key=key,
-            request_id=request.request_id,
-            sampling=request.sampling,
-            prompt_len=len(prompt),
-            max_len=max_len,
-            stop_token_ids=frozenset(request.stop_token_ids),
-            ignore_eos=request.ignore_eos,
-            priority=request.priority,
-            salt=request.salt,
-            arrival=self._num_arrivals,
-            arrived_s=now_s,
-            queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
-            tokens=array("i", request.prompt + request.given),
-        )
-        if len(given) and (kind := self._end_of(sequence, int(given[-1]), len(sequence.tokens))) is not None:
+        if len(self._waiting) >= self._config.max_queued:
+            message = f"{len(self._waiting)} sequences wait already; the limit is {self._config.max_queued}"
+            return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
+        if request.given and (kind := self._end_of(sequence, sequence.tokens[-1], len(sequence.tokens))) is not None:
             return Finish(key, kind)
+        sequence.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._sequences[key] = sequence
         self._waiting.push(sequence)
@@ -188,7 +170,7 @@ class Scheduler:
         if len(tokens) != len(step.rows):
             raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
         drawn = tokens != NO_TOKEN
-        self._check_ids(tokens[drawn])
+        check_ids(tokens[drawn], self._config.vocab_size)
         slots, size = self._batch.slots, self._config.block_size
         live = slots.tenure[step.rows] == step.tenures
         failed = [self._finish(slots.sequence(slot), FinishKind.FAILED) for slot in step.rows[live & ~drawn].tolist()]
@@ -252,25 +234,6 @@ class Scheduler:
             assert received <= sequence.max_len, f"{sequence.key} went past its limit"
 
     # Inside
-
-    def _check_ids(self, ids: Int32Array) -> None:
-        # Against the width of the logits: an id past it would read outside the embedding.
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self._config.vocab_size:
-            raise ValueError(f"token ids {ids.min()} to {ids.max()} are outside 0 to {self._config.vocab_size - 1}")
-
-    def _refuse(self, key: SequenceKey, prompt_len: int, max_len: int) -> Rejection | None:
-        config = self._config
-        if max_len > config.max_model_len:
-            message = f"{prompt_len} prompt tokens and {max_len - prompt_len} of output exceed {config.max_model_len}"
-            return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message}, the longest sequence")
-        num_blocks = self.blocks.blocks_for(max_len - 1)  # the last token is sampled but never computed
-        if num_blocks > config.num_blocks:
-            message = f"{max_len} tokens need {num_blocks} blocks of {config.block_size}; all memory holds"
-            return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", f"{message} {config.num_blocks}")
-        if len(self._waiting) >= config.max_queued:
-            message = f"{len(self._waiting)} sequences wait already; the limit is {config.max_queued}"
-            return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
-        return None
 
     def _admit(self, chunks: list[tuple[int, int]], budget: int, now_s: float) -> tuple[list[Admit], list[Start]]:
         """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""

@@ -42,14 +42,14 @@ class Sequence:
     ignore_eos: bool
     priority: int
     salt: bytes
-    arrival: int
-    """Order of arrival; breaks ties of priority."""
     arrived_s: float
     queue_deadline_s: float | None
 
     # Written by the Scheduler alone.
     tokens: "array[int]"
     """Known token ids: the prompt, then received output up to the last flush of the slot's tail."""
+    arrival: int = 0
+    """Order of arrival; breaks ties of priority."""
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = NO_SLOT
     started: bool = False
