@@ -18,6 +18,7 @@ import msgspec
 
 from pagewire.scheduler_svc import settings_sources
 from pagewire.scheduler_svc.models.cache import default_cache_dir
+from pagewire.scheduler_svc.parent_watch import watch_parent
 from pagewire.scheduler_svc.server_plan import Commands, ServerPlan
 from pagewire.scheduler_svc.settings import Settings, exposure_warnings
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ready-fd", type=int, metavar="N", help="inherited descriptor that gets a JSON line when ready"
     )
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="file that gets the same line, removed at exit")
+    serve.add_argument(
+        "--parent-fd", type=int, metavar="N", help="inherited pipe; its end-of-file ends the server like SIGTERM"
+    )
     serve.add_argument("--make-curve-keys", type=Path, metavar="DIR", help="write CURVE keys into DIR, and exit")
     settings_sources.add_flags(serve)
     models = commands.add_parser(
@@ -96,6 +100,8 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    if arguments.parent_fd is not None:
+        watch_parent(arguments.parent_fd)
     try:
         return _run(arguments, resolved.settings, commands)
     except _Interrupted as interrupted:
