@@ -118,7 +118,7 @@ def _probe_with_torch() -> ProbeReport:
         usable_cores=cores,
         instruction_sets=instruction_sets(),
         torch=TorchReport(
-            version=torch.__version__,
+            version=str(torch.__version__),
             num_threads=torch.get_num_threads(),
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
         ),
