@@ -200,13 +200,13 @@ class Supervisor:
 
     def _on_exit(self, post: Post, exited: Exited) -> None:
         reason = f"{exited}: {post.failure}" if post.failure else str(exited)
+        post.child = None
         if self._phase is Phase.STARTING:
             self._outcome = self._outcome or Outcome(1, f"{post} {reason}, before it was ready")
             return
         if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
             if not post.drained:
                 _log.error("%s %s while draining", post, reason)
-            post.child = None
             self._on_drained(post)
             return
         _log.error("%s %s", post, reason)
@@ -252,21 +252,27 @@ class Supervisor:
                 post.child.send(message)
 
     async def _stop_children(self, with_patience: bool) -> None:
-        """Ask all to stop, then kill what has not. A signal meanwhile ends the patience."""
+        """Ask all to stop, then kill what has not. A signal meanwhile ends the patience.
+
+        A process that even SIGKILL does not end at once (in the kernel, on a dead disk) is left to the kernel.
+        """
         loop = asyncio.get_running_loop()
         self._tell(self._posts(), Stop())
         deadline_s = loop.time() + (_STOP_S if with_patience else _HASTY_STOP_S)
         killed = False
         while any(post.child is not None for post in self._posts()):
             try:
-                event = await asyncio.wait_for(self._events.get(), None if killed else deadline_s - loop.time())
+                event = await asyncio.wait_for(self._events.get(), max(0.0, deadline_s - loop.time()))
             except TimeoutError:
                 event = None
             match event:
                 case Heard(post, incarnation, Exited()) if incarnation == post.incarnation:
                     post.child = None
+                case None if killed:
+                    return
                 case None | Signalled():
                     killed = True
+                    deadline_s = loop.time() + _STOP_S
                     for post in self._posts():
                         if post.child is not None:
                             _log.warning("%s does not stop and is killed", post)

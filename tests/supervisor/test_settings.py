@@ -1,0 +1,220 @@
+"""Settings: where they come from, what is refused, and that --print-config can be fed back."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagewire.scheduler_svc.setting_field import setting_fields
+from pagewire.scheduler_svc.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.settings_sources import (
+    FOREIGN_VARIABLES,
+    Resolved,
+    add_flags,
+    as_text,
+    render,
+    resolve,
+)
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+
+def parse(*flags: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser)
+    return vars(parser.parse_args(flags))
+
+
+def resolved(*flags: str, environ: dict[str, str] | None = None, config: Path | None = None) -> Resolved:
+    return resolve(parse(*flags), environ or {}, None if config is None else str(config))
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    return tmp_path / "pagewire.toml"
+
+
+def test_flags_win_over_environment_over_file_over_default(config_file: Path) -> None:
+    config_file.write_text("max_num_seqs = 3\nmax_n = 3\nmax_queued = 3\n")
+    settings, origins = resolved(
+        "--max-num-seqs", "1", environ={"PAGEWIRE_MAX_NUM_SEQS": "2", "PAGEWIRE_MAX_N": "2"}, config=config_file
+    )
+    assert (settings.max_num_seqs, settings.max_n, settings.max_queued, settings.block_size) == (1, 2, 3, 32)
+    assert [origins[name] for name in ("max_num_seqs", "max_n", "max_queued", "block_size")] == [
+        "--max-num-seqs",
+        "PAGEWIRE_MAX_N",
+        str(config_file),
+        "default",
+    ]
+
+
+def test_every_setting_has_a_flag_a_variable_a_meaning_and_a_default() -> None:
+    flags = parse()
+    fields = setting_fields(Settings)
+    assert set(fields) <= set(flags)
+    for field in fields.values():
+        assert field.about.help.endswith("."), field.name
+        assert not FOREIGN_VARIABLES.fullmatch(field.variable), field.name
+        field.check(field.default)
+        assert field.optional == bool(field.about.unset), f"{field.name}: what does leaving it out mean?"
+    assert Settings() == resolved().settings
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("512M", 512 * 2**20), ("4GiB", 2**32), ("1.5k", 1536), ("2GB", 2 * 10**9), ("1 mib", 2**20)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert resolved("--kv-cache-bytes", text).settings.kv_cache_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--max-num-seqs", "0"),
+            "max_num_seqs = 0 must be a whole number of 1 to 4,096 sequences (from --max-num-seqs)",
+        ),
+        (("--max-n", "two"), "max_n = 'two' must be a whole number of 1 to 1,024 outputs (from --max-n)"),
+        (("--load-interval-s", "nan"), "load_interval_s = nan must be a number of 0.05 to 60 s"),
+        (("--kv-cache-bytes", "4 gallons"), "kv_cache_bytes = '4 gallons' must be a number of bytes"),
+        (("--device", "tpu"), "device = 'tpu' must be auto, cpu, cuda or sim (from --device)"),
+        (("--max-num-batched-tokens", "8"), "max_num_batched_tokens = 8 is less than max_num_seqs = 64"),
+        (("--listen", "50051"), "listen = '50051' must be host:port"),
+        (("--listen", "h:70000"), "listen = 'h:70000' must be host:port with a port of 0 to 65535"),
+        (("--listen", "::1:5"), "an IPv6 address stands in brackets"),
+        (("--listen", "unix:x"), "the path of a Unix socket must be absolute"),
+        (("--listen", "unix:/" + "x" * 120), "the path is 121 bytes long, the limit is 107"),
+        (("--listen", "127.0.0.1:50052"), "listen and admin_listen are both '127.0.0.1:50052'"),
+        (("--listen", "unix:/x", "--frontends", "2"), "frontends = 2 cannot share 'unix:/x'"),
+        (("--tls-key", "k.pem"), "tls_key is set and tls_certificate is not"),
+        (("--tls-client-ca", "c.pem"), "tls_client_ca = 'c.pem' needs tls_certificate"),
+        (("--worker-transport", "tcp://10.0.0.1:5555"), "is TCP and needs curve_dir"),
+        (("--worker-transport", "udp://10.0.0.1:5555"), "must be ipc or tcp://host:port"),
+        (("--curve-dir", "keys"), "curve_dir = 'keys' is of no use with worker_transport = 'ipc'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_value(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolved(*flags)
+    assert message in str(caught.value)
+
+
+def test_unknown_names_are_refused_with_a_suggestion(config_file: Path) -> None:
+    config_file.write_text("max_num_seq = 3\n")
+    with pytest.raises(SettingsError, match="'max_num_seq' is no setting; did you mean max_num_seqs"):
+        resolved(config=config_file)
+    with pytest.raises(SettingsError, match="PAGEWIRE_LISTENS is no setting; did you mean PAGEWIRE_LISTEN"):
+        resolved(environ={"PAGEWIRE_LISTENS": "x"})
+
+
+def test_other_peoples_variables_are_let_through() -> None:
+    foreign = ("TEST_RUNS", "TARGET", "API_KEY", "PORT", "PORT_50051_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT_GRPC")
+    environ = {f"PAGEWIRE_{name}": "x" for name in foreign} | {"PATH": "/bin"}
+    assert resolved(environ=environ).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_n = true", "max_n = True must be a whole number"),
+        ("max_n = 2.5", "max_n = 2.5 must be a whole number"),
+        ("max_n = [1]", r"max_n = \[1\] must be a whole number"),
+        ("listen = 5", "listen = 5 must be text"),
+        ("enable_prefix_caching = 1", "enable_prefix_caching = 1 must be true or false"),
+        ("max_n = ", "is not TOML"),
+    ],
+)
+def test_a_file_is_held_to_the_same_types(config_file: Path, content: str, message: str) -> None:
+    config_file.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        resolved(config=config_file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"missing\.toml cannot be read: No such file"):
+        resolved(config=tmp_path / "missing.toml")
+
+
+def test_the_environment_can_name_the_file(config_file: Path) -> None:
+    config_file.write_text("drain_grace_s = 5\n")
+    assert resolved(environ={"PAGEWIRE_CONFIG": str(config_file)}).settings.drain_grace_s == 5.0
+
+
+def test_an_empty_variable_unsets_what_may_be_unset() -> None:
+    settings = resolved(
+        environ={"PAGEWIRE_TLS_KEY": "", "PAGEWIRE_NUM_THREADS": "", "PAGEWIRE_ADMIN_LISTEN": ""}
+    ).settings
+    assert (settings.tls_key, settings.num_threads, settings.admin_listen) == (None, None, "")
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
+
+
+@given(
+    model=_TEXT,
+    served_model_name=st.none() | _TEXT,
+    kv_cache_bytes=st.none() | st.integers(1024, 2**50),
+    drain_grace_s=st.floats(0, 3600),
+    enable_prefix_caching=st.booleans(),
+)
+def test_the_printed_configuration_reads_back(tmp_path_factory: pytest.TempPathFactory, **values: Any) -> None:
+    settings = msgspec.structs.replace(Settings(), **values)
+    printed = render(Resolved(settings, dict.fromkeys(as_text(settings), "default")))
+    file = tmp_path_factory.mktemp("config") / "printed.toml"
+    file.write_text(printed, encoding="utf-8")
+    assert resolved(config=file).settings == settings
+    assert all(
+        f"\n{name} = " in printed or f"# {name} is unset" in printed or name == "model" for name in as_text(settings)
+    )
+
+
+def test_print_config_shows_values_and_origins(config_file: Path) -> None:
+    config_file.write_text("max_n = 3\n")
+    argv = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--config", str(config_file), "--block-size", "16"]
+    done = subprocess.run(
+        [*argv, "--print-config"], capture_output=True, text=True, timeout=60, env={"PAGEWIRE_LISTEN": "127.0.0.1:1"}
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert 'listen = "127.0.0.1:1"  # PAGEWIRE_LISTEN' in lines
+    assert f"max_n = 3  # {config_file}" in lines
+    assert "block_size = 16  # --block-size" in lines
+    assert "max_queued = 1024  # default" in lines
+
+
+def test_wrong_settings_exit_with_2_and_one_line() -> None:
+    argv = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--max-num-seqs", "5000"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "pagewire: max_num_seqs = 5000 must be a whole number of 1 to 4,096 sequences (from --max-num-seqs)\n"
+    )
+
+
+def test_exposure_is_warned_about() -> None:
+    assert exposure_warnings(Settings()) == []
+    assert exposure_warnings(Settings(listen="[::1]:5")) == []
+    assert "without TLS or API keys" in exposure_warnings(Settings(listen="0.0.0.0:5"))[0]
+    assert "API keys travel without TLS" in exposure_warnings(Settings(listen="0.0.0.0:5", api_keys_file="k"))[0]
+    tls = {"tls_certificate": "c", "tls_key": "k"}
+    assert "without API keys" in exposure_warnings(Settings(listen="0.0.0.0:5", **tls))[0]
+    assert exposure_warnings(Settings(listen="0.0.0.0:5", tls_client_ca="ca", **tls)) == []
+    assert exposure_warnings(Settings(listen="0.0.0.0:5", api_keys_file="k", **tls)) == []
+    assert "can drain this server" in exposure_warnings(Settings(admin_listen="0.0.0.0:5"))[0]
+
+
+def test_the_supervisor_starts_without_heavy_imports() -> None:
+    heavy = "numpy torch gguf tokenizers huggingface_hub transformers grpc zmq jinja2 rich"
+    code = (
+        "import sys, pagewire.scheduler_svc.__main__ as main, pagewire.scheduler_svc.supervisor\n"
+        "import pagewire.scheduler_svc.models.resolve, pagewire.scheduler_svc.curve_keys\n"
+        f"print([name for name in {heavy.split()!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
