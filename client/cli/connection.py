@@ -95,7 +95,7 @@ def connect(args: argparse.Namespace) -> Iterator[Connected]:
         except Unavailable as error:
             if error.reason:
                 raise
-            raise unreachable(args.target, error) from error
+            raise Unreachable(f"{unreachable(args.target, error)}, or use --spawn") from error
     with client(args) as connected:
         yield Connected(connected, model)
 
@@ -103,7 +103,7 @@ def connect(args: argparse.Namespace) -> Iterator[Connected]:
 def unreachable(target: str, error: Unavailable) -> Unreachable:
     """What to say where no service answers, without gRPC's list of addresses tried."""
     cause = str(error).rpartition(": ")[2]
-    return Unreachable(f"no service answers at {target} ({cause}); start one with `pagewire serve`, or use --spawn")
+    return Unreachable(f"no service answers at {target} ({cause}); start one with `pagewire serve`")
 
 
 def _setting(text: str) -> tuple[str, Setting]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.prompts import Chat, Message, Prompt
@@ -80,10 +81,10 @@ def _from_json(text: str, where: str) -> str | Prompt:
     match entry:
         case {"prompt": str(prompt), **rest} if not rest:
             return prompt
-        case {"token_ids": [int(), *_] as ids, **rest} if not rest:
-            return ids
-        case {"messages": [_, *_] as messages, **rest} if not rest:
-            return Chat([_message(message, where) for message in messages])
+        case {"token_ids": [int(), *_], **rest} if not rest:
+            return cast(list[int], entry["token_ids"])
+        case {"messages": [_, *_], **rest} if not rest:
+            return Chat([_message(message, where) for message in entry["messages"]])
         case _:
             raise InvalidRequest(f"{where}: expected an object with just one of {', '.join(_KINDS)}")
 

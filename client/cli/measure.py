@@ -32,7 +32,7 @@ class Measured:
 def measure(
     stream: Stream, started_s: float, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Measured:
-    """Read a stream to its end. `show` gets the first output's text as it comes; `started_s` is when it was asked for."""
+    """Read a stream to its end. `show` gets the first output's text as it comes; `started_s` is when it was opened."""
     first: float | None = None
     last = started_s
     later_tokens = 0

@@ -8,6 +8,7 @@ import sys
 
 from rich.console import Console
 
+_PIPE_WIDTH = 160
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -28,11 +29,18 @@ def write_json(value: object) -> None:
 
 
 def console() -> Console:
-    """For tables on stdout; colors only on a terminal, and no wrapping of what a script may read."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """For tables on stdout; colors only on a terminal, whose width holds; elsewhere wide enough for most lines."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def note(text: str) -> None:
     """A remark beside the result, only where a person watches."""
     if sys.stderr.isatty():
         Console(stderr=True, highlight=False).print(text, style="dim", markup=False)
+
+
+def size(num_bytes: object) -> str:
+    """Bytes in words; empty for none."""
+    if not isinstance(num_bytes, int):
+        return ""
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 10e9 else f"{num_bytes / 1e9:,.0f} GB"

@@ -21,9 +21,7 @@ def replace_process(flags: Sequence[str]) -> NoReturn:
     """Never returns. Raises LaunchError where the service's parts are not installed."""
     gone = installed.missing("scheduler")
     if gone:
-        raise LaunchError(
-            f"serve needs {', '.join(gone)}: pip install 'pagewire[all]', or 'pagewire[scheduler]' where workers run elsewhere"
-        )
+        raise LaunchError(f"serve needs {', '.join(gone)}: pip install 'pagewire[all]'")
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "pagewire.scheduler_svc", "serve", *flags])
