@@ -15,11 +15,13 @@ import msgspec
 from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.lifeline import Lifeline
 from pagewire.worker.inbox import Inbox
-from pagewire.worker.link import EngineLink
-from pagewire.worker.loop import STOPPED_STATUS, WorkerLoop
+from pagewire.worker.link import EngineLink, LinkError
+from pagewire.worker.loop import WorkerLoop
 from pagewire.worker.startup import LaunchError, load_device, read_launch
 
+STOPPED_STATUS = 0
 LOAD_FAILED_STATUS = 1
+STEP_FAILED_STATUS = 3
 
 _FLUSH_S = 1.0
 """How long a last message (WorkerFailed) may take to reach the engine."""
@@ -83,9 +85,15 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
     link = EngineLink(launch.engine, f"{launch.rank}:{launch.incarnation}")
     loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
     lifeline.send(Ready())
-    status = loop.serve()
-    link.close(flush_s=_FLUSH_S)
-    return status
+    try:
+        failure = loop.serve()
+    except LinkError as error:
+        failure = str(error)
+    if failure is not None:
+        _log(failure)
+        lifeline.send(Failed(failure))
+    link.close(flush_s=0 if failure is None else _FLUSH_S)
+    return STOPPED_STATUS if failure is None else STEP_FAILED_STATUS
 
 
 def _log(message: str) -> None:

@@ -7,13 +7,13 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16",
 """Those that decide how fast products run, as the kernel names them on x86 and Arm."""
 
 
-def usable_cores() -> int:
+def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores this process may keep busy: its affinity, and a container's CPU quota, which affinity does not show.
 
     With more threads than that, every barrier of a parallel product waits for a thread that is not running.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota(Path("/sys/fs/cgroup/cpu.max"))
+    quota = _cpu_quota(cpu_max)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 

@@ -16,11 +16,7 @@ from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.control import Drain, EngineRestarted, Stop, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
 from pagewire.worker.inbox import Inbox
-from pagewire.worker.plan_check import PlanError
-
-STOPPED_STATUS = 0
-STEP_FAILED_STATUS = 3
-"""Exit status after a plan that must not run, or a step that raised."""
+from pagewire.worker.plan_fields import PlanError
 
 
 class Runner(Protocol):
@@ -67,14 +63,14 @@ class WorkerLoop:
         self._idle_since: float | None = None
         """When the last step of this epoch ended."""
 
-    def serve(self) -> int:
-        """Say hello, then execute plans. Returns the process's exit status."""
+    def serve(self) -> str | None:
+        """Say hello, then execute plans until Stop. Returns None, or why a plan did not run to its end."""
         self._link.send(self._hello)
         while True:
             while (command := self._inbox.take()) is not None:
                 match command:
                     case Stop():
-                        return STOPPED_STATUS
+                        return None
                     case EngineRestarted():
                         self._greet_new_engine()
                     case Drain() | WorkerLost():
@@ -90,9 +86,8 @@ class WorkerLoop:
                 case StepPlan():
                     failure = self._execute(message)
                     if failure is not None:
-                        self._log(failure)
                         self._link.send(WorkerFailed(failure))
-                        return STEP_FAILED_STATUS
+                        return failure
 
     def _greet_new_engine(self) -> None:
         """What the old engine still had in flight is worthless: the new one begins an epoch of its own."""

@@ -11,31 +11,15 @@ everything that the contract (`pagewire.wire.plan`) promises is checked, also wh
 Cost: a few vector operations per step, and work in Python per admission only.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
-from pagewire.wire.plan import Admit, StepPlan
+from pagewire.wire.columns import Int32Array
+from pagewire.wire.plan import StepPlan
+from pagewire.worker.admission_check import CheckedAdmit, check_admits
+from pagewire.worker.plan_fields import PlanError, check_block_range, check_slot_range, decode_column, decode_pairs
 from pagewire.worker.slot_columns import BoolArray, SlotColumns, SlotLimits
-
-_MAX_TEMPERATURE = float(np.finfo(np.float32).max)
-
-
-class PlanError(Exception):
-    """A plan that must not run. The message names the field, the value and the limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedAdmit:
-    """An admission with its columns decoded."""
-
-    admit: Admit
-    tokens: Int32Array
-    blocks: Int32Array
-    start: int
-    """First position to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +40,14 @@ class CheckedPlan:
 
 def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> CheckedPlan:
     """Check everything but epoch and step id. Raises PlanError; `columns` is only read."""
-    release = _column(plan.release, "release")
-    idle = _column(plan.idle, "idle")
-    grow = _pairs(plan.grow, "grow")
-    chunks = _pairs(plan.chunks, "chunks")
+    release = decode_column(plan.release, "release")
+    idle = decode_column(plan.idle, "idle")
+    grow = decode_pairs(plan.grow, "grow")
+    chunks = decode_pairs(plan.chunks, "chunks")
 
     released = _mask(release, "release", columns.occupied, "empty", limits)
     occupied = columns.occupied & ~released if len(release) else columns.occupied
-    admits = _check_admits(plan.admit, occupied, limits)
+    admits = check_admits(plan.admit, occupied, limits)
     num_blocks = columns.num_blocks
     if admits:
         occupied = occupied.copy()
@@ -100,38 +84,12 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
     )
 
 
-def _column(data: bytes, field: str) -> Int32Array:
-    try:
-        return unpack(data)
-    except ValueError as error:
-        raise PlanError(f"{field} has {len(data)} bytes, which is no column of int32") from error
-
-
-def _pairs(data: bytes, field: str) -> Int32Array:
-    try:
-        return unpack_pairs(data)
-    except ValueError as error:
-        raise PlanError(f"{field} has {len(data)} bytes, which is no column of int32 pairs") from error
-
-
-def _check_slots(slots: Int32Array, field: str, limits: SlotLimits) -> None:
-    outside = (slots < 0) | (slots >= limits.max_num_seqs)
-    if outside.any():
-        raise PlanError(f"{field} names slot {slots[outside][0]}; slots are 0 to {limits.max_num_seqs - 1}")
-
-
-def _check_blocks(blocks: Int32Array, field: str, limits: SlotLimits) -> None:
-    outside = (blocks < 0) | (blocks >= limits.num_blocks)
-    if outside.any():
-        raise PlanError(f"{field} names block {blocks[outside][0]}; blocks are 0 to {limits.num_blocks - 1}")
-
-
 def _mask(slots: Int32Array, field: str, required: BoolArray, otherwise: str, limits: SlotLimits) -> BoolArray:
     """The column as a mask; every slot in it is listed once and has `required`, else it is `otherwise`."""
     mask = np.zeros(limits.max_num_seqs, np.bool_)
     if not len(slots):
         return mask
-    _check_slots(slots, field, limits)
+    check_slot_range(slots, field, limits)
     mask[slots] = True
     if np.count_nonzero(mask) != len(slots):
         raise PlanError(f"{field} names a slot twice: {sorted(slots.tolist())}")
@@ -141,61 +99,13 @@ def _mask(slots: Int32Array, field: str, required: BoolArray, otherwise: str, li
     return mask
 
 
-def _check_admits(admits: Sequence[Admit], occupied: BoolArray, limits: SlotLimits) -> list[CheckedAdmit]:
-    taken: set[int] = set()
-    checked = []
-    for admit in admits:
-        field = f"the admission to slot {admit.slot}"
-        if not 0 <= admit.slot < limits.max_num_seqs:
-            raise PlanError(f"{field}: slots are 0 to {limits.max_num_seqs - 1}")
-        if occupied[admit.slot] or admit.slot in taken:
-            raise PlanError(f"{field}: the slot is occupied")
-        taken.add(admit.slot)
-        checked.append(_check_admit(admit, field, limits))
-    return checked
-
-
-def _check_admit(admit: Admit, field: str, limits: SlotLimits) -> CheckedAdmit:
-    if not 1 <= admit.num_tokens <= limits.max_model_len:
-        raise PlanError(f"{field}: num_tokens is {admit.num_tokens}; the range is 1 to {limits.max_model_len}")
-    if not 0 <= admit.num_cached <= admit.num_tokens:
-        raise PlanError(f"{field}: num_cached is {admit.num_cached}; the range is 0 to num_tokens, {admit.num_tokens}")
-    tokens = _column(admit.tokens, f"{field}: tokens")
-    start = min(admit.num_cached, admit.num_tokens - 1)
-    if len(tokens) != admit.num_tokens - start:
-        raise PlanError(
-            f"{field}: {len(tokens)} token ids, but {admit.num_tokens - start} are to compute "
-            f"of {admit.num_tokens} with {admit.num_cached} cached"
-        )
-    outside = (tokens < 0) | (tokens >= limits.vocab_size)
-    if outside.any():
-        raise PlanError(f"{field}: token id {tokens[outside][0]}; ids are 0 to {limits.vocab_size - 1}")
-    blocks = _column(admit.blocks, f"{field}: blocks")
-    if not admit.num_tokens <= len(blocks) * limits.block_size or len(blocks) > limits.max_blocks_per_seq:
-        raise PlanError(
-            f"{field}: {len(blocks)} blocks of {limits.block_size} for {admit.num_tokens} tokens; "
-            f"a table has at most {limits.max_blocks_per_seq}"
-        )
-    _check_blocks(blocks, f"{field}: blocks", limits)
-    sampling = admit.sampling
-    if not 0 <= sampling.temperature <= _MAX_TEMPERATURE:
-        raise PlanError(f"{field}: temperature is {sampling.temperature}; it must be at least 0 and finite in float32")
-    if sampling.top_k < 0:
-        raise PlanError(f"{field}: top_k is {sampling.top_k}; it must be at least 0")
-    if not 0 < sampling.top_p <= 1:
-        raise PlanError(f"{field}: top_p is {sampling.top_p}; it must be greater than 0 and at most 1")
-    if not 0 <= sampling.seed < 2**64:
-        raise PlanError(f"{field}: seed is {sampling.seed}; the range is 0 to 2^64 - 1")
-    return CheckedAdmit(admit, tokens, blocks, start)
-
-
 def _check_grow(grow: Int32Array, occupied: BoolArray, num_blocks: Int32Array, limits: SlotLimits) -> Int32Array:
     """Where in its slot's table each pair's block goes: a slot's pairs are appended in the order listed."""
     slots, blocks = grow[:, 0], grow[:, 1]
     if not len(slots):
         return slots
-    _check_slots(slots, "grow", limits)
-    _check_blocks(blocks, "grow", limits)
+    check_slot_range(slots, "grow", limits)
+    check_block_range(blocks, "grow", limits)
     empty = slots[~occupied[slots]]
     if len(empty):
         raise PlanError(f"grow names slot {empty[0]}, which is empty")

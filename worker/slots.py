@@ -15,7 +15,9 @@ import numpy as np
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
-from pagewire.worker.plan_check import CheckedAdmit, CheckedPlan, PlanError, check_plan
+from pagewire.worker.admission_check import CheckedAdmit
+from pagewire.worker.plan_check import CheckedPlan, check_plan
+from pagewire.worker.plan_fields import PlanError
 from pagewire.worker.slot_columns import SlotColumns, SlotLimits
 
 

@@ -106,6 +106,11 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
 
     torch.set_num_threads(launch.num_threads or usable_cores())
     attention = PagedTorchAttention()
+    if launch.block_size % attention.block_size_multiple:
+        raise LaunchError(
+            f"block_size is {launch.block_size}; attention backend {attention.name} takes multiples of "
+            f"{attention.block_size_multiple}"
+        )
     try:
         decoder = load_decoder(launch.model, launch.dtype, attention, progress)
         dtype = torch.bfloat16 if launch.dtype == "bfloat16" else torch.float32

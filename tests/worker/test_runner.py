@@ -13,7 +13,7 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.plan_check import PlanError
+from pagewire.worker.plan_fields import PlanError
 from pagewire.worker.runner import CpuRunner
 
 CONFIG = DecoderConfig(

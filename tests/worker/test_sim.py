@@ -10,7 +10,7 @@ from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 from support.worker_process import sim_launch
 
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.plan_check import PlanError
+from pagewire.worker.plan_fields import PlanError
 from pagewire.worker.sim import DEFAULT_NUM_BLOCKS, SimRunner, sim_num_blocks
 
 

@@ -13,7 +13,7 @@ from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanMod
 
 from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import SamplingParams, StepPlan
-from pagewire.worker.plan_check import PlanError
+from pagewire.worker.plan_fields import PlanError
 from pagewire.worker.slots import Slots, Step
 
 Rows = tuple[bytes, ...]

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import zmq
 from support.worker_plans import PlanMaker, admit
-from support.worker_process import ScriptedEngine, WorkerProcess, curve_endpoint, ipc_address, probe, sim_launch
+from support.worker_process import ScriptedEngine, WorkerProcess, curve_endpoint, ipc_address, sim_launch
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import Drain, EngineRestarted, Failed, Loading, Ready, Stop
@@ -114,8 +114,9 @@ def test_a_wrong_plan_ends_the_worker(engine: ScriptedEngine, worker: WorkerProc
             engine.send(maker.make(release=[5]))
             expected = "refused plan 1 of epoch 1: release names slot 5, which is empty"
     assert engine.receive() == WorkerFailed(expected)
+    assert worker.news() == Failed(expected)
     assert worker.exit_status() == 3
-    assert expected in worker.stderr()
+    assert worker.stderr() == f"worker: {expected}\n"
 
 
 def test_a_plan_before_begin_ends_the_worker(engine: ScriptedEngine, worker: WorkerProcess) -> None:
@@ -297,11 +298,3 @@ def test_weights_that_are_not_there(address: str, tmp_path: Path) -> None:
         assert "/nowhere/model.gguf" in news.message
         assert worker.exit_status() == 1
         assert "Traceback" not in worker.stderr()
-
-
-def test_probe() -> None:
-    report = probe()
-    assert report["torch"]["num_threads"] == report["usable_cores"]
-    assert {device["device"] for device in report["devices"]} >= {"cpu", "sim"}
-    assert [backend["name"] for backend in report["attention_backends"] if backend["chosen"]] == ["paged-torch"]
-    assert any(backend["chosen"] for backend in report["linear_backends"])

@@ -1,0 +1,57 @@
+"""What a worker says about its machine, also where torch is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.worker_process import probe, sim_launch
+
+from pagewire.worker.cpu_info import cpu_flags, instruction_sets, usable_cores
+from pagewire.worker.startup import LaunchError, load_device
+
+
+def test_probe() -> None:
+    report = probe()
+    assert report["torch"]["num_threads"] == report["usable_cores"] == usable_cores()
+    assert report["torch"]["version"]
+    assert {device["device"]: device["usable"] for device in report["devices"]}.items() >= {
+        "cpu": True,
+        "sim": True,
+    }.items()
+    assert [backend["name"] for backend in report["attention_backends"] if backend["chosen"]] == ["paged-torch"]
+    assert any(backend["chosen"] for backend in report["linear_backends"])
+    assert report["instruction_sets"] == instruction_sets()
+
+
+def test_probe_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from pagewire.worker.__main__ import main; main(['probe'])"
+    report = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert report["torch"] is None
+    assert {device["device"]: device["usable"] for device in report["devices"]} == {"cpu": False, "sim": True}
+    assert [(missing["what"], missing["install"]) for missing in report["missing"]] == [
+        ("torch", "pip install 'pagewire[worker]'")
+    ]
+
+
+def test_a_cpu_worker_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(LaunchError, match=r"device cpu needs torch .*: pip install 'pagewire\[worker\]'"):
+        load_device(sim_launch("ipc:///nowhere", device="cpu"), lambda stage, fraction: None)
+
+
+@pytest.mark.parametrize(
+    ("content", "at_most"), [("max 100000\n", 10_000), ("100000 100000\n", 1), ("50000 100000\n", 1), ("torn", 10_000)]
+)
+def test_a_container_s_quota_bounds_threads(tmp_path: Path, content: str, at_most: int) -> None:
+    (tmp_path / "cpu.max").write_text(content)
+    assert usable_cores(tmp_path / "cpu.max") == min(at_most, usable_cores(tmp_path / "absent"))
+
+
+def test_flags_of_either_kind_of_processor(tmp_path: Path) -> None:
+    (tmp_path / "x86").write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
+    (tmp_path / "arm").write_text("processor : 0\nFeatures : fp asimd bf16\n")
+    assert cpu_flags(tmp_path / "x86") == {"fpu", "avx2", "avx512f"}
+    assert cpu_flags(tmp_path / "arm") == {"fp", "asimd", "bf16"}
+    assert cpu_flags(tmp_path / "absent") == frozenset()
