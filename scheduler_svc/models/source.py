@@ -54,7 +54,7 @@ def parse_source(text: str) -> Source:
     if text in CARRIED_MODELS:
         return Carried(text)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():  # an empty text would be the working directory
         return Directory(path.resolve())
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

@@ -1,0 +1,198 @@
+"""Directories in Hugging Face layout, from this machine and from the hub's cache."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.models import QUIET
+
+from pagewire.scheduler_svc.models.digest import weights_digest
+from pagewire.scheduler_svc.models.hf_directory import read_directory
+from pagewire.scheduler_svc.models.resolve import resolve_model
+from pagewire.scheduler_svc.startup_errors import ModelError
+from pagewire.wire.model import SamplingDefaults
+
+from .conftest import HfDirectory, write_tokenizer
+
+
+def test_a_directory(hf_directory: HfDirectory, tmp_path: Path) -> None:
+    hf_directory.write("generation_config.json", {"eos_token_id": [258, 257], "temperature": 0.6, "top_k": 20})
+    hf_directory.write(
+        "tokenizer_config.json",
+        {"chat_template": "old", "bos_token": None, "eos_token": {"content": "<|im_end|>", "lstrip": False}},
+    )
+    hf_directory.write("chat_template.jinja", "{{ messages }}")
+    spec = resolve_model(
+        str(hf_directory.path), served_name=None, weights_needed=True, cache_dir=tmp_path, environ={}, progress=QUIET
+    )
+    assert spec.name == "tiny-qwen3"
+    assert (spec.decoder.head_dim, spec.decoder.num_kv_heads, spec.decoder.qk_norm) == (32, 2, True)
+    assert spec.weights_files == (str(hf_directory.path / "model.safetensors"),)
+    assert spec.eos_token_ids == (258, 257)
+    assert spec.sampling == SamplingDefaults(temperature=0.6, top_k=20)
+    assert spec.chat_template == "{{ messages }}"
+    assert spec.special_tokens == {"eos_token": "<|im_end|>"}
+    definition = (hf_directory.path / "tokenizer.json").read_bytes()
+    assert spec.tokenizer_digest == "sha256:" + hashlib.sha256(definition).hexdigest()
+    assert not spec.add_bos
+
+
+def test_a_served_name(hf_directory: HfDirectory, tmp_path: Path) -> None:
+    spec = resolve_model(
+        str(hf_directory.path), served_name="x", weights_needed=True, cache_dir=tmp_path, environ={}, progress=QUIET
+    )
+    assert spec.name == "x"
+
+
+def test_shards_are_those_that_the_index_names(hf_directory: HfDirectory) -> None:
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "consolidated.safetensors"):
+        shutil.copy(hf_directory.path / "model.safetensors", hf_directory.path / name)
+    index = {"b": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}
+    hf_directory.write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    assert [Path(file).name for file in spec.weights_files] == sorted(index.values())
+    (hf_directory.path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
+        read_directory(hf_directory.path, "m", weights_needed=True)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", ""])
+def test_an_index_names_nothing_outside(hf_directory: HfDirectory, name: str) -> None:
+    hf_directory.write("model.safetensors.index.json", {"weight_map": {"a": name}})
+    with pytest.raises(ModelError, match="is not the name of a safetensors file beside it"):
+        read_directory(hf_directory.path, "m", weights_needed=True)
+
+
+def test_pickled_weights_are_refused(hf_directory: HfDirectory) -> None:
+    (hf_directory.path / "model.safetensors").rename(hf_directory.path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin can run code when read and is not served"):
+        read_directory(hf_directory.path, "m", weights_needed=True)
+    assert read_directory(hf_directory.path, "m", weights_needed=False).weights_files == ()
+
+
+def test_what_is_missing_is_named(hf_directory: HfDirectory) -> None:
+    (hf_directory.path / "tokenizer.json").unlink()
+    assert read_directory(hf_directory.path, "m", weights_needed=True).tokenizer_file is None
+    hf_directory.write("vocab.json", "{}")
+    with pytest.raises(ModelError, match=r"has vocab\.json but no tokenizer\.json"):
+        read_directory(hf_directory.path, "m", weights_needed=True)
+    (hf_directory.path / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        read_directory(hf_directory.path, "m", weights_needed=True)
+
+
+def test_special_tokens_and_named_templates(hf_directory: HfDirectory) -> None:
+    hf_directory.write("special_tokens_map.json", {"bos_token": {"content": "<s>"}, "eos_token": "overruled"})
+    hf_directory.write(
+        "tokenizer_config.json",
+        {
+            "eos_token": "<|end|>",
+            "extra_special_tokens": {"image_token": "<|image|>"},
+            "chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}],
+        },
+    )
+    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    assert spec.special_tokens == {"bos_token": "<s>", "eos_token": "<|end|>", "image_token": "<|image|>"}
+    assert spec.chat_template == "b"
+
+
+def test_end_of_sequence_falls_back_to_the_tokenizers(hf_directory: HfDirectory) -> None:
+    hf_directory.config(eos_token_id=None)
+    hf_directory.write("tokenizer_config.json", {"eos_token": "<|end|>"})
+    assert read_directory(hf_directory.path, "m", weights_needed=True).eos_token_ids == (257,)
+
+
+@pytest.mark.parametrize(("in_file", "key", "added"), [(False, True, True), (True, True, False), (False, None, False)])
+def test_beginning_of_sequence(hf_directory: HfDirectory, in_file: bool, key: bool | None, added: bool) -> None:
+    """add_bos_token counts where tokenizer.json itself does not add the token."""
+    hf_directory.write("tokenizer_config.json", {"bos_token": "<s>"} | ({} if key is None else {"add_bos_token": key}))
+    if in_file:
+        definition = json.loads((hf_directory.path / "tokenizer.json").read_text())
+        definition["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
+        }
+        hf_directory.write("tokenizer.json", definition)
+    assert read_directory(hf_directory.path, "m", weights_needed=True).add_bos == added
+
+
+def test_unapplied_defaults_are_said(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    hf_directory.write("generation_config.json", {"repetition_penalty": 1.1, "min_p": 0.0})
+    read_directory(hf_directory.path, "m", weights_needed=True)
+    assert "repetition_penalty = 1.1, which is not applied" in caplog.text
+    assert "min_p" not in caplog.text
+
+
+def test_weights_digest(tmp_path: Path) -> None:
+    """Every sampled byte counts, and so do names and sizes; the order in which files are given does not."""
+    large = bytes(range(256)) * 4096 * 8  # 8 MiB
+    files = [tmp_path / "a", tmp_path / "b"]
+    files[0].write_bytes(large)
+    files[1].write_bytes(b"small")
+    digest = weights_digest(files)
+    assert digest == weights_digest(files[::-1])
+    assert digest.startswith("sha256-sampled:")
+    middle = 1024 * 1024 + (len(large) - 2 * 1024 * 1024 - 65536) * 30 // 61  # where sample 30 starts
+    for offset in (0, middle, len(large) - 1):
+        changed = bytearray(large)
+        changed[offset] ^= 1
+        files[0].write_bytes(changed)
+        assert weights_digest(files) != digest, offset
+    files[0].write_bytes(large)
+    assert weights_digest([files[0], files[1].rename(tmp_path / "c")]) != digest
+
+
+# The hub: a cache laid out by hand, read in a process of its own, because HF_HUB_OFFLINE is looked at on import.
+
+RESOLVE = """
+import os, sys
+from pathlib import Path
+from pagewire.scheduler_svc.models.resolve import resolve_model
+from pagewire.scheduler_svc.progress import QuietProgress
+from pagewire.scheduler_svc.startup_errors import ModelError
+try:
+    spec = resolve_model(sys.argv[1], served_name=None, weights_needed=True, cache_dir=Path("/nonexistent"),
+                         environ=os.environ, progress=QuietProgress())
+    print(spec.name, spec.weights_files[0], spec.tokenizer_file)
+except ModelError as error:
+    sys.exit(str(error))
+"""
+
+
+def run_resolve(model: str, hub: Path) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", RESOLVE, model], capture_output=True, text=True, timeout=60, env=environ
+    )
+
+
+def test_a_hub_model_from_the_cache(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = hub / "models--some--tiny"
+    HfDirectory(repo / "snapshots" / commit)
+    write_tokenizer(repo / "snapshots" / commit / "tokenizer.json", "<s>")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "refs" / "v1").write_text(commit)
+    for model in ("some/tiny", "some/tiny@v1", f"some/tiny@{commit}"):
+        done = run_resolve(model, hub)
+        assert done.returncode == 0, done.stderr
+        name, weights, tokenizer = done.stdout.split()
+        assert name == "some/tiny"
+        assert Path(weights).parent == Path(tokenizer).parent == repo / "snapshots" / commit
+
+
+def test_a_hub_model_that_is_not_there_says_what_was_tried(tmp_path: Path) -> None:
+    done = run_resolve("some/absent", tmp_path / "hub")
+    assert done.returncode == 1
+    for words in ("model 'some/absent'", "HF_HUB_OFFLINE is set", str(tmp_path / "hub"), "--model smollm2-135m"):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
