@@ -39,7 +39,12 @@ class RuntimeDir:
         if wanted is None:
             base = _base(environ)
             _sweep(base)
-            return cls._take(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)), ours=True)
+            made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            try:
+                return cls._take(made, ours=True)
+            except SettingsError:
+                made.rmdir()
+                raise
         path = Path(wanted).expanduser().absolute()
         try:
             path.mkdir(mode=0o700, parents=True)

@@ -3,9 +3,11 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,9 +107,9 @@ def run_server(tmp_path: Path) -> Iterator[Callable[..., ScriptedServer]]:
 
     def start(*flags: str, environ: dict[str, str] | None = None, **scripts: str) -> ScriptedServer:
         folder = tmp_path / f"scripts-{len(servers)}"
-        runtime = tmp_path / f"run-{len(servers)}"
         folder.mkdir()
-        runtime.mkdir(mode=0o700)
+        # Not in tmp_path: a Unix socket's path may have 107 bytes.
+        runtime = Path(tempfile.mkdtemp(prefix="pw"))
         for role, script in scripts.items():
             (folder / role).write_text(script)
         servers.append(ScriptedServer(folder, runtime, flags, environ or {}))
@@ -116,3 +118,4 @@ def run_server(tmp_path: Path) -> Iterator[Callable[..., ScriptedServer]]:
     yield start
     for server in servers:
         server.clean_up()
+        shutil.rmtree(server.runtime_base)
