@@ -26,11 +26,11 @@ def main() -> int:
     parser.add_argument("--launch", type=Path, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
     # A terminal sends Ctrl-C to the whole process group; what it means is the supervisor's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     launch = msgspec.json.decode(arguments.launch.read_bytes(), type=EngineLaunch)
+    logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
     with RouterSockets() as sockets:
         loop = EngineLoop(
             launch,

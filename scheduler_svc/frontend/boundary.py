@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.aio import AbortError
 
-from pagewire.scheduler_svc.errors import InternalError, RequestError
+from pagewire.scheduler_svc.errors import InternalError, InvalidArgument, RequestError
 from pagewire.scheduler_svc.frontend.status import abort
 
 _log = logging.getLogger(__name__)
@@ -35,20 +36,25 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_OWN_PREFIX):
             return handler
+        # Decoding happens in here too: left to grpc, bytes that are no message end in UNKNOWN and a logged traceback.
+        decode = handler.request_deserializer
+        assert decode is not None, "the generated handlers all have one"
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._guard(handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
+            guarded = self._guard(handler.unary_unary, decode)
+            return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                self._guard(handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
+            guarded = self._guard(handler.unary_stream, decode)
+            return grpc.unary_stream_rpc_method_handler(guarded, None, handler.response_serializer)
         return handler
 
-    def _guard(self, handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def guarded(request: Any, context: Any) -> Any:
+    def _guard(
+        self, handle: Callable[[Any, Any], Any], decode: Callable[[bytes], Any]
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(frame: bytes, context: Any) -> Any:
             try:
-                return await handle(request, context)
+                return await handle(decode(frame), context)
+            except DecodeError as error:
+                await abort(context, InvalidArgument("", f"the request is not a message: {error}"))
             except RequestError as error:
                 await abort(context, error)
             except AbortError:

@@ -1,12 +1,12 @@
 """Checkpoints that the model's tests share."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.checkpoints import FAMILIES, Checkpoint, build_hf_model, save_checkpoint
+from support.smollm2 import smollm2_file
 
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
@@ -58,7 +58,4 @@ def decoder_of() -> Callable[[Checkpoint], Decoder]:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    path = Path(os.environ.get("PAGEWIRE_TEST_SMOLLM2", "/nonexistent"))
-    if not path.exists():
-        pytest.skip("PAGEWIRE_TEST_SMOLLM2 names no file")
-    return path
+    return smollm2_file()
