@@ -52,7 +52,7 @@ class LocalService:
     def __init__(
         self, model: str, settings: Mapping[str, Setting], *, quiet: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`quiet`: keep what the service logs for an error message, rather than let it through to stderr."""
+        """`quiet`: keep what the service says on stderr for an error message, rather than let it through."""
         self._command = _command({"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "model": model, **settings})
         self._clock = clock
         self._log: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115  # closed by stop
@@ -70,7 +70,7 @@ class LocalService:
             self._process = subprocess.Popen(
                 [*self._command, f"--ready-fd={ready_child}", f"--parent-fd={parent_child}"],
                 stdin=subprocess.DEVNULL,
-                stdout=self._log or sys.stderr,
+                stdout=subprocess.DEVNULL,  # a line that says what the descriptor says
                 stderr=self._log,
                 pass_fds=(ready_child, parent_child),
                 start_new_session=True,

@@ -82,16 +82,20 @@ cat <<EOF
 
 That answer came over gRPC from a service that has ended again. How to go on:
 
-  $command serve                                  keep a service running, on 127.0.0.1:50051
-  $command generate "Why is the sky blue?"        ask it
-  $command chat                                   talk with it
-  $command serve --model Qwen/Qwen3-0.6B          a better model, where the Hugging Face hub can be reached
-  $command doctor                                 what this machine has and lacks
+  $command serve
+      keeps a service running, on 127.0.0.1:50051
+  $command generate "Why is the sky blue?"
+      asks it; \`$command chat\` talks with it
+  $command serve --model Qwen/Qwen3-0.6B
+      a better model, where the Hugging Face hub can be reached
+  $command doctor
+      says what this machine has and lacks
 
-  $venv/bin/python - <<'PYTHON'
+In Python ($venv/bin/python):
+
   from pagewire.client import local
+
   with local() as client:
       for piece in client.stream("Once upon a time", max_tokens=32).text:
           print(piece, end="", flush=True)
-  PYTHON
 EOF

@@ -1,0 +1,440 @@
+"""The command, in this process through `main`, against a scripted service."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from support.scripted_service import EOS, PROMPT_IDS, SEED, ScriptedService, status, unavailable
+
+from pagewire.client import installed
+from pagewire.client.cli import main, parts
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2
+
+ANSWER = "Hello, wörld €"
+NOWHERE = "127.0.0.1:1"
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def target(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEWIRE_TARGET", service.address)
+    monkeypatch.delenv("PAGEWIRE_API_KEY", raising=False)
+
+
+def generation(service: ScriptedService) -> pb.Generation:
+    (request,) = service.requests(inference_pb2.StreamGenerateRequest)
+    message: pb.Generation = request.generation
+    return message
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_generate_prints_the_answer(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "hi"]) == 0
+    assert capsys.readouterr() == (f"{ANSWER}\n", "")
+    chat = generation(service).prompt.chat
+    assert [(each.role, each.content) for each in chat.messages] == [(pb.CHAT_ROLE_USER, "hi")]
+    assert generation(service).model == "scripted"
+
+
+def test_generate_json_is_one_object(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "--json", "--max-tokens", "5", "--seed", "3", "hi"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    said = json.loads(lines[0])
+    assert said["text"] == "Hello"
+    assert said["token_ids"] == list(b"Hello")
+    assert (said["finish_reason"], said["matched"]) == ("length", None)
+    assert said["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 5}
+    assert said["timings"]["prefill_ms"] == 12
+    assert 0 < said["timings"]["ttft_ms"] <= said["timings"]["total_ms"]
+    assert said["timings"]["decode_tokens_per_s"] is None or said["timings"]["decode_tokens_per_s"] > 0
+    assert (said["request_id"], said["seed"], said["model"]) == ("scripted", 3, "scripted")
+    assert "outputs" not in said
+
+
+def test_several_outputs(capsys: Captured) -> None:
+    assert main(["generate", "--json", "--n", "2", "--max-tokens", "2", "hi"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [output["text"] for output in said["outputs"]] == ["He", "He"]
+    assert main(["generate", "--n", "2", "--max-tokens", "2", "hi"]) == 0
+    assert capsys.readouterr().out == "He\n---\nHe\n"
+
+
+def test_every_flag_reaches_its_field(service: ScriptedService, capsys: Captured) -> None:
+    flags = [
+        "--max-tokens",
+        "9",
+        "--min-tokens",
+        "1",
+        "--temperature",
+        "0",
+        "--top-k",
+        "4",
+        "--top-p",
+        "0.5",
+        "--min-p",
+        "0.25",
+        "--presence-penalty",
+        "1",
+        "--frequency-penalty",
+        "-1",
+        "--repetition-penalty",
+        "1.5",
+        "--seed",
+        "5",
+        "--priority",
+        "2",
+        "--cache-salt",
+        "s",
+        "--stop",
+        "A",
+        "--stop",
+        "B",
+        "--ignore-eos",
+        "--regex",
+        ".*",
+        "--system",
+        "brief",
+    ]
+    assert main(["generate", *flags, "--template-arguments", '{"enable_thinking": false}', "hi"]) == 0
+    expected = pb.Generation(
+        model="scripted",
+        sampling=pb.Sampling(
+            temperature=0,
+            top_k=4,
+            top_p=0.5,
+            min_p=0.25,
+            presence_penalty=1,
+            frequency_penalty=-1,
+            repetition_penalty=1.5,
+            seed=5,
+        ),
+        stopping=pb.Stopping(max_tokens=9, min_tokens=1, stop_strings=["A", "B"], ignore_eos=True),
+        priority=2,
+        cache_salt="s",
+        constraint=pb.Constraint(regex=".*"),
+    )
+    chat = expected.prompt.chat
+    chat.messages.add(role=pb.CHAT_ROLE_SYSTEM, content="brief")
+    chat.messages.add(role=pb.CHAT_ROLE_USER, content="hi")
+    chat.template_arguments["enable_thinking"] = False
+    assert generation(service) == expected
+
+
+def test_raw_text_and_models_without_a_template(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "--raw", "hi"]) == 0
+    service.chat = False
+    assert main(["generate", "hi"]) == 0
+    requests = service.requests(inference_pb2.StreamGenerateRequest)
+    assert [request.generation.prompt.text for request in requests] == ["hi", "hi"]
+    assert main(["generate", "--system", "x", "hi"]) == 1
+    assert "--system" in capsys.readouterr().err
+
+
+def test_token_ids(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "--ids", ",".join(map(str, PROMPT_IDS))]) == 0
+    assert list(generation(service).prompt.token_ids.ids) == PROMPT_IDS
+
+
+def test_several_prompts_in_order(capsys: Captured) -> None:
+    assert main(["generate", "--max-tokens", "2", "one", "two"]) == 0
+    assert capsys.readouterr().out == "==> 1: one <==\nHe\n\n==> 2: two <==\nHe\n"
+
+
+def test_several_prompts_as_json_lines(service: ScriptedService, capsys: Captured) -> None:
+    prompts = [f"prompt {i}" for i in range(10)]
+    assert main(["generate", "--json", "--concurrency", "3", "--max-tokens", "2", *prompts]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["index"] for each in said] == list(range(10))
+    assert {each["text"] for each in said} == {"He"}
+
+
+def test_one_failing_prompt_is_reported_and_loses_no_other(service: ScriptedService, capsys: Captured) -> None:
+    service.streams = [
+        lambda _request, context: context.abort_with_status(status(grpc.StatusCode.INVALID_ARGUMENT, "too long"))
+    ]
+    assert main(["generate", "--json", "--concurrency", "1", "--max-tokens", "2", "one", "two"]) == 1
+    out, err = capsys.readouterr()
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first == {"index": 0, "error": {"type": "InvalidRequest", "message": "too long", "field": ""}}
+    assert second["text"] == "He"
+    assert err == "pagewire: prompt 1: too long\n"
+
+
+def test_standard_input_is_a_prompt_per_line(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "one\n\ntwo\r\n")
+    assert main(["generate", "--raw", "--json", "--max-tokens", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    prompts = {request.generation.prompt.text for request in service.requests(inference_pb2.StreamGenerateRequest)}
+    assert prompts == {"one", "two"}
+
+
+def test_a_dash_is_all_of_standard_input(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, "one\ntwo\n")
+    assert main(["generate", "--raw", "-"]) == 0
+    assert generation(service).prompt.text == "one\ntwo\n"
+
+
+def test_prompts_from_files(service: ScriptedService, capsys: Captured, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text('one\n{"prompt": "as it is"}\n')
+    assert main(["generate", "--raw", "--concurrency", "1", "--file", str(lines)]) == 0
+    objects = tmp_path / "prompts.jsonl"
+    objects.write_text(
+        '{"prompt": "two"}\n{"token_ids": [1000, 1001, 1002]}\n'
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "three"}]}\n'
+    )
+    assert main(["generate", "--raw", "--concurrency", "1", "--file", str(objects)]) == 0
+    prompts = [request.generation.prompt for request in service.requests(inference_pb2.StreamGenerateRequest)]
+    assert [prompt.text for prompt in prompts[:3]] == ["one", '{"prompt": "as it is"}', "two"]
+    assert list(prompts[3].token_ids.ids) == PROMPT_IDS
+    assert [message.content for message in prompts[4].chat.messages] == ["s", "three"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: expected an object with just one of prompt, messages, token_ids"),
+        ('{"prompt": "x", "temperature": 0}', "line 2: expected an object with just one of"),
+        ('{"messages": ["x"]}', "line 2: a message is an object with role"),
+        ('{"messages": [{"role": "user", "contents": "x"}]}', "line 2: a message is an object with role"),
+        ('{"token_ids": []}', "line 2: expected"),
+    ],
+)
+def test_a_wrong_line_is_named(
+    service: ScriptedService, capsys: Captured, tmp_path: Path, line: str, problem: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    assert main(["generate", "--file", str(file)]) == 1
+    assert problem in capsys.readouterr().err
+    assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--file", "/does/not/exist"], "--file '/does/not/exist' cannot be read"),
+        (["--ids", "1", "prompt"], "not from two of them"),
+        (["--concurrency", "0", "hi"], "--concurrency is 0"),
+        (["--model", "other", "hi"], "model 'other' is not served"),
+        (["--seed", "-1", "hi"], "generation.sampling.seed is -1"),
+        (["--tls-ca", "/does/not/exist", "hi"], "ca_file '/does/not/exist' cannot be read"),
+    ],
+)
+def test_errors_are_one_line_and_status_1(capsys: Captured, arguments: list[str], problem: str) -> None:
+    assert main(["generate", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert problem in err
+    assert re.fullmatch(r"pagewire: [^\n]+\n", err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["generate", "--temperature", "warm", "hi"],
+        ["generate", "--ids", "1,x"],
+        ["generate", "--ids", ","],
+        ["generate", "--timeout", "0", "hi"],
+        ["generate", "--template-arguments", "[]", "hi"],
+        ["generate", "--set", "nonsense", "hi"],
+        ["health", "--nonsense"],
+    ],
+)
+def test_wrong_usage_is_status_2(capsys: Captured, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: pagewire" in capsys.readouterr().err
+
+
+def test_no_prompt(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, "\n\n")
+    assert main(["generate"]) == 1
+    assert capsys.readouterr().err == "pagewire: there is no prompt\n"
+
+
+def test_nobody_listens(capsys: Captured) -> None:
+    for command in (["generate", "hi"], ["chat"], ["health"]):
+        assert main([*command, "--target", NOWHERE]) == 1
+        assert capsys.readouterr().err.startswith(
+            f"pagewire: no service answers at {NOWHERE} (Connection refused); start"
+        )
+
+
+def test_a_service_that_drains(service: ScriptedService, capsys: Captured) -> None:
+    service.failures = [unavailable("DRAINING")]
+    assert main(["generate", "hi"]) == 1
+    assert capsys.readouterr().err == "pagewire: away\n"
+
+
+def test_a_timeout(service: ScriptedService, capsys: Captured) -> None:
+    service.hang_after_started()
+    assert main(["generate", "--timeout", "0.2", "hi"]) == 1
+    assert "pagewire: " in capsys.readouterr().err
+    assert service.ended.wait(10)
+
+
+def test_the_api_key(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEWIRE_API_KEY", "from-the-environment")
+    assert main(["generate", "hi"]) == 0
+    assert {each["authorization"] for each in service.metadata} == {"Bearer from-the-environment"}
+
+
+def test_chat_from_a_pipe(service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, "one\n\ntwo\n/reset\nthree\n/exit\nfour\n")
+    assert main(["chat", "--system", "brief", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == f"{ANSWER}\n" * 3
+    conversations = [
+        [message.content for message in request.generation.prompt.chat.messages]
+        for request in service.requests(inference_pb2.StreamGenerateRequest)
+    ]
+    assert conversations == [["brief", "one"], ["brief", "one", ANSWER, "two"], ["brief", "three"]]
+
+
+def test_chat_goes_on_after_a_failed_answer(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "one\ntwo\n")
+    service.streams = [
+        lambda _request, context: context.abort_with_status(status(grpc.StatusCode.INVALID_ARGUMENT, "no"))
+    ]
+    assert main(["chat"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"{ANSWER}\n", "pagewire: no\n")
+    requests = service.requests(inference_pb2.StreamGenerateRequest)
+    assert [message.content for message in requests[1].generation.prompt.chat.messages] == ["two"]
+
+
+def test_chat_needs_a_template(service: ScriptedService, capsys: Captured) -> None:
+    service.chat = False
+    assert main(["chat"]) == 1
+    assert "scripted has no chat template" in capsys.readouterr().err
+
+
+def test_health(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["health"]) == 0
+    assert capsys.readouterr().out == "SERVING\n"
+    service.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert main(["health", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"target": service.address, "service": "", "status": "NOT_SERVING"}
+    assert main(["health", "--service", "nonsense"]) == 1
+
+
+def test_models(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"scripted +llama +bfloat16 +4,096 tokens +token ids, text, chat", out)
+    assert "smollm2-135m" in out
+    assert main(["models", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["served"][0]["limits"]["max_model_len"] == 4096
+    assert "smollm2-135m" in {model["name"] for model in said["known"]}
+    assert (said["served_error"], said["known_error"]) == ("", "")
+
+
+def test_models_without_a_service(capsys: Captured) -> None:
+    assert main(["models", "--json", "--target", NOWHERE]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["served"] is None
+    assert NOWHERE in said["served_error"]
+    assert said["known"]
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the client alone were installed."""
+    real = installed.version
+    extra = {*installed.requirements("scheduler"), *installed.requirements("worker")}
+    monkeypatch.setattr(installed, "version", lambda name: None if name in extra else real(name))
+
+
+@pytest.mark.usefixtures("bare")
+def test_commands_without_the_services_parts(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "--max-tokens", "5", "hi"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+    assert main(["serve", "--model", "x"]) == 1
+    assert re.fullmatch(r"pagewire: serve needs .*msgspec.*: pip install 'pagewire\[all\]'\n", capsys.readouterr().err)
+    assert main(["generate", "--spawn", "hi"]) == 1
+    assert "pip install 'pagewire[all]'" in capsys.readouterr().err
+    assert main(["models"]) == 0
+    assert "pip install 'pagewire[scheduler]'" in capsys.readouterr().err
+    assert main(["models", "--target", NOWHERE]) == 1
+
+
+@pytest.mark.usefixtures("bare")
+def test_doctor_without_the_services_parts(capsys: Captured) -> None:
+    assert main(["doctor", "--json", "--target", NOWHERE]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["can_serve"] is False
+    assert said["packages"]["worker"]["torch"] is None
+    assert said["packages"]["client"]["grpcio"]
+    assert (said["worker"], said["models"]) == (None, None)
+    assert "pip install 'pagewire[worker]'" in said["worker_error"]
+    assert len(said["advice"]) == 2
+    assert main(["doctor"]) == 0
+    assert re.search(r"scheduler +grpcio-reflection MISSING", capsys.readouterr().out)
+
+
+def test_doctor_with_everything(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["doctor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["can_serve"] is True
+    assert said["service"] == {"target": service.address, "status": "SERVING", "model": "scripted", "error": ""}
+    assert {device["device"] for device in said["worker"]["devices"]} >= {"cpu", "sim"}
+    assert said["models"]["cache_dir"]
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"attention on cpu +\S+: in use", out)
+    assert re.search(r"state +SERVING", out)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["-c", "import sys; sys.exit('it broke')"], "ended with status 1: it broke"),
+        (["-c", "print('[1]')"], "which is no JSON object"),
+        (["-c", "print('nonsense')"], "which is no JSON object"),
+    ],
+)
+def test_a_part_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, command: list[str], reason: str) -> None:
+    import subprocess
+    import sys
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda _command, **options: real([sys.executable, *command], **options))
+    answer: Any = parts.known_models()
+    assert isinstance(answer, parts.Absent)
+    assert reason in answer.reason
+
+
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"pagewire {installed.version('pagewire')}\n"
+
+
+def test_the_answer_ends_where_it_should(service: ScriptedService, capsys: Captured) -> None:
+    assert main(["generate", "--json", "--stop", "wör", "hi"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["text"], said["finish_reason"], said["matched"]) == ("Hello, ", "stop_string", "wör")
+    assert (said["seed"], 999) == (SEED, EOS)

@@ -1,0 +1,66 @@
+"""What `deploy/` holds agrees with the project; the quickstart's whole way is a test of the service."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_constraints_pin_every_requirement() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        requirements += extra
+    required = {normal(match.group()) for line in requirements if (match := NAME.match(line))} - {"pagewire"}
+    pins = {}
+    for line in (PROJECT / "deploy" / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, separator, version = line.partition("==")
+            assert separator, line
+            assert re.fullmatch(r"[0-9][0-9A-Za-z.]*", version), line  # no URL, no local version
+            pins[normal(name)] = version
+    assert required - set(pins) == set()
+    assert pins["torch"] == "2.13.0"
+
+
+def test_quickstart_says_which_python_it_needs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", str(PROJECT / "deploy" / "quickstart.sh")],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHON": "false",
+            "PAGEWIRE_VENV": str(tmp_path / "v"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("quickstart: needs Python 3.11 or newer")
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_is_one(tmp_path: Path) -> None:
+    unit = (PROJECT / "deploy" / "pagewire.service").read_text()
+    # The program need not be where the unit has it.
+    (tmp_path / "pagewire.service").write_text(unit.replace("/opt/pagewire/bin/pagewire", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / "pagewire.service")], capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stderr.splitlines() if "pagewire.service" in line] == []
