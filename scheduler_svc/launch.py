@@ -4,10 +4,14 @@ One JSON file per child in the runtime directory (mode 0700), read once; the res
 keys are errors. A worker's launch is in `pagewire.wire.launch`, because another package reads it.
 """
 
+from typing import Literal
+
 import msgspec
 
-from pagewire.wire.launch import Device, Endpoint, LogLevel
+from pagewire.wire.launch import Device, Endpoint
 from pagewire.wire.model import DType, ModelSpec
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -67,7 +67,6 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             kv_cache_bytes=settings.kv_cache_bytes,
             num_threads=settings.num_threads,
             sim_step_us=settings.sim_step_us,
-            log_level=settings.log_level,
         )
 
     def engine_launch(self, incarnation: int) -> EngineLaunch:

@@ -11,7 +11,6 @@ import msgspec
 from pagewire.wire.model import DType, ModelSpec
 
 Device = Literal["cpu", "cuda", "sim"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class CurveKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,4 +57,3 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Threads of one step; none for every core the process may use."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""
-    log_level: LogLevel = "info"
