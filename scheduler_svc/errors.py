@@ -11,7 +11,8 @@ ours: it ends the process. `frontend/status.py` turns the tree into gRPC statuse
     │   ├── Unavailable         a part of the server is away; the same request may succeed later
     │   ├── DeadlineExceeded    its time ran out before it began
     │   ├── Unauthenticated     no valid key came with it
-    │   └── PermissionDenied    the key is valid and does not allow this
+    │   ├── PermissionDenied    the key is valid and does not allow this
+    │   └── ModelFailed         the model gave no numbers to draw a token from
     └── InternalError
 """
 
@@ -82,6 +83,10 @@ class Unauthenticated(RequestError):
 
 class PermissionDenied(RequestError):
     """A known key that does not allow the call."""
+
+
+class ModelFailed(RequestError):
+    """The model's logits for this request were not numbers; other requests are unharmed."""
 
 
 class InternalError(PagewireError):

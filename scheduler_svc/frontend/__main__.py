@@ -61,11 +61,13 @@ def main() -> int:
     parser.add_argument("--launch", required=True, type=Path)
     parser.add_argument("--lifeline-fd", required=True, type=int)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lifeline = Lifeline(arguments.lifeline_fd)
     try:
         launch = msgspec.json.decode(arguments.launch.read_bytes(), type=FrontendLaunch)
+        logging.basicConfig(
+            level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
+        )
         asyncio.run(_run(launch, lifeline))
     except InternalError as error:
         lifeline.send(Failed(f"internal error in a frontend: {error}"))

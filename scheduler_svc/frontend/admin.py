@@ -94,7 +94,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     def _load(self) -> pb.Load:
         status = self._engine.status
-        message = pb.Load(state=pb.ServiceState(int(status.state)))
+        message = pb.Load(state=pb.ServiceState.Name(int(status.state)))
         if self._intake.draining.is_set():
             message.state = pb.SERVICE_STATE_DRAINING
         message.dropped_frames = self._engine.dropped_frames

@@ -54,7 +54,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
             try:
                 return await handle(decode(frame), context)
             except DecodeError as error:
-                await abort(context, InvalidArgument("", f"the request is not a message: {error}"))
+                await abort(context, InvalidArgument("the request", f"is not a message: {error}"))
             except RequestError as error:
                 await abort(context, error)
             except AbortError:

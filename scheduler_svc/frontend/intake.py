@@ -23,7 +23,8 @@ class Intake:
 
     def __init__(self) -> None:
         self._streams: set[Cuttable] = set()
-        self._is_closed = False
+        self.is_closed = False
+        """Whether no call may come in any more."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = asyncio.Event()
@@ -31,7 +32,7 @@ class Intake:
 
     def check(self) -> None:
         """Raise Unavailable when no call may come in any more."""
-        if self._is_closed:
+        if self.is_closed:
             raise _draining()
 
     def enter(self, stream: Cuttable) -> None:
@@ -48,7 +49,7 @@ class Intake:
 
     def refuse_new(self) -> None:
         """From now on no call comes in."""
-        self._is_closed = True
+        self.is_closed = True
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait for the last call to leave; False when it has not within the time."""

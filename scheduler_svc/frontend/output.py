@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from pagewire.scheduler_svc.errors import RequestError
+from pagewire.scheduler_svc.errors import ModelFailed, RequestError
 from pagewire.scheduler_svc.frontend.output_text import OutputText
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
@@ -94,6 +94,10 @@ class Output:
 
     def finish(self, kind: FinishKind, now_s: float) -> None:
         """The engine ended the sequence."""
+        if kind is FinishKind.FAILED:
+            self.is_finished = True
+            self._stream.fail(ModelFailed("the model's logits for this request were not numbers"))
+            return
         if self._text is not None:
             for token, its_text in self._text.flush():
                 self._stream.add(self, token, its_text, now_s)

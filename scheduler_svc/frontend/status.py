@@ -17,6 +17,7 @@ from pagewire.scheduler_svc.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidArgument,
+    ModelFailed,
     NotFound,
     PagewireError,
     PermissionDenied,
@@ -55,6 +56,8 @@ def to_status(error: PagewireError) -> status_pb2.Status:
             return _status(code_pb2.UNAUTHENTICATED, error.message)
         case PermissionDenied():
             return _status(code_pb2.PERMISSION_DENIED, error.message)
+        case ModelFailed():
+            return _status(code_pb2.INTERNAL, error.message)
         case InternalError():
             # What broke is for the log: it may quote another request.
             return _status(code_pb2.INTERNAL, "an error of the server's own")

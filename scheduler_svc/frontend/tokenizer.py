@@ -16,7 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tokenizers
 
-from pagewire.scheduler_svc.frontend.detokenizer import Detokenizer, TokenBytes, TokenTexts, detokenize
+from pagewire.scheduler_svc.frontend.detokenizer import (
+    Detokenizer,
+    TokenBytes,
+    TokenTexts,
+    UnsupportedTokenizerError,
+    detokenize,
+)
 from pagewire.wire.model import ModelSpec
 
 _INLINE_CHARACTERS = 1000
@@ -30,7 +36,10 @@ class TextTokenizer:
         self._threads = threads
         with open(tokenizer_file, "rb") as file:
             definition = file.read()
-        self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
+        except Exception as error:  # the library raises nothing more particular
+            raise UnsupportedTokenizerError(f"the tokenizer in {tokenizer_file} cannot be read: {error}") from error
         # A definition may carry the truncation of its training; a prompt is never cut silently.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -1,0 +1,412 @@
+"""Streams from the engine's tokens to the client's messages, over real gRPC."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from support.frontend_world import (
+    FrontendUnderTest,
+    detail,
+    failure,
+    ids_request,
+    running_frontend,
+    unary,
+    until,
+    violated_field,
+)
+from support.scripted_engine import LIMIT_S
+from support.tiny_tokenizer import make_spec, make_tokenizer
+from tokenizers import Tokenizer
+
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
+from pagewire.wire.columns import unpack
+from pagewire.wire.control import EngineRestarted
+from pagewire.wire.model import ModelSpec
+from pagewire.wire.requests import Abort, EngineState, FinishKind, Register, RejectKind, Submit
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+async def read(call: Any) -> Any:
+    async with asyncio.timeout(LIMIT_S):
+        message = await call.read()
+    assert message is not grpc.aio.EOF
+    return message
+
+
+async def read_all(call: Any) -> list[Any]:
+    messages = []
+    async with asyncio.timeout(LIMIT_S):
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+    return messages
+
+
+def text_of(messages: list[Any], output: int = 0) -> str:
+    deltas = [m.delta for m in messages if m.WhichOneof("event") == "delta" and m.delta.output == output]
+    return b"".join(token.text for delta in deltas for token in delta.tokens).decode()
+
+
+def ids_of(messages: list[Any], output: int = 0) -> list[int]:
+    deltas = [m.delta for m in messages if m.WhichOneof("event") == "delta" and m.delta.output == output]
+    return [token.id for delta in deltas for token in delta.tokens]
+
+
+def test_a_stream_is_started_deltas_finished_usage(spec: ModelSpec, tokenizer: Tokenizer, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            ids = tokenizer.encode("Grüße 🙂 hello").ids
+            end = spec.eos_token_ids[0]
+            call = world.inference.StreamGenerate(ids_request(5, 6, 7, request_id="mine"))
+            assert ("pagewire-request-id", "mine") in list(await call.initial_metadata())
+            submit = await world.engine.act(Submit)
+            assert unpack(submit.prompt).tolist() == [5, 6, 7]
+            await world.engine.start(submit.handle, cached_tokens=2, queue_s=0.25)
+            for token in ids:
+                await world.engine.step([(submit.handle, token)])
+            await world.engine.step([(submit.handle, end)], [(submit.handle, FinishKind.EOS)])
+            messages = await read_all(call)
+            assert [m.WhichOneof("event") for m in (messages[0], messages[-2], messages[-1])] == [
+                "started",
+                "finished",
+                "usage",
+            ]
+            assert all(m.WhichOneof("event") == "delta" for m in messages[1:-2])
+            started = messages[0].started
+            assert (started.request_id, started.seed, started.prompt_tokens, started.cached_tokens) == (
+                "mine",
+                12345,
+                3,
+                2,
+            )
+            assert text_of(messages) == "Grüße 🙂 hello"
+            assert ids_of(messages) == [*ids, end]
+            for message in messages[1:-2]:
+                for token in message.delta.tokens:
+                    token.text.decode()  # whole characters only
+            finished = messages[-2].finished
+            assert (finished.reason, finished.stop_token_id) == (pb.FINISH_REASON_EOS, end)
+            usage = messages[-1].usage
+            assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (3, 2, len(ids) + 1)
+            assert usage.timings.queue.ToMilliseconds() == 250
+            assert not world.engine.aborted
+
+    run(test())
+
+
+def test_generate_joins_the_same_stream(spec: ModelSpec, tokenizer: Tokenizer, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.Generate(unary(ids_request(n=2, sampling=pb.Sampling(seed=2**64 - 1))))
+            first, second = await world.engine.act(Submit), await world.engine.act(Submit)
+            assert (first.sampling.seed, second.sampling.seed) == (2**64 - 1, 0)
+            assert first.request_id == second.request_id == "drawn-0"
+            await world.engine.answer(first.handle, tokenizer.encode("hello").ids, FinishKind.LENGTH)
+            await world.engine.answer(second.handle, tokenizer.encode("world").ids, FinishKind.STOP_TOKEN)
+            answer = await call
+            assert [output.text for output in answer.outputs] == ["hello", "world"]
+            assert [output.finished.output for output in answer.outputs] == [0, 1]
+            assert answer.outputs[0].finished.reason == pb.FINISH_REASON_LENGTH
+            assert answer.outputs[0].finished.WhichOneof("matched") is None
+            assert answer.outputs[1].finished.stop_token_id == tokenizer.encode("world").ids[-1]
+            assert answer.started.seed == 2**64 - 1
+            assert answer.usage.completion_tokens == sum(len(output.tokens) for output in answer.outputs)
+
+    run(test())
+
+
+def test_what_was_not_asked_for_is_not_sent(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.Generate(unary(ids_request(output=pb.Output(text=False, token_ids=False))))
+            submit = await world.engine.act(Submit)
+            await world.engine.answer(submit.handle, [40, 41], FinishKind.LENGTH)
+            (output,) = (await call).outputs
+            assert not output.HasField("text")
+            assert len(output.tokens) == 2
+            assert not any(token.HasField("text") or token.HasField("id") for token in output.tokens)
+
+    run(test())
+
+
+def test_a_stop_string_over_several_tokens_ends_the_output_and_aborts(
+    spec: ModelSpec, tokenizer: Tokenizer, run: Run
+) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            stopping = pb.Stopping(stop_strings=["STOP"], max_tokens=50)
+            call = world.inference.StreamGenerate(ids_request(stopping=stopping))
+            submit = await world.engine.act(Submit)
+            ids = [tokenizer.token_to_id(c) for c in "aSTO"] + [tokenizer.token_to_id(c) for c in "SSTOPx"]
+            await world.engine.start(submit.handle)
+            for token in ids:
+                await world.engine.step([(submit.handle, token)])
+            messages = await read_all(call)
+            assert text_of(messages) == "aSTOS"
+            assert ids_of(messages) == ids[:-1]
+            assert messages[-2].finished.reason == pb.FINISH_REASON_STOP_STRING
+            assert messages[-2].finished.stop_string == "STOP"
+            assert messages[-1].usage.completion_tokens == len(ids) - 1
+            abort = await world.engine.act(Abort)
+            assert unpack(abort.handles).tolist() == [submit.handle]
+
+    run(test())
+
+
+def test_an_incomplete_character_becomes_a_replacement_at_the_last_token(
+    spec: ModelSpec, tokenizer: Tokenizer, run: Run
+) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            ids = tokenizer.encode("ok🙂").ids[:-1]
+            call = world.inference.Generate(unary(ids_request()))
+            submit = await world.engine.act(Submit)
+            await world.engine.answer(submit.handle, ids, FinishKind.LENGTH)
+            (output,) = (await call).outputs
+            assert output.text == tokenizer.decode(ids) == "ok�"
+            assert output.tokens[-1].text == "�".encode()
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "closed channel"])
+def test_a_call_that_ends_early_aborts_its_own_sequences_at_once(spec: ModelSpec, run: Run, how: str) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            other = world.inference.StreamGenerate(ids_request(9))
+            kept = await world.engine.act(Submit)
+            async with grpc.aio.insecure_channel(world.ready.address) as channel:
+                doomed = FrontendUnderTest(world.frontend, world.engine, world.ready, channel, channel).inference
+                call = doomed.StreamGenerate(ids_request(n=3), timeout=0.3 if how == "deadline" else None)
+                handles = [(await world.engine.act(Submit)).handle for _ in range(3)]
+                await world.engine.start(handles[0])
+                await read(call)
+                if how == "cancel":
+                    call.cancel()
+                elif how == "closed channel":
+                    await channel.close()
+                abort = await world.engine.act(Abort)
+                if how == "deadline":
+                    assert (await failure(call)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert sorted(unpack(abort.handles).tolist()) == handles
+            await world.engine.answer(kept.handle, [40])
+            assert (await read_all(other))[-1].WhichOneof("event") == "usage"
+            assert len(world.engine_client.sequences) == 0
+
+    run(test())
+
+
+def test_a_cancelled_unary_call_aborts_too(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.Generate(unary(ids_request()))
+            submit = await world.engine.act(Submit)
+            call.cancel()
+            assert unpack((await world.engine.act(Abort)).handles).tolist() == [submit.handle]
+
+    run(test())
+
+
+def test_a_client_that_does_not_read_loses_its_own_stream_alone(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec, stream_buffer_tokens=1000, max_model_len=2**20, num_blocks=2**16) as world:
+            world.engine.max_model_len = 2**20
+            await world.engine.info()
+            # A window that does not grow, or megabytes would have to be sent before anything waits.
+            window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+            stalled_channel = grpc.aio.insecure_channel(world.ready.address, options=window)
+            stalled = InferenceServiceStub(stalled_channel).StreamGenerate(ids_request(1))
+            quick = world.inference.StreamGenerate(ids_request(2))
+            submits = [await world.engine.act(Submit), await world.engine.act(Submit)]
+            slow, fast = sorted(submits, key=lambda submit: unpack(submit.prompt).tolist())
+            await world.engine.start(slow.handle)
+            await world.engine.start(fast.handle)
+            collected = asyncio.create_task(read_all(quick))
+            sent = 0
+            while slow.handle not in world.engine.aborted:
+                # Many short steps, with pauses, so that the flow-control window fills and not only the queue.
+                await world.engine.step([(handle, 40) for handle in (slow.handle, fast.handle) for _ in range(100)])
+                sent += 100
+                await asyncio.sleep(0.001)
+                assert sent < 1_000_000
+            assert world.engine.aborted == [slow.handle]
+            await world.engine.step([(fast.handle, 41)], [(fast.handle, FinishKind.LENGTH)])
+            messages = await collected
+            assert messages[-1].usage.completion_tokens == sent + 1
+            error = await failure(stalled)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "1000 tokens" in (error.details() or "")
+            await stalled_channel.close()
+
+    run(test())
+
+
+def test_tokens_that_wait_join_one_delta(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            await world.engine.step([(submit.handle, 40)] * 300, [(submit.handle, FinishKind.LENGTH)])
+            messages = await read_all(call)
+            deltas = [m for m in messages if m.WhichOneof("event") == "delta"]
+            assert [len(m.delta.tokens) for m in deltas] == [300]
+
+    run(test())
+
+
+def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: Tokenizer, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            ids = tokenizer.encode("hello 🙂 world").ids
+            cut = len(tokenizer.encode("hello ").ids) + 2  # inside the emoji
+            request = ids_request(8, 9, stopping=pb.Stopping(max_tokens=40))
+            request.generation.max_queue_time.FromSeconds(5)
+            call = world.inference.StreamGenerate(request)
+            waiting = world.inference.StreamGenerate(ids_request(7))
+            done = world.inference.StreamGenerate(ids_request(6))
+            submits = {tuple(unpack(s.prompt).tolist()): s for s in [await world.engine.act(Submit) for _ in range(3)]}
+            old, finished = submits[8, 9], submits[6,]
+            await world.engine.answer(finished.handle, [40])
+            await read_all(done)
+            await world.engine.start(old.handle)
+            for token in ids[:cut]:
+                await world.engine.step([(old.handle, token)])
+            await until(lambda: len(world.engine_client.sequences._open[old.handle].received) == cut)
+
+            world.engine.state = EngineState.LOADING
+            old_identity = world.engine.identity
+            world.engine.restart()
+            world.frontend.handle(EngineRestarted(1))
+            await world.engine.act(Register)
+            assert world.engine.identity != old_identity
+            error = await failure(world.inference.Generate(unary(ids_request())))
+            assert detail(error, error_details_pb2.ErrorInfo).reason == "LOADING"
+            await world.engine.info(EngineState.READY)
+            again = {tuple(unpack(s.prompt).tolist()): s for s in [await world.engine.act(Submit) for _ in range(2)]}
+            new = again[8, 9]
+            assert unpack(new.given).tolist() == ids[:cut]
+            assert (new.sampling, new.max_tokens, new.salt) == (old.sampling, old.max_tokens, old.salt)
+            assert new.max_queue_time_s is None
+            assert again[7,].given == b""
+            # The queue of a new engine may be full for a moment: an accepted stream waits, and is not lost.
+            await world.engine.reject(new.handle, RejectKind.QUEUE_FULL, retry_after_s=0.01)
+            new = await world.engine.act(Submit)
+            await world.engine.start(new.handle)
+            for token in ids[cut:]:
+                await world.engine.step([(new.handle, token)])
+            await world.engine.step([], [(new.handle, FinishKind.LENGTH)])
+            messages = await read_all(call)
+            assert text_of(messages) == "hello 🙂 world"
+            assert ids_of(messages) == ids
+            assert [m.WhichOneof("event") for m in messages].count("started") == 1
+            await world.engine.answer(again[7,].handle, [40])
+            assert (await read_all(waiting))[-1].usage.completion_tokens == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (RejectKind.QUEUE_FULL, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (RejectKind.QUEUE_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (RejectKind.DRAINING, grpc.StatusCode.UNAVAILABLE),
+        (RejectKind.INVALID, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_rejection_becomes_its_status_and_takes_the_siblings_along(
+    spec: ModelSpec, run: Run, kind: RejectKind, code: grpc.StatusCode
+) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request(n=2))
+            first, second = await world.engine.act(Submit), await world.engine.act(Submit)
+            await world.engine.reject(second.handle, kind, field="stopping.max_tokens", retry_after_s=1.5)
+            error = await failure(call)
+            assert error.code() is code
+            assert "the script says no" in (error.details() or "")
+            if kind is RejectKind.INVALID:
+                assert violated_field(error) == "generation.stopping.max_tokens"
+            else:
+                assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1500
+            assert unpack((await world.engine.act(Abort)).handles).tolist() == [first.handle]
+
+    run(test())
+
+
+def test_a_sequence_that_the_model_failed_ends_with_internal_alone(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            await world.engine.step([], [(submit.handle, FinishKind.FAILED)])
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.INTERNAL
+            assert "logits" in (error.details() or "")
+            after = world.inference.Generate(unary(ids_request()))
+            await world.engine.answer((await world.engine.act(Submit)).handle, [40])
+            assert (await after).usage.completion_tokens == 1
+
+    run(test())
+
+
+def test_an_operators_abort_is_an_end_and_not_an_error(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            await world.engine.step([(submit.handle, 40)])
+            await world.engine.step([], [(submit.handle, FinishKind.ABORTED)])
+            messages = await read_all(call)
+            assert messages[-2].finished.reason == pb.FINISH_REASON_ABORTED
+            assert ids_of(messages) == [40]
+
+    run(test())
+
+
+def test_frames_that_are_no_messages_are_counted_and_dropped(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            await world.engine.send_raw(b"\xc1garbage")
+            await world.engine.send_raw(b"two", b"frames")
+            await world.engine.step([(submit.handle, 384)])  # one more than there are logits
+            await world.engine.answer(submit.handle, [40])
+            assert ids_of(await read_all(call)) == [40]
+            assert world.engine_client.dropped_frames == 3
+
+    run(test())
+
+
+def test_a_model_without_a_tokenizer_serves_token_ids(run: Run, tmp_path: Any) -> None:
+    async def test() -> None:
+        async with running_frontend(make_spec(tmp_path, with_text=False)) as world:
+            call = world.inference.Generate(unary(ids_request()))
+            await world.engine.answer((await world.engine.act(Submit)).handle, [40, 383], FinishKind.LENGTH)
+            (output,) = (await call).outputs
+            assert [token.id for token in output.tokens] == [40, 383]
+            assert not output.HasField("text")
+            text_prompt = ids_request()
+            text_prompt.generation.prompt.text = "hello"
+            for request, field in [
+                (ids_request(output=pb.Output(text=True)), "generation.output.text"),
+                (ids_request(stopping=pb.Stopping(stop_strings=["x"])), "generation.stopping.stop_strings"),
+                (text_prompt, "generation.prompt.text"),
+            ]:
+                assert violated_field(await failure(world.inference.Generate(unary(request)))) == field
+
+    run(test())

@@ -1,0 +1,177 @@
+"""From token ids to text: characters, stop strings, and what is held back, against the whole text decoded at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny_tokenizer import make_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from pagewire.scheduler_svc.frontend.detokenizer import (
+    Detokenizer,
+    TokenBytes,
+    TokenTexts,
+    UnsupportedTokenizerError,
+    detokenize,
+)
+from pagewire.scheduler_svc.frontend.output_text import OutputText
+from pagewire.scheduler_svc.frontend.stop_strings import StopAutomaton, StopScanner
+
+VOCAB_SIZE = 384
+
+
+def texts_of(tokenizer: Tokenizer, skip_special_tokens: bool) -> TokenTexts:
+    written = {token: text for text, token in tokenizer.get_vocab(with_added_tokens=True).items()}
+    special = frozenset(token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special)
+    hidden = special if skip_special_tokens else frozenset()
+    return TokenBytes(tokenizer.to_str().encode()).texts(written, hidden, VOCAB_SIZE)
+
+
+TOKENIZER = make_tokenizer()
+NUM_TOKENS = TOKENIZER.get_vocab_size(with_added_tokens=True)
+TEXTS = {skip: texts_of(TOKENIZER, skip) for skip in (True, False)}
+
+
+def sentence_piece_tokenizer() -> Tokenizer:
+    """Pieces and byte fallback, decoded as Llama 2 and Mistral do."""
+    pieces = ["<unk>", *[f"<0x{byte:02X}>" for byte in range(256)], "▁Hello", "▁", "wor", "ld", "▁▁", "é", "▁the"]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+PIECES = sentence_piece_tokenizer()
+PIECE_TEXTS = texts_of(PIECES, True)
+any_ids = st.lists(st.integers(0, NUM_TOKENS - 1), max_size=40)
+
+
+@given(ids=any_ids, skip=st.booleans())
+def test_any_ids_token_by_token_are_the_ids_decoded_at_once(ids: list[int], skip: bool) -> None:
+    detokenizer = Detokenizer(TEXTS[skip])
+    parts = [detokenizer.take(token) for token in ids]
+    for part in parts:
+        part.decode()  # whole characters only
+    assert (b"".join(parts) + detokenizer.flush()).decode() == TOKENIZER.decode(ids, skip_special_tokens=skip)
+
+
+@given(text=st.text(max_size=30))
+def test_a_character_comes_with_the_token_that_completes_it(text: str) -> None:
+    detokenizer = Detokenizer(TEXTS[True])
+    ids = TOKENIZER.encode(text).ids
+    assert b"".join([detokenizer.take(token) for token in ids]).decode() == text
+    assert detokenizer.num_pending == 0
+    assert detokenizer.flush() == b""
+
+
+@given(text=st.text(alphabet="Hello world é the 🙂 ", max_size=20), at_start=st.sampled_from(["", " ", "  "]))
+def test_pieces_with_byte_fallback_are_decoded_as_the_library_does(text: str, at_start: str) -> None:
+    ids = []
+    for character in (at_start + text).replace(" ", "▁"):
+        piece = PIECES.token_to_id(character)
+        ids += [piece] if piece is not None else [PIECES.token_to_id(f"<0x{b:02X}>") for b in character.encode()]
+    assert detokenize(PIECE_TEXTS, ids) == PIECES.decode(ids)
+    special = PIECES.token_to_id("</s>")
+    assert detokenize(PIECE_TEXTS, [special, *ids, special]) == PIECES.decode([special, *ids, special])
+
+
+def test_ids_beyond_the_tokenizer_have_no_text() -> None:
+    assert detokenize(TEXTS[True], [NUM_TOKENS, VOCAB_SIZE - 1]) == ""
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.CTC(), decoders.Strip(" ", 1, 0)])
+def test_a_decoder_of_another_family_is_refused_at_the_start(decoder: object) -> None:
+    definition = json.loads(TOKENIZER.to_str())
+    definition["decoder"] = None if decoder is None else json.loads(decoder.__getstate__())  # type: ignore[attr-defined]
+    with pytest.raises(UnsupportedTokenizerError):
+        TokenBytes(json.dumps(definition).encode())
+
+
+def first_stop(text: str, stops: list[str]) -> tuple[int, int, str] | None:
+    """By definition: the match that ends first, of those the longest. Positions in bytes."""
+    data = text.encode()
+    for end in range(1, len(data) + 1):
+        matching = [stop for stop in stops if data[:end].endswith(stop.encode())]
+        if matching:
+            longest = max(matching, key=lambda stop: len(stop.encode()))
+            return end - len(longest.encode()), end, longest
+    return None
+
+
+stop_lists = st.lists(st.text(alphabet="abé ", min_size=1, max_size=5), min_size=1, max_size=4, unique=True)
+
+
+@settings(max_examples=400)
+@given(
+    ids=st.one_of(any_ids, st.text(alphabet="abé ", max_size=20).map(lambda text: TOKENIZER.encode(text).ids)),
+    stops=stop_lists,
+    include=st.booleans(),
+)
+def test_text_up_to_a_stop_string_whatever_the_tokens(ids: list[int], stops: list[str], include: bool) -> None:
+    output = OutputText(Detokenizer(TEXTS[True]), StopAutomaton(stops), include)
+    entries = []
+    taken = 0
+    for token in ids:
+        taken += 1
+        entries += output.take(token)
+        if output.matched is not None:
+            break
+    if output.matched is None:
+        entries += output.flush()
+    whole = TOKENIZER.decode(ids)
+    found = first_stop(whole, stops)
+    expected = whole if found is None else whole.encode()[: found[1] if include else found[0]].decode()
+    assert b"".join(text for _, text in entries).decode() == expected
+    assert output.matched == (None if found is None else found[2])
+    assert [token for token, _ in entries] == ids[:taken]  # each leaves once, in order, cut or not
+
+
+@given(ids=any_ids, stops=stop_lists)
+def test_nothing_leaves_that_a_later_token_could_take_back(ids: list[int], stops: list[str]) -> None:
+    output = OutputText(Detokenizer(TEXTS[True]), StopAutomaton(stops), include_stop=False)
+    left = b""
+    for count, token in enumerate(ids, start=1):
+        left += b"".join(text for _, text in output.take(token))
+        if output.matched is not None:
+            return
+        complete = TOKENIZER.decode(ids[:count]).encode()
+        longest = max(
+            (n for stop in stops for n in range(len(stop.encode())) if complete.endswith(stop.encode()[:n])), default=0
+        )
+        assert complete.startswith(left)
+        assert len(left) <= len(complete) - longest or "�" in complete.decode()
+
+
+def test_text_that_no_stop_string_can_begin_is_not_held_back() -> None:
+    output = OutputText(Detokenizer(TEXTS[True]), StopAutomaton(["STOP"]), include_stop=False)
+    released = [output.take(token) for token in TOKENIZER.encode("hello SO").ids]
+    assert b"".join(text for entries in released for _, text in entries).decode() == "hello SO"
+
+
+def test_the_scanner_reads_each_byte_once() -> None:
+    """The worst stop strings of the contract cost a small, bounded number of steps per byte."""
+    stops = ["a" * n + "b" for n in range(240, 256)]
+    automaton = StopAutomaton(stops)
+    steps = 0
+    original = automaton.goto
+
+    class Counting(list):  # type: ignore[type-arg]
+        def __getitem__(self, index: object) -> object:
+            nonlocal steps
+            steps += 1
+            return original[index]  # type: ignore[call-overload]
+
+    automaton.goto = Counting(original)
+    scanner = StopScanner(automaton)
+    text = b"a" * 5000
+    assert scanner.scan(text) is None
+    assert steps <= 2 * len(text) + len(original)
+
+
+def test_a_definition_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedTokenizerError):
+        TokenBytes(b"{")

@@ -1,0 +1,309 @@
+"""Every promise of the contract's comments: what is refused, with which field, and what is accepted."""
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+from support.frontend_world import failure, ids_request, running_frontend, unary, violated_field
+from support.tiny_tokenizer import make_tokenizer
+
+from pagewire.scheduler_svc.errors import InvalidArgument, NotFound
+from pagewire.scheduler_svc.frontend.limits import ModelLimits
+from pagewire.scheduler_svc.frontend.prompt import ChatPrompt
+from pagewire.scheduler_svc.frontend.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.validate import resolve_max_tokens, validate_generation
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2
+from pagewire.wire.columns import unpack
+from pagewire.wire.model import ModelSpec
+from pagewire.wire.requests import Submit
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+LIMITS = ModelLimits(vocab_size=384, max_model_len=512, max_kv_tokens=400, max_n=4)
+HUGE = 3.4e38
+
+
+def generation(**fields: Any) -> pb.Generation:
+    made = pb.Generation(**fields)
+    if not made.HasField("prompt"):
+        made.prompt.token_ids.ids.extend([1, 2, 3])
+    return made
+
+
+def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.Generation:
+    return pb.Generation(prompt=pb.Prompt(chat=pb.Chat(messages=messages, **fields)))
+
+
+def user(content: str = "hello", **fields: Any) -> pb.ChatMessage:
+    return pb.ChatMessage(role=fields.pop("role", pb.CHAT_ROLE_USER), content=content, **fields)
+
+
+def struct(**values: Any) -> Struct:
+    made = Struct()
+    made.update(values)
+    return made
+
+
+UNBUILT = [
+    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=0.1))),
+    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=math.nan))),
+    ("sampling.presence_penalty", generation(sampling=pb.Sampling(presence_penalty=-0.5))),
+    ("sampling.frequency_penalty", generation(sampling=pb.Sampling(frequency_penalty=0.5))),
+    ("sampling.repetition_penalty", generation(sampling=pb.Sampling(repetition_penalty=1.1))),
+    ("sampling.repetition_penalty", generation(sampling=pb.Sampling(repetition_penalty=0))),
+    ("sampling.logit_bias", generation(sampling=pb.Sampling(logit_bias={3: 0.0}))),
+    ("stopping.min_tokens", generation(stopping=pb.Stopping(min_tokens=1))),
+    ("output.logprobs", generation(output=pb.Output(logprobs=True))),
+    ("output.num_candidates", generation(output=pb.Output(num_candidates=1))),
+    ("output.prompt_logprobs", generation(output=pb.Output(prompt_logprobs=True))),
+    ("output.num_prompt_candidates", generation(output=pb.Output(num_prompt_candidates=1))),
+    ("constraint", generation(constraint=pb.Constraint(regex="a+"))),
+    ("constraint", generation(constraint=pb.Constraint())),
+]
+
+OUT_OF_RANGE = [
+    ("prompt", pb.Generation()),
+    ("prompt", pb.Generation(prompt=pb.Prompt())),
+    ("prompt.token_ids.ids", pb.Generation(prompt=pb.Prompt(token_ids=pb.TokenIds()))),
+    ("prompt.token_ids.ids[1]", pb.Generation(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1, 384])))),
+    ("prompt.token_ids.ids[0]", pb.Generation(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[2**32 - 1])))),
+    ("prompt.token_ids.ids", pb.Generation(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1] * 400)))),
+    ("sampling.temperature", generation(sampling=pb.Sampling(temperature=-0.1))),
+    ("sampling.temperature", generation(sampling=pb.Sampling(temperature=100.1))),
+    ("sampling.temperature", generation(sampling=pb.Sampling(temperature=math.nan))),
+    ("sampling.temperature", generation(sampling=pb.Sampling(temperature=math.inf))),
+    ("sampling.temperature", generation(sampling=pb.Sampling(temperature=HUGE))),
+    ("sampling.top_p", generation(sampling=pb.Sampling(top_p=0))),
+    ("sampling.top_p", generation(sampling=pb.Sampling(top_p=1.01))),
+    ("sampling.top_p", generation(sampling=pb.Sampling(top_p=math.nan))),
+    ("sampling.top_p", generation(sampling=pb.Sampling(top_p=-math.inf))),
+    ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=0))),
+    ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=400))),
+    ("stopping.stop_strings", generation(stopping=pb.Stopping(stop_strings=["x"] * 17))),
+    ("stopping.stop_strings[1]", generation(stopping=pb.Stopping(stop_strings=["x", ""]))),
+    ("stopping.stop_strings[0]", generation(stopping=pb.Stopping(stop_strings=["ü" * 129]))),
+    ("stopping.stop_token_ids", generation(stopping=pb.Stopping(stop_token_ids=[1] * 65))),
+    ("stopping.stop_token_ids[0]", generation(stopping=pb.Stopping(stop_token_ids=[384]))),
+    ("n", generation(n=0)),
+    ("n", generation(n=5)),
+    ("priority", generation(priority=101)),
+    ("priority", generation(priority=-101)),
+    ("cache_salt", generation(cache_salt="ü" * 129)),
+    ("max_queue_time", generation(max_queue_time=Duration())),
+    ("max_queue_time", generation(max_queue_time=Duration(seconds=-1))),
+    ("max_queue_time", generation(max_queue_time=Duration(seconds=86400, nanos=1))),
+    ("request_id", generation(request_id="")),
+    ("request_id", generation(request_id="a b")),
+    ("request_id", generation(request_id="x" * 129)),
+    ("request_id", generation(request_id="tcp://10.0.0.1\n")),
+    ("prompt.chat.messages", chat()),
+    ("prompt.chat.messages", chat(*[user()] * 4097)),
+    ("prompt.chat.messages[0].role", chat(user(role=pb.CHAT_ROLE_UNSPECIFIED))),
+    ("prompt.chat.messages[1].role", chat(user(), user(role=17))),
+    ("prompt.chat.messages[0].content", chat(user(""))),
+    ("prompt.chat.messages[0].tool_calls", chat(user(tool_calls=[pb.ToolCall(name="f")]))),
+    ("prompt.chat.messages[0].tool_calls[0].name", chat(user(role=pb.CHAT_ROLE_ASSISTANT, tool_calls=[pb.ToolCall()]))),
+    ("prompt.chat.messages[0].tool_call_id", chat(user(tool_call_id="x"))),
+    ("prompt.chat.messages[0].reasoning_content", chat(user(reasoning_content="x"))),
+    ("prompt.chat.tools[0].name", chat(user(), tools=[pb.Tool()])),
+    (
+        "prompt.chat.tools[0].parameters.a[1]",
+        chat(user(), tools=[pb.Tool(name="f", parameters=struct(a=[1, math.nan]))]),
+    ),
+    ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(messages="x"))),
+    ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(tools="x"))),
+    ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(add_generation_prompt="x"))),
+    ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(bos_token="x"))),
+    ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(eos_token="x"))),
+    ("prompt.chat.template_arguments.a.b", chat(user(), template_arguments=struct(a={"b": math.inf}))),
+]
+
+
+@pytest.mark.parametrize(("field", "request_"), UNBUILT + OUT_OF_RANGE)
+def test_a_refusal_names_its_field(spec: ModelSpec, field: str, request_: pb.Generation) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        validate_generation(request_, spec, LIMITS)
+    assert refused.value.field == f"generation.{field}"
+    assert refused.value.message.startswith(refused.value.field)
+
+
+def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None:
+    """A field that is added to the contract must come into this list, and so into a decision."""
+    decided = {field.split(".")[0] for field, _ in UNBUILT + OUT_OF_RANGE} | {"model", "sampling", "stopping", "output"}
+    assert {field.name for field in pb.Generation.DESCRIPTOR.fields} == {name.split("[")[0] for name in decided}
+    read = {
+        "Sampling": {"temperature", "top_k", "top_p", "seed"},
+        "Stopping": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop"},
+        "Output": {"text", "token_ids", "skip_special_tokens"},
+    }
+    refused = {field.split(".")[1] for field, _ in UNBUILT if "." in field}
+    for message in (pb.Sampling, pb.Stopping, pb.Output):
+        names = {field.name for field in message.DESCRIPTOR.fields}
+        assert names == read[message.DESCRIPTOR.name] | (names & refused)
+        assert not read[message.DESCRIPTOR.name] & refused
+
+
+def test_values_that_ask_for_nothing_are_accepted(spec: ModelSpec) -> None:
+    neutral = generation(
+        model="tiny",
+        sampling=pb.Sampling(
+            min_p=0, presence_penalty=0, frequency_penalty=0, repetition_penalty=1, top_k=10**9, top_p=1
+        ),
+        stopping=pb.Stopping(min_tokens=0, max_tokens=399, stop_strings=["x" * 256] * 16, stop_token_ids=[383] * 64),
+        output=pb.Output(logprobs=False, num_candidates=0, prompt_logprobs=False, num_prompt_candidates=0),
+        n=4,
+        priority=-100,
+        cache_salt="x" * 256,
+        max_queue_time=Duration(seconds=86400),
+        request_id="x" * 128,
+    )
+    valid = validate_generation(neutral, spec, LIMITS)
+    assert (valid.n, valid.priority, valid.top_k, valid.max_tokens) == (4, -100, 0, 399)
+
+
+def test_unset_fields_get_their_documented_defaults(spec: ModelSpec) -> None:
+    valid = validate_generation(generation(), spec, LIMITS)
+    assert (valid.temperature, valid.top_k, valid.top_p) == (1.0, 0, 1.0)
+    assert (valid.n, valid.priority, valid.seed, valid.max_tokens) == (1, 0, None, None)
+    assert (valid.want_text, valid.want_token_ids, valid.skip_special_tokens) == (True, True, True)
+    assert (valid.ignore_eos, valid.include_stop, valid.cache_salt, valid.max_queue_time_s) == (
+        False,
+        False,
+        None,
+        None,
+    )
+
+
+def test_prompt_and_output_must_fit_together() -> None:
+    assert resolve_max_tokens(None, 100, LIMITS) == 300
+    assert resolve_max_tokens(300, 100, LIMITS) == 300
+    with pytest.raises(InvalidArgument, match=r"is 301; with a prompt of 100 tokens at most 300 fit") as refused:
+        resolve_max_tokens(301, 100, LIMITS)
+    assert refused.value.field == "generation.stopping.max_tokens"
+
+
+def test_another_models_name_is_not_found(spec: ModelSpec) -> None:
+    with pytest.raises(NotFound, match="gpt"):
+        validate_generation(generation(model="gpt"), spec, LIMITS)
+
+
+def test_chat_becomes_the_variables_that_templates_expect(spec: ModelSpec) -> None:
+    request = chat(
+        user("be brief", role=pb.CHAT_ROLE_SYSTEM),
+        user("weather?", name="ann"),
+        user("", role=pb.CHAT_ROLE_ASSISTANT, tool_calls=[pb.ToolCall(id="1", name="get", arguments=struct(days=2))]),
+        user("rain", role=pb.CHAT_ROLE_TOOL, tool_call_id="1"),
+        user("It rains.", role=pb.CHAT_ROLE_ASSISTANT, reasoning_content="hm"),
+        tools=[pb.Tool(name="get", description="gets", parameters=struct(type="object", b=1.5, a=[True, None]))],
+        template_arguments=struct(enable_thinking=False),
+        add_generation_prompt=False,
+    )
+    prompt = validate_generation(request, spec, LIMITS).prompt
+    assert isinstance(prompt, ChatPrompt)
+    call = {"type": "function", "id": "1", "function": {"name": "get", "arguments": {"days": 2}}}
+    parameters = {"a": [True, None], "b": 1.5, "type": "object"}
+    assert prompt.variables == {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "weather?", "name": "ann"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            {"role": "assistant", "content": "It rains.", "reasoning_content": "hm"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "get", "description": "gets", "parameters": parameters}}],
+        "enable_thinking": False,
+        "add_generation_prompt": False,
+        "eos_token": "<|im_end|>",
+    }
+    days = prompt.variables["messages"][2]["tool_calls"][0]["function"]["arguments"]["days"]
+    assert isinstance(days, int)
+    (tool,) = prompt.variables["tools"]
+    assert list(tool["function"]["parameters"]) == ["a", "b", "type"]
+
+
+@pytest.mark.parametrize(
+    ("path", "unknown"),
+    [
+        ("", b"\xfa\x01\x01x"),  # field 31
+        ("generation", b"\xfa\x01\x01x"),
+        ("generation.sampling", b"\xfa\x01\x01x"),
+        ("generation.prompt.chat.messages[1]", b"\xfa\x01\x01x"),
+    ],
+)
+def test_a_field_that_the_server_does_not_know_is_refused(path: str, unknown: bytes) -> None:
+    request = inference_pb2.GenerateRequest(generation=chat(user(), user()))
+    part: Any = request
+    for name in filter(None, path.split(".")):
+        part = getattr(part, name.removesuffix("[1]"))
+        part = part[1] if name.endswith("]") else part
+    refuse_unknown_fields(request)
+    part.MergeFromString(unknown)
+    with pytest.raises(InvalidArgument) as refused:
+        refuse_unknown_fields(request)
+    assert refused.value.field == f"{path}.31".removeprefix(".")
+
+
+def test_refusals_over_grpc_disturb_no_other_stream(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            kept = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            for field, request in UNBUILT:
+                call = world.inference.StreamGenerate(inference_pb2.StreamGenerateRequest(generation=request))
+                assert violated_field(await failure(call)) == f"generation.{field}"
+            long = "x" * 3000
+            error = await failure(world.inference.Generate(unary(ids_request(request_id=long, model=long))))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            await world.engine.answer(submit.handle, [40])
+            assert await kept.read() is not grpc.aio.EOF
+            assert len(world.engine.submits) == 1
+
+    run(test())
+
+
+def test_prompts_that_leave_no_room_are_refused_with_the_numbers(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec, num_blocks=4, block_size=8) as world:  # 32 tokens of KV
+            request = ids_request()
+            request.generation.prompt.text = "abc " * 100
+            error = await failure(world.inference.Generate(unary(request)))
+            assert violated_field(error) == "generation.prompt.text"
+            num_tokens = len(make_tokenizer().encode("abc " * 100).ids)
+            assert f"gives {num_tokens} tokens" in (error.details() or "")
+            assert "32 tokens" in (error.details() or "")
+            request.generation.prompt.text = ""
+            assert violated_field(await failure(world.inference.Generate(unary(request)))) == "generation.prompt.text"
+            call = world.inference.StreamGenerate(ids_request(*[1] * 30))
+            assert (await world.engine.act(Submit)).max_tokens == 2
+            call.cancel()
+
+    run(test())
+
+
+def test_salts_differ_unless_tenant_and_salt_are_equal(spec: ModelSpec, run: Run, tmp_path: Any) -> None:
+    async def test() -> None:
+        keys = tmp_path / "keys"
+        keys.write_text("# tenants\nann:0123456789abcdef\nbob:fedcba9876543210\n")
+        async with running_frontend(spec, api_keys_file=str(keys)) as world:
+            salts = []
+            for key in ("0123456789abcdef", "fedcba9876543210"):
+                for salt in (None, "", "x", "x"):
+                    request = ids_request() if salt is None else ids_request(cache_salt=salt)
+                    call = world.inference.StreamGenerate(request, metadata=[("authorization", f"Bearer {key}")])
+                    submit = await world.engine.act(Submit)
+                    assert unpack(submit.prompt).tolist() == [1, 2, 3]
+                    salts.append(submit.salt)
+                    await world.engine.answer(submit.handle, [40])
+                    while await call.read() is not grpc.aio.EOF:
+                        pass
+            assert {len(salt) for salt in salts} == {32}
+            assert len(set(salts)) == 6
+            assert salts[2] == salts[3]
+            assert salts[6] == salts[7]
+
+    run(test())
