@@ -14,6 +14,10 @@ outputs are repeated, and the seam lies where the delivered text is all the text
 server's Detokenize says; where no such place is near the end, the request is repeated. The seam lies at least one token
 before the break, so that the first tokens on the new connection can be compared with what was delivered (`transcript`).
 
+"The same tokens" holds as far as the same logits do. Those of a prefill may differ in their last bits from those of the
+decode that it replaces; in bfloat16 that can flip a near tie after the seam, as preemption inside the engine can. What
+was delivered stays, and what follows is a sample of the same distribution.
+
 It does no I/O: `resubmission` yields requests and is sent their answers, by the synchronous client and the other alike.
 """
 

@@ -52,6 +52,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--tls-certificate", metavar="FILE", help="use TLS; PEM file with the client's own certificate")
     group.add_argument("--tls-key", metavar="FILE", help="PEM file with its key")
+    group.add_argument("--tls-server-name", metavar="NAME", help="what its certificate says, if not the target")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +77,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def client(args: argparse.Namespace, retry: RetryPolicy | None = None) -> Client:
     """A client of the service that the target flags describe."""
     tls = None
-    if args.tls or args.tls_ca or args.tls_certificate or args.tls_key:
-        tls = Tls(ca_file=args.tls_ca, certificate_file=args.tls_certificate, key_file=args.tls_key)
+    if args.tls or args.tls_ca or args.tls_certificate or args.tls_key or args.tls_server_name:
+        tls = Tls(
+            ca_file=args.tls_ca,
+            certificate_file=args.tls_certificate,
+            key_file=args.tls_key,
+            server_name=args.tls_server_name,
+        )
     return Client(args.target, api_key=args.api_key, tls=tls, retry=retry)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pagewire.client import LaunchError, local, local_async
+from pagewire.client import Delta, LaunchError, local, local_async
 from pagewire.client.local import LocalService
 
 SIM = {"device": "sim", "max_model_len": 256}
@@ -106,12 +106,29 @@ def test_a_start_that_takes_too_long() -> None:
 @pytest.mark.parametrize("said", ["nonsense", "{}", "[]"])
 def test_something_else_than_an_address(said: str) -> None:
     strange = LocalService("random:tiny", {}, quiet=True)
-    program = "import os, sys; os.write(int(sys.argv[1].partition('=')[2]), sys.argv[0].encode() or b'')"
     program = f"import os, sys; os.write(int(sys.argv[1].partition('=')[2]), {said!r}.encode() + b'\\n')"
     strange._command = [sys.executable, "-c", program]
     with pytest.raises(LaunchError, match="where its address was due"):
         strange.start(10)
     strange.stop()
+
+
+def test_a_killed_frontend_is_not_noticed() -> None:
+    """The supervisor starts another one; the stream goes on there, from where it was."""
+    with local("random:tiny", **SIM, sim_step_us=2000) as client:
+        expected = client.generate([1, 2, 3], max_tokens=200, ignore_eos=True, seed=5)
+        stream = client.stream([1, 2, 3], max_tokens=200, ignore_eos=True, seed=5)
+        for event in stream:
+            if isinstance(event, Delta):
+                break
+        (frontend,) = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "pagewire.scheduler_svc.frontend" in process.cmdline()
+        ]
+        frontend.kill()
+        assert stream.result().outputs == expected.outputs
+        assert not psutil.pid_exists(frontend.pid)
 
 
 def test_it_does_not_outlive_a_killed_caller() -> None:

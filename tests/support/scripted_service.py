@@ -53,7 +53,12 @@ def unavailable(reason: str = "", retry_after_s: float | None = None) -> Any:
 class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.ModelServiceServicer):
     """Use it in a `with`. Attributes may be changed between calls."""
 
-    def __init__(self, answer: str = "Hello, wörld €", prompt_ids: list[int] = PROMPT_IDS) -> None:
+    def __init__(
+        self,
+        answer: str = "Hello, wörld €",
+        prompt_ids: list[int] = PROMPT_IDS,
+        tls: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.answer = [*answer.encode(), EOS]
         self.prompt_ids = prompt_ids
         self.chat = True
@@ -78,7 +83,11 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if tls is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", tls)
+        self.address = f"127.0.0.1:{port}"
 
     def __enter__(self) -> Self:
         self._server.start()
