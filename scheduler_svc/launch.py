@@ -73,7 +73,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The engine counts as lost to health after this long without a `Load`."""
     tls: TlsFiles | None = None
     api_keys_file: str | None = None
-    """Lines of `tenant:key`; without it there is one anonymous tenant."""
+    """Lines of `tenant:key`; without it there is one anonymous tenant. With it, the admin listener needs the key of the
+    tenant `admin`."""
     settings: dict[str, str] = {}
     """For GetServerInfo, secrets left out."""
     started_unix_s: float

@@ -144,7 +144,7 @@ class Frontend:
         return await self._serve(server, launch.admin_listen, (_ADMIN,))
 
     async def _serve(self, server: grpc.aio.Server, address: str, services: tuple[str, ...]) -> str:
-        await self._health.add_to(server, services)
+        self._health.add_to(server, services)
         reflection.enable_server_reflection((*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         bound = bind(server, address, self._launch.tls)
         await server.start()

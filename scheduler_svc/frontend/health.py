@@ -3,17 +3,23 @@
 SERVING when a new request would run: the engine is READY, was heard of in time, and this frontend is not draining. The
 empty name and every service of a listener have the same status. Watch streams stay open through failures, and see each
 change. It knows the engine only by its status.
+
+The servicer of grpcio-health-checking lost: it holds a lock while it writes to a watcher, so one watcher that does not
+read would keep the status from changing for all. Here a change waits for nobody.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
@@ -25,15 +31,14 @@ class Health:
         self._is_serving = is_serving
         self._check_interval_s = check_interval_s
         self._poked = asyncio.Event()
-        self._listeners: list[tuple[HealthServicer, Sequence[str]]] = []
+        self.status = _NOT_SERVING
+        self.changed = asyncio.Event()
+        """Set when `status` is replaced, and then replaced itself."""
 
-    async def add_to(self, server: grpc.aio.Server, services: Sequence[str]) -> None:
+    def add_to(self, server: grpc.aio.Server, services: Sequence[str]) -> None:
         """Serve health of these services, and of the empty name, on a server that has not started."""
-        servicer = HealthServicer()
-        names = ("", health.SERVICE_NAME, *services)
-        self._listeners.append((servicer, names))
-        await _set(servicer, names, _NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        names = frozenset(("", health.SERVICE_NAME, *services))
+        health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self, names), server)
 
     def poke(self) -> None:
         """Something has changed."""
@@ -41,14 +46,13 @@ class Health:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        shown = _NOT_SERVING
         while True:
             self._poked.clear()
             status = _SERVING if self._is_serving() else _NOT_SERVING
-            if status != shown:
-                shown = status
-                for servicer, names in self._listeners:
-                    await _set(servicer, names, status)
+            if status != self.status:
+                self.status = status
+                before, self.changed = self.changed, asyncio.Event()
+                before.set()
             try:
                 async with asyncio.timeout(self._check_interval_s):
                     await self._poked.wait()
@@ -56,6 +60,26 @@ class Health:
                 continue
 
 
-async def _set(servicer: HealthServicer, names: Sequence[str], status: int) -> None:
-    for name in names:
-        await servicer.set(name, status)
+class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
+    """Health of one listener's services."""
+
+    def __init__(self, health_: Health, names: frozenset[str]) -> None:
+        self._health = health_
+        self._names = names
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        """The status now; NOT_FOUND for a service that is not here, as the protocol says."""
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this listener has no such service")
+        return health_pb2.HealthCheckResponse(status=self._health.status)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """The status now and at every change; SERVICE_UNKNOWN for a service that is not here, as the protocol says."""
+        shown = None
+        while True:
+            changed = self._health.changed
+            status = self._health.status if request.service in self._names else _UNKNOWN
+            if status != shown:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                shown = status
+            await changed.wait()

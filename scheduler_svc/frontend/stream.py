@@ -5,6 +5,10 @@ engine's side, in one synchronous pass over a step's batch; messages are taken o
 two stands one bounded queue. While a message waits, tokens of its output join it, so a client that reads slowly gets
 larger deltas and not more messages, and no token costs an await.
 
+Measured on 2 Zen 5 cores with the client on the same cores and other work beside it: a token costs 2.7 µs here when
+everything joins (165,000 tokens/s over 256 streams), a message about 30 µs, nearly all of it grpc's write; at 27,000
+to 30,000 tokens/s over 256 or 64 streams, 40 to 60% of the tokens get a message of their own.
+
 It knows neither sockets nor gRPC calls, only the messages. Invariants: Started is first; each output has deltas, then
 one Finished; Usage is last; no message is ever repeated; a stream that holds more than its limit fails, alone.
 """

@@ -279,6 +279,12 @@ def test_bytes_that_are_no_request_and_requests_that_are_too_long_disturb_nothin
             request.generation.prompt.text = "x" * (1024 * 1024 + 1)
             error = await failure(world.inference.Generate(unary(request)))
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            large = [("grpc.max_send_message_length", -1)]
+            async with grpc.aio.insecure_channel(world.ready.address, options=large) as channel:
+                request.generation.prompt.text = "x" * (20 * 1024 * 1024)  # small once it is compressed
+                stub: Any = InferenceServiceStub(channel)
+                error = await failure(stub.Generate(unary(request), compression=grpc.Compression.Gzip))
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             error = await failure(world.inference.Generate(unary(ids_request()), metadata=[("x", "y" * 65536)]))
             assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
             error = await failure(world.channel.unary_unary(f"/{INFERENCE}/Nothing")(b""))

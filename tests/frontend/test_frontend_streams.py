@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+import zmq
 from google.rpc import error_details_pb2
 from support.frontend_world import (
     FrontendUnderTest,
@@ -25,6 +26,7 @@ from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import EngineRestarted
+from pagewire.wire.launch import CurveKeys
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Abort, EngineState, FinishKind, Register, RejectKind, Submit
 
@@ -388,6 +390,20 @@ def test_frames_that_are_no_messages_are_counted_and_dropped(spec: ModelSpec, ru
             await world.engine.answer(submit.handle, [40])
             assert ids_of(await read_all(call)) == [40]
             assert world.engine_client.dropped_frames == 3
+
+    run(test())
+
+
+def test_the_link_speaks_curve_where_the_endpoint_has_keys(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        (engine_public, engine_secret), (own_public, own_secret) = zmq.curve_keypair(), zmq.curve_keypair()
+        keys = CurveKeys(
+            server_public=engine_public.decode(), own_public=own_public.decode(), own_secret=own_secret.decode()
+        )
+        async with running_frontend(spec, curve=keys, curve_secret=engine_secret) as world:
+            call = world.inference.Generate(unary(ids_request()))
+            await world.engine.answer((await world.engine.act(Submit)).handle, [40])
+            assert (await call).usage.completion_tokens == 1
 
     run(test())
 

@@ -26,6 +26,8 @@ from pagewire.wire.launch import Endpoint
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Register
 
+_ENGINE_OPTIONS = ("num_blocks", "block_size", "curve_secret")
+
 
 @dataclass
 class FrontendUnderTest:
@@ -84,7 +86,8 @@ def make_launch(spec: ModelSpec, engine_address: str, **changes: Any) -> Fronten
 @contextlib.asynccontextmanager
 async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[FrontendUnderTest]:
     """Start, wait until it has registered, and stop at the end. An error of the frontend's own fails the test."""
-    engine_options = {name: changes.pop(name) for name in ("num_blocks", "block_size") if name in changes}
+    engine_options = {name: changes.pop(name) for name in _ENGINE_OPTIONS if name in changes}
+    curve = changes.pop("curve", None)
     async with ScriptedEngine(**engine_options) as engine:
         news: asyncio.Queue[FromChild] = asyncio.Queue()
         ids = itertools.count()
@@ -94,7 +97,8 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
             draw_request_id=lambda: f"drawn-{next(ids)}",
             send=news.put_nowait,
         )
-        frontend = Frontend(make_launch(spec, engine.address, **changes), world)
+        endpoint = Endpoint(address=engine.address, curve=curve)
+        frontend = Frontend(make_launch(spec, engine.address, engine=endpoint, **changes), world)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         running = asyncio.create_task(frontend.run(ready.set_result))
         await asyncio.wait([running, ready], timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)

@@ -43,7 +43,15 @@ Wanted = TypeVar("Wanted")
 class ScriptedEngine:
     """Binds an address of its own; `address` is for the frontend's launch file."""
 
-    def __init__(self, num_blocks: int = 64, block_size: int = 16, max_model_len: int = 512) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 16,
+        max_model_len: int = 512,
+        curve_secret: bytes | None = None,
+    ) -> None:
+        """With a CURVE secret key, only peers that know the public one get through."""
+        self._curve_secret = curve_secret
         self._directory = Path(tempfile.mkdtemp(prefix="pw"))
         self.address = f"ipc://{self._directory}/e"
         self.num_blocks, self.block_size, self.max_model_len = num_blocks, block_size, max_model_len
@@ -63,6 +71,9 @@ class ScriptedEngine:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
+        if self._curve_secret is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve_secret)
         self._socket.bind(self.address)
         self._reader = asyncio.get_running_loop().create_task(self._read())
 

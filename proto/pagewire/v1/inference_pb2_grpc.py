@@ -29,7 +29,8 @@ class InferenceServiceStub:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 
@@ -65,7 +66,8 @@ class InferenceServiceServicer:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 
@@ -133,7 +135,8 @@ class InferenceService:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 

@@ -30,7 +30,8 @@ class InferenceServiceStub:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 
@@ -54,7 +55,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 
@@ -74,7 +76,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason WORKER_LOST, ENGINE_LOST or DRAINING),
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
+    DRAINING),
     DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
     """
 
