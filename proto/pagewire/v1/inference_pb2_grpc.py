@@ -30,8 +30,7 @@ class InferenceServiceStub:
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     def __init__(self, channel):
@@ -67,8 +66,7 @@ class InferenceServiceServicer:
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     def Generate(self, request, context):
@@ -136,8 +134,7 @@ class InferenceService:
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     @staticmethod

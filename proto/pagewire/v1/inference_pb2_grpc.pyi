@@ -31,8 +31,7 @@ class InferenceServiceStub:
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     @_typing.overload
@@ -56,8 +55,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,8 +75,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
     RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING),
-    DEADLINE_EXCEEDED, UNAUTHENTICATED. A stream never reports an error in band.
+    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
     """
 
     @_abc_1.abstractmethod
