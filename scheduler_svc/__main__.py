@@ -16,12 +16,12 @@ from types import FrameType
 
 import msgspec
 
-from pagewire.scheduler_svc import settings_sources
 from pagewire.scheduler_svc.models.cache import default_cache_dir
-from pagewire.scheduler_svc.parent_watch import watch_parent
-from pagewire.scheduler_svc.server_plan import Commands, ServerPlan
-from pagewire.scheduler_svc.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.settings import sources
+from pagewire.scheduler_svc.settings.settings import Settings, exposure_warnings
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
+from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
+from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
 
 
 def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--parent-fd", type=int, metavar="N", help="inherited pipe; its end-of-file ends the server like SIGTERM"
     )
     serve.add_argument("--make-curve-keys", type=Path, metavar="DIR", help="write CURVE keys into DIR, and exit")
-    settings_sources.add_flags(serve)
+    sources.add_flags(serve)
     models = commands.add_parser(
         "models", help="list the models that can be named", description="List the models that can be named."
     )
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from pagewire.scheduler_svc.known_models import as_table, known_models
+    from pagewire.scheduler_svc.models.known import as_table, known_models
 
     wanted = arguments.cache_dir or os.environ.get("PAGEWIRE_CACHE_DIR")
     known = known_models(_cache_dir(wanted), arguments.cached)
@@ -87,13 +87,13 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     if arguments.make_curve_keys is not None:
-        from pagewire.scheduler_svc.curve_keys import make_curve_keys
+        from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys
 
         make_curve_keys(arguments.make_curve_keys)
         return 0
-    resolved = settings_sources.resolve(vars(arguments), os.environ, arguments.config)
+    resolved = sources.resolve(vars(arguments), os.environ, arguments.config)
     if arguments.print_config:
-        print(settings_sources.render(resolved), end="")
+        print(sources.render(resolved), end="")
         return 0
     logging.basicConfig(
         level=resolved.settings.log_level.upper(), format="%(asctime)s supervisor %(levelname)s %(message)s"
@@ -111,14 +111,14 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
-    from pagewire.scheduler_svc.curve_keys import read_curve_keys
-    from pagewire.scheduler_svc.device import choose_device, choose_dtype, choose_max_model_len, read_cpuinfo
     from pagewire.scheduler_svc.models.resolve import resolve_model
     from pagewire.scheduler_svc.progress import closing_progress, make_progress
-    from pagewire.scheduler_svc.ready_report import ReadyReport
-    from pagewire.scheduler_svc.runtime_dir import RuntimeDir
-    from pagewire.scheduler_svc.sd_notify import SystemdNotifier
-    from pagewire.scheduler_svc.supervisor import Supervisor, Surroundings
+    from pagewire.scheduler_svc.settings.device import choose_device, choose_dtype, choose_max_model_len, read_cpuinfo
+    from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys
+    from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
+    from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
+    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier
+    from pagewire.scheduler_svc.supervisor.supervisor import Supervisor, Surroundings
 
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):

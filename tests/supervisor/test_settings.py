@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.scheduler_svc.setting_field import setting_fields
-from pagewire.scheduler_svc.settings import Settings, exposure_warnings
-from pagewire.scheduler_svc.settings_sources import (
+from pagewire.scheduler_svc.settings.field import setting_fields
+from pagewire.scheduler_svc.settings.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.settings.sources import (
     FOREIGN_VARIABLES,
     Resolved,
     add_flags,
@@ -212,8 +212,8 @@ def test_exposure_is_warned_about() -> None:
 def test_the_supervisor_starts_without_heavy_imports() -> None:
     heavy = "numpy torch gguf tokenizers huggingface_hub transformers grpc zmq jinja2 rich"
     code = (
-        "import sys, pagewire.scheduler_svc.__main__ as main, pagewire.scheduler_svc.supervisor\n"
-        "import pagewire.scheduler_svc.models.resolve, pagewire.scheduler_svc.curve_keys\n"
+        "import sys, pagewire.scheduler_svc.__main__ as main, pagewire.scheduler_svc.supervisor.supervisor\n"
+        "import pagewire.scheduler_svc.models.resolve, pagewire.scheduler_svc.supervisor.curve_keys\n"
         f"print([name for name in {heavy.split()!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

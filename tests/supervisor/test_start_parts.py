@@ -8,16 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pagewire.scheduler_svc.curve_keys import make_curve_keys, read_curve_keys
-from pagewire.scheduler_svc.device import choose_device, choose_dtype, choose_max_model_len
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
-from pagewire.scheduler_svc.posts import Post, RestartLimit, Role
 from pagewire.scheduler_svc.progress import PlainProgress
-from pagewire.scheduler_svc.runtime_dir import RuntimeDir
-from pagewire.scheduler_svc.server_plan import Addresses, ServerPlan
-from pagewire.scheduler_svc.settings import Settings
+from pagewire.scheduler_svc.settings.device import choose_device, choose_dtype, choose_max_model_len
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_curve_keys
+from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
+from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses, ServerPlan
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import RopeScaling
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from pagewire.scheduler_svc.__main__ import main
-from pagewire.scheduler_svc.server_plan import Commands
+from pagewire.scheduler_svc.supervisor.server_plan import Commands
 
 if __name__ == "__main__":
     scripts = sys.argv[1]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.runtime_dir import check_private
 from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.scheduler_svc.supervisor.runtime_dir import check_private
 from pagewire.wire.launch import CurveKeys
 
 _ENGINE, _WORKER = "engine.json", "worker.json"

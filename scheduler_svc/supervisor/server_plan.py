@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, TlsFiles
-from pagewire.scheduler_svc.settings import Settings
-from pagewire.scheduler_svc.settings_sources import as_text
+from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.settings.sources import as_text
 from pagewire.wire.launch import CurveKeys, Device, Endpoint, WorkerLaunch
 from pagewire.wire.model import DType, ModelSpec
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pagewire.scheduler_svc.setting_field import SettingField, setting_fields
-from pagewire.scheduler_svc.settings import Settings
+from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 CONFIG_VARIABLE = "PAGEWIRE_CONFIG"

@@ -1,7 +1,7 @@
 """Every setting of the server, each with its meaning, unit, range and default, in one frozen struct.
 
 The struct is the only place where a setting is declared: flags, environment variables, the TOML file, `--help` and
-`--print-config` are all made from it (`settings_sources`). It owns the checks that need two settings at once. It knows
+`--print-config` are all made from it (`sources`). It owns the checks that need two settings at once. It knows
 neither where a value came from nor what a model is.
 """
 
@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from pagewire.scheduler_svc.addresses import check_address, is_loopback
-from pagewire.scheduler_svc.setting_field import Setting, setting_fields
+from pagewire.scheduler_svc.settings.addresses import check_address, is_loopback
+from pagewire.scheduler_svc.settings.field import Setting, setting_fields
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 MAX_INT32 = 2**31 - 1

@@ -8,8 +8,8 @@ from types import TracebackType
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import write_atomically
-from pagewire.scheduler_svc.server_plan import Addresses
 from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses
 
 
 class ReadyLine(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from pagewire.scheduler_svc.addresses import MAX_UNIX_PATH_BYTES
+from pagewire.scheduler_svc.settings.addresses import MAX_UNIX_PATH_BYTES
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 _PREFIX = "pagewire-"

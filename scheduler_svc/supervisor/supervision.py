@@ -3,8 +3,8 @@
 import enum
 from typing import NamedTuple
 
-from pagewire.scheduler_svc.child import ChildEvent
-from pagewire.scheduler_svc.posts import Post
+from pagewire.scheduler_svc.supervisor.child import ChildEvent
+from pagewire.scheduler_svc.supervisor.posts import Post
 
 
 class Phase(enum.Enum):

@@ -7,8 +7,8 @@ import enum
 import math
 from collections.abc import Callable
 
-from pagewire.scheduler_svc.child import Child
-from pagewire.scheduler_svc.server_plan import Addresses
+from pagewire.scheduler_svc.supervisor.child import Child
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses
 
 _SERVED_LONG_ENOUGH_S = 60.0
 _FIRST_BACKOFF_S = 0.5

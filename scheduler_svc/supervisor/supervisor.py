@@ -20,14 +20,14 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from pagewire.scheduler_svc.addresses import check_port_unused
-from pagewire.scheduler_svc.child import Child, Exited
-from pagewire.scheduler_svc.posts import Post, RestartLimit, Role
 from pagewire.scheduler_svc.progress import Progress
-from pagewire.scheduler_svc.runtime_dir import RuntimeDir
-from pagewire.scheduler_svc.sd_notify import SystemdNotifier
-from pagewire.scheduler_svc.server_plan import Addresses, Commands, ServerPlan
-from pagewire.scheduler_svc.supervision import (
+from pagewire.scheduler_svc.settings.addresses import check_port_unused
+from pagewire.scheduler_svc.supervisor.child import Child, Exited
+from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
+from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
+from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.supervision import (
     DrainOverdue,
     Event,
     Heard,

@@ -5,7 +5,7 @@ The supervisor decides, once, because the engine, the frontends and the worker m
 
 from pathlib import Path
 
-from pagewire.scheduler_svc.settings import Settings
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.launch import Device
 from pagewire.wire.model import DecoderConfig, DType
