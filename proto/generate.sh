@@ -2,7 +2,9 @@
 # Regenerates the committed code of the public contract. `--check` compares instead of writing (CI does).
 set -euo pipefail
 cd "$(dirname "$0")"
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}")
+# protoc looks for its plugins on the PATH; they are installed beside the interpreter.
+PATH=$(dirname "$python"):$PATH
 out=.
 if [ "${1:-}" = --check ]; then
   out=$(mktemp -d)
