@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-}
 for candidate in python3.13 python3.12 python3.11 python3; do
   [ -n "$python" ] && break
-  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     python=$candidate
   fi
 done
@@ -51,6 +51,4 @@ if [ $# -eq 0 ]; then
 fi
 
 echo "== tests"
-exec_status=0
-"$venv/bin/python" -m pytest "$@" || exec_status=$?
-exit "$exec_status"
+"$venv/bin/python" -m pytest "$@"
