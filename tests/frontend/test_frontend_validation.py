@@ -1,6 +1,7 @@
 """Every promise of the contract's comments: what is refused, with which field, and what is accepted."""
 
 import math
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.frontend_world import failure, ids_request, running_frontend, unary
 from support.tiny_tokenizer import make_tokenizer
 
 from pagewire.scheduler_svc.errors import InvalidArgument, NotFound
-from pagewire.scheduler_svc.frontend.limits import ModelLimits
+from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, ModelLimits
 from pagewire.scheduler_svc.frontend.prompt import ChatPrompt
 from pagewire.scheduler_svc.frontend.unknown_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.validate import resolve_max_tokens, validate_generation
@@ -114,6 +115,9 @@ OUT_OF_RANGE = [
         "prompt.chat.tools[0].parameters.a[1]",
         chat(user(), tools=[pb.Tool(name="f", parameters=struct(a=[1, math.nan]))]),
     ),
+    ("prompt.chat", chat(user(), tools=[pb.Tool(name="f")] * (MAX_CHAT_PARTS + 1))),
+    ("prompt.chat", chat(user(), template_arguments=struct(a=[1] * MAX_CHAT_PARTS))),
+    ("prompt.chat", chat(user(), template_arguments=struct(**{f"a{i}": i for i in range(MAX_CHAT_PARTS + 1)}))),
     ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(messages="x"))),
     ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(tools="x"))),
     ("prompt.chat.template_arguments", chat(user(), template_arguments=struct(add_generation_prompt="x"))),
@@ -245,6 +249,27 @@ def test_a_field_that_the_server_does_not_know_is_refused(path: str, unknown: by
     with pytest.raises(InvalidArgument) as refused:
         refuse_unknown_fields(request)
     assert refused.value.field == f"{path}.31".removeprefix(".")
+
+
+def test_a_field_that_nobody_knows_is_not_looked_for_through_a_million_messages() -> None:
+    request = chat(user(), template_arguments=struct(a=[True] * 300_000))
+    request.prompt.chat.template_arguments.fields["a"].list_value.values.add().MergeFromString(b"\xfa\x01\x01x")
+    began_s = time.process_time()
+    with pytest.raises(InvalidArgument) as refused:
+        refuse_unknown_fields(request)
+    assert refused.value.field == "the request"
+    assert time.process_time() - began_s < 1  # 3 s where every message was walked
+
+
+def test_a_name_of_megabytes_is_not_copied_for_each_value_below_it(spec: ModelSpec) -> None:
+    name = "k" * 3_000_000
+    request = chat(user(), template_arguments=struct(**{name: [1] * (MAX_CHAT_PARTS - 2) + [math.nan]}))
+    began_s = time.process_time()
+    with pytest.raises(InvalidArgument) as refused:
+        validate_generation(request, spec, LIMITS)
+    assert time.process_time() - began_s < 2  # 5 s where each value had its path written out
+    assert refused.value.field.endswith(f"…[{MAX_CHAT_PARTS - 2}]")
+    assert len(refused.value.field) < 200
 
 
 def test_refusals_over_grpc_disturb_no_other_stream(spec: ModelSpec, run: Run) -> None:
