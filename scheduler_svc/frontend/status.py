@@ -28,8 +28,11 @@ from pagewire.scheduler_svc.errors import (
 )
 
 ERROR_DOMAIN = "pagewire"
-_MAX_MESSAGE_CHARACTERS = 1024
-_MAX_FIELD_CHARACTERS = 256
+_CUT = "…"
+_MAX_MESSAGE_BYTES = 1024
+_MAX_FIELD_BYTES = 256
+"""In UTF-8. The message travels percent-encoded, three characters for each byte that is no ASCII, and once or twice
+more in the details, in base64: 6.3 KB at most, where gRPC's clients take 8."""
 
 
 def to_status(error: PagewireError) -> status_pb2.Status:
@@ -37,8 +40,8 @@ def to_status(error: PagewireError) -> status_pb2.Status:
     match error:
         case InvalidArgument():
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=_cut(error.field, _MAX_FIELD_CHARACTERS),
-                description=_cut(error.message, _MAX_MESSAGE_CHARACTERS),
+                field=_cut(error.field, _MAX_FIELD_BYTES),
+                description=_cut(error.message, _MAX_MESSAGE_BYTES),
             )
             return _status(
                 code_pb2.INVALID_ARGUMENT, error.message, error_details_pb2.BadRequest(field_violations=[violation])
@@ -72,7 +75,7 @@ async def abort(context: grpc.aio.ServicerContext, error: RequestError | Interna
 
 
 def _status(code: int, message: str, *details: Message) -> status_pb2.Status:
-    status = status_pb2.Status(code=code, message=_cut(message, _MAX_MESSAGE_CHARACTERS))
+    status = status_pb2.Status(code=code, message=_cut(message, _MAX_MESSAGE_BYTES))
     for detail in details:
         status.details.add().Pack(detail)
     return status
@@ -86,5 +89,8 @@ def _retry(retry_after_s: float | None) -> list[Message]:
     return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
-def _cut(text: str, max_characters: int) -> str:
-    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
+def _cut(text: str, max_bytes: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= max_bytes:
+        return text
+    return encoded[: max_bytes - len(_CUT.encode())].decode(errors="ignore") + _CUT
