@@ -98,7 +98,7 @@ class KVCache:
         self.layers = [_lazy_zeros(shape, dtype) for _ in range(config.num_layers)]
         """Per layer [2, N, K, P, D]."""
         self._rows = [layer.view(-1, config.head_dim) for layer in self.layers]
-        self._by_head = [layer.transpose(1, 2) for layer in self.layers]
+        self._parts = [layer.view(-1, block_size * config.head_dim) for layer in self.layers]
 
     def row_index(self, slots_W: torch.Tensor) -> torch.Tensor:
         """Where `write` puts W tokens whose slots (block id × P + offset) are given: int64 [W · 2K] row numbers of a
@@ -114,13 +114,22 @@ class KVCache:
         """Stores W tokens' keys and values; J = 2K: the K key heads, then the K value heads, in the cache's dtype."""
         self._rows[layer].index_copy_(0, rows, kv_WJD.reshape(rows.shape[0], self._head_dim))
 
-    def gather(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the keys and values of M blocks (int32 or int64 ids), in that order: each [K, M · P, D].
+    def gather_index(self, blocks_BM: torch.Tensor) -> torch.Tensor:
+        """What `gather` needs for each row of a block table (int32): int64 [B, 2K, M] numbers of the parts of a layer
+        seen as [2 · N · K, P · D]. Computed once per step, used in every layer."""
+        K = self.num_kv_heads
+        heads = torch.arange(2 * K, device=blocks_BM.device)
+        heads = heads % K + (heads // K) * (self.num_blocks * K)
+        return blocks_BM[:, None, :].to(torch.int64) * K + heads[:, None]
 
-        Keys and values in one call: 10 µs for 8 blocks of SmolLM2's, where two calls on the halves took over 90.
+    def gather(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """Copies the blocks of a flattened index [2K · M] into out, [2K · M, P · D]: per KV head its keys of M blocks
+        in order, then the same for values.
+
+        A copy per block and head: 24 µs for 8 blocks of Qwen3-0.6B's (1 MB), where selecting from a transposed view
+        took 38, and 28 against 52 for 16 blocks of half the size.
         """
-        gathered = self._by_head[layer].index_select(2, blocks).flatten(2, 3)
-        return gathered[0], gathered[1]
+        torch.index_select(self._parts[layer], 0, index, out=out)
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

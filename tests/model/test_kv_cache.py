@@ -71,8 +71,10 @@ def test_gather_returns_what_write_stored(config: DecoderConfig) -> None:
     slots = torch.tensor([3 * 4 + 0, 3 * 4 + 1, 3 * 4 + 2, 3 * 4 + 3, 1 * 4 + 0])  # block 3 whole, then block 1
     values = torch.randn(5, 2 * K, D)
     kv.write(1, kv.row_index(slots), values)
-    keys, vals = kv.gather(1, torch.tensor([3, 1], dtype=torch.int32))
-    assert keys.shape == vals.shape == (K, 8, D)
+    gathered = torch.full((2 * K * 2, 4 * D), float("nan"))
+    index = kv.gather_index(torch.tensor([[0, 0], [3, 1]], dtype=torch.int32))
+    kv.gather(1, index[1].flatten(), gathered)
+    keys, vals = gathered.view(2, K, 8, D)
     assert torch.equal(keys[:, :5], values[:, :K].transpose(0, 1))
     assert torch.equal(vals[:, :5], values[:, K:].transpose(0, 1))
     assert torch.equal(kv.layers[1][0, 3, :, 2], values[2, :K])

@@ -24,6 +24,7 @@ from pagewire.worker.attention.base import AttentionBackend, AttentionStep
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.rope import RotaryEmbedding, Rotation
 
 
@@ -31,13 +32,13 @@ from pagewire.worker.model.rope import RotaryEmbedding, Rotation
 class DecoderLayer:
     """One layer's weights."""
 
-    attention_norm_E: torch.Tensor
+    attention_norm: RmsNorm
     qkv: Linear
     """[E] → [(H + K + K) · D]: q heads, k heads, v heads."""
-    qk_norm_XD: torch.Tensor | None
-    """X = H + K: the q norm's weight once per q head, then the k norm's once per k head, so that both norms are one."""
+    qk_norm: RmsNorm | None
+    """Over [H + K, D]: the q norm's weight once per q head, then the k norm's once per k head, so that both are one."""
     o: Linear
-    mlp_norm_E: torch.Tensor
+    mlp_norm: RmsNorm
     gate_up: Linear
     """[E] → [2F]: gate, then up."""
     down: Linear
@@ -49,7 +50,7 @@ class DecoderWeights:
 
     embedding_VE: torch.Tensor
     layers: Sequence[DecoderLayer]
-    final_norm_E: torch.Tensor
+    final_norm: RmsNorm
     head: Linear
 
 
@@ -85,10 +86,10 @@ class Decoder:
     def weights_bytes(self) -> int:
         """Memory that the weights take. A tied head counts where it is a copy of its own."""
         w = self.weights
-        total = w.embedding_VE.nbytes + w.final_norm_E.nbytes + w.head.num_bytes
+        total = w.embedding_VE.nbytes + w.final_norm.num_bytes + w.head.num_bytes
         for layer in w.layers:
-            total += layer.attention_norm_E.nbytes + layer.mlp_norm_E.nbytes
-            total += 0 if layer.qk_norm_XD is None else layer.qk_norm_XD.nbytes
+            total += layer.attention_norm.num_bytes + layer.mlp_norm.num_bytes
+            total += 0 if layer.qk_norm is None else layer.qk_norm.num_bytes
             total += sum(linear.num_bytes for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
         return total
 
@@ -99,36 +100,39 @@ class Decoder:
         all_written = batch.write_rows_W.shape[0] == batch.input_ids_T.shape[0]
         step = _Step(
             attention=self.attention.begin(batch, kv),
-            rotation=self.rope.at(batch.positions_T, kv.dtype),
+            # Heads that are normalized are fp32 at that point; others are turned in place in the model's dtype.
+            rotation=self.rope.at(batch.positions_T, torch.float32 if self.config.qk_norm else kv.dtype),
             kv=kv,
             kv_rows=kv.row_index(batch.write_slots_W),
             write_rows_W=None if all_written else batch.write_rows_W,
         )
-        x_TE = F.embedding(batch.input_ids_T, w.embedding_VE)
+        # The sum of the layers stays in fp32: the norms need it so, and bf16 would round it twice per layer.
+        x_TE = F.embedding(batch.input_ids_T, w.embedding_VE).float()
         for index, layer in enumerate(w.layers):
-            x_TE += self._attention(index, layer, self._norm(x_TE, layer.attention_norm_E), step)
-            x_TE += self._mlp(layer, self._norm(x_TE, layer.mlp_norm_E))
-        x_SE = self._norm(x_TE.index_select(0, batch.sample_rows_S), w.final_norm_E)
+            x_TE.add_(self._attention(index, layer, layer.attention_norm(x_TE).to(kv.dtype), step))
+            x_TE.add_(self._mlp(layer, layer.mlp_norm(x_TE).to(kv.dtype)))
+        x_SE = w.final_norm(x_TE.index_select(0, batch.sample_rows_S)).to(kv.dtype)
         if x_SE.shape[0] == 0:  # a chunk in the middle of a prompt; oneDNN takes no empty matrix
             return x_SE.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         return w.head(x_SE).float()
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
-
     def _attention(self, index: int, layer: DecoderLayer, x_TE: torch.Tensor, step: _Step) -> torch.Tensor:
         c = self.config
-        qkv = layer.qkv(x_TE).view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        # q and k are neighbours and get norm and rotation together, in place; then k and v are and are stored together.
-        qk_TXD = qkv[:, : c.num_heads + c.num_kv_heads]
-        if layer.qk_norm_XD is not None:
-            torch.mul(F.rms_norm(qk_TXD, (c.head_dim,), None, c.rms_norm_eps), layer.qk_norm_XD, out=qk_TXD)
-        step.rotation.apply_(qk_TXD)
-        kv_TJD = qkv[:, c.num_heads :]
+        num_rows = x_TE.shape[0]
+        qkv = layer.qkv(x_TE).view(num_rows, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+        # q and k are neighbours and get norm and rotation together; then k and v are, and are stored together.
+        qk = qkv.narrow(1, 0, c.num_heads + c.num_kv_heads)
+        if layer.qk_norm is None:
+            step.rotation.apply_(qk)
+        else:
+            normed = layer.qk_norm(qk)
+            step.rotation.apply_(normed)
+            qk.copy_(normed)
+        q_THD, kv_TJD = qkv.split_with_sizes((c.num_heads, 2 * c.num_kv_heads), dim=1)
         if step.write_rows_W is not None:
             kv_TJD = kv_TJD.index_select(0, step.write_rows_W)
         step.kv.write(index, step.kv_rows, kv_TJD)
-        return layer.o(step.attention.attend(index, qkv[:, : c.num_heads]).flatten(1))
+        return layer.o(step.attention.attend(index, q_THD).view(num_rows, c.num_heads * c.head_dim))
 
     def _mlp(self, layer: DecoderLayer, x_TE: torch.Tensor) -> torch.Tensor:
         gate_TF, up_TF = layer.gate_up(x_TE).chunk(2, dim=-1)

@@ -77,7 +77,8 @@ class GgufSource:
         rows, columns = _num_rows(tensor), tensor.shape[-1]
         row_bytes = self._row_bytes(tensor)
         # A mapping of its own, which goes with its pages when this tensor is done.
-        data = np.memmap(self._file, np.uint8, "r", tensor.offset, (rows, row_bytes))
+        # Seen as a plain array: the memmap class makes every slice cost Python time.
+        data = np.memmap(self._file, np.uint8, "r", tensor.offset, (rows, row_bytes)).view(np.ndarray)
         # Whole heads per chunk, so that the rows of q and k can be put in order within one.
         head_dim = self._config.head_dim
         chunk_rows = max(1, _CHUNK_VALUES // (columns * head_dim)) * head_dim

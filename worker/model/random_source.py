@@ -27,8 +27,8 @@ class RandomSource:
         self._shapes = decoder_tensors(config)
         self._seed = seed
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        self._block = torch.empty(BLOCK, dtype=torch.float32).normal_(0.0, STD, generator=generator)
-        self._blocks = {torch.float32: self._block}
+        block = torch.empty(BLOCK, dtype=torch.float32).normal_(0.0, STD, generator=generator)
+        self._blocks = {torch.float32: block}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -48,7 +48,9 @@ class RandomSource:
         if name.endswith(".bias"):
             out.fill_(0.0)
             return
-        block = self._blocks.setdefault(out.dtype, self._block.to(out.dtype))
+        if out.dtype not in self._blocks:
+            self._blocks[out.dtype] = self._blocks[torch.float32].to(out.dtype)
+        block = self._blocks[out.dtype]
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         offset = int.from_bytes(digest[:8], "little") % BLOCK
         flat = out.view(-1)

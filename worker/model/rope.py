@@ -17,7 +17,7 @@ from pagewire.wire.model import DecoderConfig, RopeScaling
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The turn of every row of one step, shared by all layers. Both in the model's dtype."""
+    """The turn of every row of one step, shared by all layers. Both in the dtype of what is turned."""
 
     cos: torch.Tensor
     """[T, 1, 1, D/2]."""

@@ -12,6 +12,7 @@ from pagewire.wire.model import DecoderConfig, DType, ModelSpec
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
 from pagewire.worker.model.linear import Linear, choose_linear
+from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.random_source import RandomSource
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.model.safetensors_source import SafetensorsSource
@@ -71,7 +72,7 @@ def load_decoder(
     head_matrix = embedding if config.tie_word_embeddings else assembler.fused(["lm_head.weight"])
     head = assembler.linear_of(head_matrix, None)
     weights = DecoderWeights(
-        embedding_VE=embedding, layers=layers, final_norm_E=assembler.fused(["model.norm.weight"]), head=head
+        embedding_VE=embedding, layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
     )
     progress("weights", 1.0)
     return Decoder(config, weights, rope, attention)
@@ -93,13 +94,14 @@ class _Assembler:
         qk_norm = None
         if c.qk_norm:
             q_norm, k_norm = self.fused([attention + "q_norm.weight"]), self.fused([attention + "k_norm.weight"])
-            qk_norm = torch.cat((q_norm.expand(c.num_heads, -1), k_norm.expand(c.num_kv_heads, -1)))
+            both = torch.cat((q_norm.expand(c.num_heads, -1), k_norm.expand(c.num_kv_heads, -1)))
+            qk_norm = RmsNorm(both, c.rms_norm_eps)
         return DecoderLayer(
-            attention_norm_E=self.fused([prefix + "input_layernorm.weight"]),
+            attention_norm=self.norm(prefix + "input_layernorm.weight"),
             qkv=self._linear([attention + "q_proj", attention + "k_proj", attention + "v_proj"], c.qkv_bias),
-            qk_norm_XD=qk_norm,
+            qk_norm=qk_norm,
             o=self._linear([attention + "o_proj"], c.o_bias),
-            mlp_norm_E=self.fused([prefix + "post_attention_layernorm.weight"]),
+            mlp_norm=self.norm(prefix + "post_attention_layernorm.weight"),
             gate_up=self._linear([mlp + "gate_proj", mlp + "up_proj"], c.mlp_bias),
             down=self._linear([mlp + "down_proj"], c.mlp_bias),
         )
@@ -108,6 +110,9 @@ class _Assembler:
         weight = self.fused([name + ".weight" for name in names])
         bias = self.fused([name + ".bias" for name in names]) if has_bias else None
         return self.linear_of(weight, bias)
+
+    def norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self.fused([name]), self._config.rms_norm_eps)
 
     def fused(self, names: Sequence[str], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensors one below the other, in the model's dtype or the one given."""
