@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from pagewire.client import installed
-from pagewire.client.cli import chat, doctor, generate, health, models, serve
+from pagewire.client.cli import bench, chat, doctor, generate, health, models, serve
 from pagewire.client.cli.output import complain
 from pagewire.client.errors import PagewireError
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["serve"]:  # its flags are the service's own
             serve.replace_process(arguments[1:])
         parsed = _parser().parse_args(arguments)
+        parsed.arguments = arguments
         status = cast(Run, parsed.run)(parsed)
         sys.stdout.flush()
         return status
@@ -54,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         version=f"pagewire {installed.version(installed.DISTRIBUTION) or 'of a source tree'}",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (serve, generate, chat, models, health, doctor):
+    for module in (serve, generate, chat, models, health, doctor, bench):
         module.add_parser(commands)
     return parser

@@ -58,11 +58,16 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, and a service of this command's own."""
     add_target_flags(parser)
+    group = add_spawn_flags(parser)
+    group.add_argument("--spawn", action="store_true", help="start a service on this machine for this command")
+
+
+def add_spawn_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a service of this command's own serves, and how."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME", help=f"the served model's name; with --spawn what to serve ({DEFAULT_MODEL})"
     )
-    group.add_argument("--spawn", action="store_true", help="start a service on this machine for this command")
     group.add_argument(
         "--set",
         dest="settings",
@@ -72,19 +77,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a setting of the --spawn service, as in `pagewire serve --help`; may be repeated",
     )
+    return group
 
 
 def client(args: argparse.Namespace, retry: RetryPolicy | None = None) -> Client:
     """A client of the service that the target flags describe."""
-    tls = None
-    if args.tls or args.tls_ca or args.tls_certificate or args.tls_key or args.tls_server_name:
-        tls = Tls(
-            ca_file=args.tls_ca,
-            certificate_file=args.tls_certificate,
-            key_file=args.tls_key,
-            server_name=args.tls_server_name,
-        )
-    return Client(args.target, api_key=args.api_key, tls=tls, retry=retry)
+    return Client(args.target, api_key=args.api_key, tls=tls(args), retry=retry)
+
+
+def tls(args: argparse.Namespace) -> Tls | None:
+    """What the TLS flags say; none where they say nothing."""
+    if not (args.tls or args.tls_ca or args.tls_certificate or args.tls_key or args.tls_server_name):
+        return None
+    return Tls(
+        ca_file=args.tls_ca,
+        certificate_file=args.tls_certificate,
+        key_file=args.tls_key,
+        server_name=args.tls_server_name,
+    )
 
 
 @contextmanager

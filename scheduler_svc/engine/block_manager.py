@@ -40,6 +40,11 @@ class BlockManager:
         return self._pool.num_blocks - self._pool.num_free
 
     @property
+    def num_free(self) -> int:
+        """Blocks that can be taken, those that hold a cached prefix included."""
+        return self._pool.num_free
+
+    @property
     def num_cached(self) -> int:
         """Free blocks that hold a cached prefix."""
         return self._num_idle_cached
@@ -146,8 +151,7 @@ class BlockManager:
 
     def _take(self) -> int:
         block = self._pool.take()
-        if block in self._cache:
-            self._cache.forget(block)
+        if self._cache.forget(block):
             self._num_idle_cached -= 1
         return block
 

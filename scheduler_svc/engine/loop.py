@@ -252,6 +252,8 @@ class EngineLoop:
         while self._group.is_complete and self._pipeline.has_room:
             step = scheduler.plan(self._pipeline.epoch, self._pipeline.next_step_id, now_s)
             if step is None:
+                if not scheduler.has_work:
+                    self._pipeline.rest()
                 return
             self._workers.send(step.plan)
             self._pipeline.push(step)

@@ -19,6 +19,7 @@ class Pipeline:
     def __init__(self, depth: int, first_epoch: int) -> None:
         self._depth = depth
         self._in_flight: deque[PlannedStep] = deque()
+        self._rested_before: int | None = None
         self.epoch = first_epoch - 1
         self.next_step_id = 0
         self.busy_us = 0
@@ -34,7 +35,12 @@ class Pipeline:
         self.epoch += 1
         self.next_step_id = 0
         self._in_flight.clear()
+        self._rested_before = None
         return self.epoch
+
+    def rest(self) -> None:
+        """No sequence is left: what the worker idles until the next step is nobody's loss and does not count."""
+        self._rested_before = self.next_step_id
 
     def push(self, step: PlannedStep) -> None:
         """A plan has been sent."""
@@ -49,5 +55,6 @@ class Pipeline:
             expected = self._in_flight[0].plan.step_id if self._in_flight else "no step"
             raise PipelineError(f"a result of step {result.step_id} came where {expected} was awaited")
         self.busy_us += result.busy_us
-        self.idle_us += result.idle_us
+        if result.step_id != self._rested_before:
+            self.idle_us += result.idle_us
         return self._in_flight.popleft()

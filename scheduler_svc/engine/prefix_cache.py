@@ -49,8 +49,10 @@ class PrefixCache:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
-    def forget(self, block: int) -> None:
-        """Forget a block, if it is known."""
+    def forget(self, block: int) -> bool:
+        """Forget a block; false if it was not known."""
         block_hash = self._hash_of.pop(block, None)
-        if block_hash is not None:
-            del self._block_of[block_hash]
+        if block_hash is None:
+            return False
+        del self._block_of[block_hash]
+        return True

@@ -48,6 +48,7 @@ class RunningBatch:
 
     def vacate(self, sequence: Sequence) -> None:
         """Take slot and blocks away; what it computed stays cached, and its `tokens` are complete."""
+        self.slots.flush_tail(sequence.slot)
         self._offer_blocks(sequence)
         self.blocks.release(sequence)
         if sequence in self._prefilling:
@@ -74,8 +75,12 @@ class RunningBatch:
         full = np.flatnonzero(active & (slots.planned >= slots.capacity))
         pairs: list[tuple[int, int]] = []
         victims: list[Sequence] = []
-        # The most important first: a victim is never more important than who needs its blocks, so it has no pair yet.
-        for sequence in sorted(map(slots.sequence, full.tolist()), key=lambda s: s.importance):
+        needy = [slots.sequence(slot) for slot in full.tolist()]
+        if len(needy) > self.blocks.num_free:
+            # The most important first: a victim is never more important than who needs its blocks, so it has no pair
+            # yet. With blocks for all there is no victim, and the order does not matter.
+            needy.sort(key=lambda s: s.importance)
+        for sequence in needy:
             while sequence.slot != NO_SLOT:
                 self._offer_blocks(sequence)
                 block = self.blocks.try_grow(sequence)
@@ -124,7 +129,9 @@ class RunningBatch:
         return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.importance)
 
     def _offer_blocks(self, sequence: Sequence) -> None:
-        """Put full blocks into the prefix cache, as far as tokens are known and their KV is planned."""
-        slot = sequence.slot
-        self.slots.flush_tail(slot)
-        self.blocks.register(sequence, int(min(self.slots.planned[slot], self.slots.received[slot])))
+        """Put full blocks into the prefix cache, as far as tokens are known and their KV is planned.
+
+        The tail need not be flushed for that: it never holds a full block.
+        """
+        slots, slot = self.slots, sequence.slot
+        self.blocks.register(sequence, min(slots.planned.item(slot), slots.received.item(slot)))

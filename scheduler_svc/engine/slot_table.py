@@ -84,7 +84,7 @@ class SlotTable:
     def flush_tail(self, slot: int) -> None:
         """Append what the tail column holds beyond the sequence's `tokens` to them."""
         sequence = self.sequence(slot)
-        known, received = len(sequence.tokens), int(self.received[slot])
+        known, received = len(sequence.tokens), self.received.item(slot)
         if received > known:
             size = self.tail.shape[1]
             first = known % size

@@ -111,6 +111,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             message.preemptions = load.preemptions
             message.steps = load.steps
             message.dropped_frames += load.dropped_frames
+            message.worker_busy_us = load.worker_busy_us
+            message.worker_idle_us = load.worker_idle_us
             worker_us = load.worker_busy_us + load.worker_idle_us
             message.worker_idle_share = load.worker_idle_us / worker_us if worker_us else 0.0
         return message

@@ -1,0 +1,34 @@
+"""`bench engine`: the scheduler's own measurement, which runs in a process of its own with the service's libraries."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from pagewire.client import installed
+from pagewire.client.errors import InvalidRequest, LaunchError
+
+_MODULE = "pagewire.scheduler_svc.engine.bench"
+_WRONG_WORKLOAD = 2
+
+
+def measure(workload: Mapping[str, object]) -> dict[str, object]:
+    """Microseconds and bytes, by name. Raises LaunchError where the scheduler is not installed or fails."""
+    if gone := installed.missing("scheduler"):
+        raise LaunchError(f"bench engine needs {', '.join(gone)}: pip install 'pagewire[scheduler]'")
+    answer = subprocess.run(
+        [sys.executable, "-m", _MODULE, "--workload", json.dumps(workload)],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    last_words = (answer.stderr.strip().splitlines() or [""])[-1]
+    if answer.returncode == _WRONG_WORKLOAD:
+        raise InvalidRequest(last_words.partition(": ")[2])
+    if answer.returncode != 0:
+        raise LaunchError(f"the engine's measurement ended with status {answer.returncode}: {last_words}")
+    measured: dict[str, object] = json.loads(answer.stdout)
+    return measured

@@ -1,0 +1,129 @@
+"""`pagewire bench control-plane`: what the service itself carries, with no model behind it.
+
+It spawns a service on the `sim` device, which answers every step at once: what is left is the engine, the road between
+the processes, the frontend, gRPC and this client, all on this machine. That service is at its limit, where latency says
+only how much waits; so the latency that the service adds is measured on a second one, whose steps take as long as a
+model's may. There
+
+    added ttft = time to the first token of a request on the idle service  -  one step
+    added itl  = time between two messages of a stream, among all streams  -  one step
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from pagewire.client.bench import plot, runs
+from pagewire.client.bench.distribution import distribution
+from pagewire.client.bench.runs import Outcome
+from pagewire.client.bench.session import Service, Session
+from pagewire.client.bench.workload import Span
+from pagewire.client.cli.bench import flags, report, service
+from pagewire.client.errors import InvalidRequest
+from pagewire.client.local import Setting
+
+_MODEL = "random:qwen3-0.6b"
+_INPUT_LEN = 32
+_RAMP_S = 2.0
+_STEP_US = 20_000
+_PROBES = 20
+
+
+def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The flags."""
+    parser = measurements.add_parser(
+        "control-plane",
+        help="tokens a second and added latency with a device that takes no time",
+        description="Tokens a second and added latency through gRPC with the sim device, which takes no time.",
+    )
+    flags.add_result_flags(parser)
+    parser.add_argument(
+        "--streams", type=flags.counts, default=[256, 64, 1], metavar="S,…", help="at once, one load each (256,64,1)"
+    )
+    parser.add_argument(
+        "--output-len", type=flags.span, default=Span(512, 1024), metavar="A:B", help="tokens of a stream (512:1024)"
+    )
+    parser.add_argument("--duration", type=flags.positive, default=5.0, metavar="S", help="of each load, in s (5)")
+    parser.add_argument(
+        "--step-us",
+        type=flags.count,
+        default=_STEP_US,
+        metavar="US",
+        help=f"time of a step where added latency is measured ({_STEP_US})",
+    )
+    flags.add_load_flags(parser, targets=False)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 where a request failed."""
+    if args.plot:
+        plot.check()
+    if {"device", "sim_step_us"} & set(dict(args.settings)):
+        raise InvalidRequest("control-plane sets device and sim_step_us itself: leave their --set away")
+    about = report.frame(
+        args,
+        {
+            "kind": "steady streams",
+            "streams": args.streams,
+            "input_len": _INPUT_LEN,
+            "output_len": str(args.output_len),
+            "seed": args.seed,
+            "duration_s": args.duration,
+            "step_us": args.step_us,
+        },
+    )
+    args.spawn = True
+    with service.service(args, _MODEL, _settings(args, 0)) as found:
+        outcomes = asyncio.run(_loads(args, found, about))
+    with service.service(args, _MODEL, _settings(args, args.step_us)) as found:
+        latencies = asyncio.run(_latencies(args, found))
+    if args.plot:
+        plot.outcomes(args.plot, str(about["command"]), outcomes)
+    return report.write_outcomes(args, about, outcomes, {"added_latency": latencies})
+
+
+def _settings(args: argparse.Namespace, step_us: int) -> dict[str, Setting]:
+    most = max(args.streams)
+    return {
+        "device": "sim",
+        "sim_step_us": step_us,
+        "max_model_len": _INPUT_LEN + args.output_len.high,
+        "max_num_seqs": most,
+        "max_num_batched_tokens": most + 32 * _INPUT_LEN,
+    }
+
+
+async def _loads(args: argparse.Namespace, found: Service, about: report.Frame) -> list[Outcome]:
+    """Each number of streams, as fast as the service goes."""
+    settings = flags.run_settings(args, found)
+    async with Session(found) as session:
+        await report.describe_service(about, session)
+        return [
+            await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _RAMP_S, args.duration)
+            for streams in args.streams
+        ]
+
+
+async def _latencies(args: argparse.Namespace, found: Service) -> list[dict[str, object]]:
+    """What the service adds to steps of `--step-us`, for each number of streams."""
+    settings, step_ms = flags.run_settings(args, found), args.step_us / 1000
+    told: list[dict[str, object]] = []
+    async with Session(found) as session:
+        await runs.warm_up(session, settings)
+        firsts_ms = await runs.first_tokens_ms(session, settings, _INPUT_LEN, _PROBES)
+        added_ttft = distribution(ttft_ms - step_ms for ttft_ms in firsts_ms)
+        for streams in args.streams:
+            outcome = await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _RAMP_S, args.duration)
+            itl = outcome.summary.itl_ms
+            told.append(
+                {
+                    "streams": streams,
+                    "step_us": args.step_us,
+                    "added_ttft_ms": added_ttft.as_json(),
+                    "added_itl_ms": itl.minus(step_ms).as_json(),
+                    "output_tokens_per_s": round(outcome.summary.output_tokens_per_s, 1),
+                }
+            )
+    return told
