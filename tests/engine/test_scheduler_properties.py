@@ -6,6 +6,7 @@ Every run interprets a byte string as at least 200 events. There are 2,000 runs,
 import os
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.scheduler_world import World
@@ -95,6 +96,7 @@ def interpret(world: World, kind: int, a: int, b: int) -> None:
             world.deliver()
 
 
+@pytest.mark.slow
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     shape=shapes,
