@@ -115,7 +115,7 @@ async def steady(
         end_s, after = session.clock(), await session.worker_time()
     readings = [read(trace) for trace in traces]
     summary = summarize(readings, (begin_s, end_s), worker_idle_share=idle_share(before, after))
-    return Outcome(f"{streams} streams", summary, readings)
+    return Outcome(f"{streams} stream{'s' if streams > 1 else ''}", summary, readings)
 
 
 async def first_tokens_ms(session: Session, settings: RunSettings, input_len: int, count: int) -> list[float]:

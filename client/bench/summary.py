@@ -167,8 +167,8 @@ def summarize(
     if window is None:
         ends = [reading.ended_s for reading in readings if reading.ended_s is not None]
         ends += [reading.arrivals[-1][0] for reading in readings if reading.arrivals]
-        begin = min((reading.due_s for reading in readings), default=0.0)
-        window = (begin, max(ends, default=begin))
+        dues = [reading.due_s for reading in readings]
+        window = (min(dues, default=0.0), max(ends + dues, default=0.0))
     begin_s, end_s = window
     arrivals = [arrival for reading in readings for arrival in reading.arrivals if begin_s <= arrival[0] <= end_s]
     starters = [reading for reading in readings if begin_s <= reading.due_s <= end_s]

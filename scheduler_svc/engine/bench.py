@@ -127,7 +127,7 @@ def measure(workload: EngineWorkload, clock_ns: Callable[[], int] = time.perf_co
     rows: list[tuple[int, int, int, int]] = []
     plan_bytes: list[int] = []
     batch_sizes: list[int] = []
-    for step_id in range(workload.warm_up_steps + workload.steps + workload.pipeline_depth):
+    for step_id in range(workload.warm_up_steps + workload.steps + workload.pipeline_depth - 1):
         started = clock_ns()
         step = scheduler.plan(0, step_id, 0.0)
         planned = clock_ns()

@@ -31,6 +31,7 @@ class Service:
     def __init__(self, process: subprocess.Popen[str], address: str, admin_address: str) -> None:
         self.process = process
         self.address = address
+        self.admin_address = admin_address
         self.channel = grpc.insecure_channel(address)
         self.admin_channel = grpc.insecure_channel(admin_address)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)

@@ -95,13 +95,18 @@ def _settings(args: argparse.Namespace, step_us: int) -> dict[str, Setting]:
     }
 
 
+def _ramp_s(args: argparse.Namespace) -> float:
+    """Before a load counts; a short one need not wait longer than it lasts."""
+    return min(_RAMP_S, args.duration)
+
+
 async def _loads(args: argparse.Namespace, found: Service, about: report.Frame) -> list[Outcome]:
     """Each number of streams, as fast as the service goes."""
     settings = flags.run_settings(args, found)
     async with Session(found) as session:
         await report.describe_service(about, session)
         return [
-            await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _RAMP_S, args.duration)
+            await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _ramp_s(args), args.duration)
             for streams in args.streams
         ]
 
@@ -115,7 +120,9 @@ async def _latencies(args: argparse.Namespace, found: Service) -> list[dict[str,
         firsts_ms = await runs.first_tokens_ms(session, settings, _INPUT_LEN, _PROBES)
         added_ttft = distribution(ttft_ms - step_ms for ttft_ms in firsts_ms)
         for streams in args.streams:
-            outcome = await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _RAMP_S, args.duration)
+            outcome = await runs.steady(
+                session, settings, streams, _INPUT_LEN, args.output_len, _ramp_s(args), args.duration
+            )
             itl = outcome.summary.itl_ms
             told.append(
                 {
