@@ -111,6 +111,7 @@ class Frontend:
             address = await self._listen(authenticator, inference, ModelService(model))
             admin_address = await self._listen_admin(authenticator)
             self._spawn(self._health.run())
+            self._spawn(self._engine.follow())
             on_ready(Ready(address, admin_address))
             await self._ended
         finally:

@@ -1,7 +1,8 @@
 """The engine, as the rest of the frontend sees it: status, sequences and queries over one link.
 
-It turns the wire's union into calls, and a restart of the engine into registering and submitting anew. It knows
-neither gRPC nor text.
+It turns the wire's union into calls, and a restart of the engine into registering and submitting anew. It does the same
+with an engine that falls silent: one that lives on may have given this frontend up, because it left too much unread,
+and would never say so. It knows neither gRPC nor text.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from pagewire.wire.requests import (
 
 _log = logging.getLogger(__name__)
 _QUERY_TIMEOUT_S = 10.0
+_SILENCE_CHECK_INTERVAL_S = 0.5
 
 
 class EngineClient:
@@ -66,11 +68,26 @@ class EngineClient:
 
     def engine_restarted(self) -> None:
         """A new engine binds the old address: connect anew, and hand over every open sequence once it can run them."""
-        self._link.reconnect()
         self.status.restarted()
+        self._connect_anew("the engine was started again")
+
+    async def follow(self) -> None:
+        """Connect anew when the engine has fallen silent, once for each silence, until cancelled."""
+        was_lost = False
+        while True:
+            await asyncio.sleep(_SILENCE_CHECK_INTERVAL_S)
+            # Twice in a row: a frontend that stood still itself first reads what came meanwhile.
+            if self.status.is_lost and was_lost and not self._must_resubmit:
+                _log.warning("the engine has fallen silent; connecting anew")
+                self._connect_anew("the engine fell silent")
+            was_lost = self.status.is_lost
+
+    def _connect_anew(self, why: str) -> None:
+        self._link.reconnect()
+        self.sequences.forget_retries()
         for query in self._queries.values():
             if not query.done():
-                query.set_exception(Unavailable(UnavailableReason.ENGINE_LOST, "the engine was started again", 1.0))
+                query.set_exception(Unavailable(UnavailableReason.ENGINE_LOST, why, 1.0))
         self._must_resubmit = True
         self._link.send(self._register)
 
@@ -90,6 +107,11 @@ class EngineClient:
         return await self._ask(query, FlushCache(query))
 
     async def _ask(self, query: int, message: AbortRequest | FlushCache) -> int:
+        if self._must_resubmit:
+            # It does not know the streams yet: its answer would be that there are none.
+            raise Unavailable(
+                UnavailableReason.ENGINE_LOST, "the engine does not have this frontend's streams yet", 1.0
+            )
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._queries[query] = answer
         try:

@@ -29,6 +29,10 @@ _REASONS = {
 class TokenSink(Protocol):
     """The stream that an output belongs to."""
 
+    @property
+    def has_started(self) -> bool:
+        """Whether any output's first step has been planned."""
+
     def started(self, started: SeqStarted) -> None:
         """Output 0's first step has been planned."""
 
@@ -69,6 +73,11 @@ class Output:
     def handle(self) -> int:
         """Names the sequence to the engine."""
         return self.submit.handle
+
+    @property
+    def is_request_started(self) -> bool:
+        """Whether its request has begun, with this output or another."""
+        return self._stream.has_started
 
     def started(self, started: SeqStarted) -> None:
         """The first step has been planned. A new engine says it again; once counts."""
@@ -119,10 +128,10 @@ class Output:
         self._stream.fail(error)
 
     def resubmission(self) -> Submit:
-        """The same sequence for a new engine, which goes on behind the tokens received. One that had started has
+        """The same sequence once more, which goes on behind the tokens received. One whose request had started has
         queued once already."""
         return msgspec.structs.replace(
             self.submit,
             given=pack(np.frombuffer(self.received, dtype=np.intc)),
-            max_queue_time_s=None if self.is_started else self.submit.max_queue_time_s,
+            max_queue_time_s=None if self.is_request_started else self.submit.max_queue_time_s,
         )

@@ -43,6 +43,7 @@ class SequenceTable:
         self._vocab_size = vocab_size
         self._open: dict[int, Output] = {}
         self._resubmitted: set[int] = set()
+        self._to_retry: set[int] = set()  # refused for want of room; a timer submits them once more
         self._last_handle = 0
 
     def __len__(self) -> int:
@@ -75,6 +76,7 @@ class SequenceTable:
 
     def _forget(self, handle: int) -> Output | None:
         self._resubmitted.discard(handle)
+        self._to_retry.discard(handle)
         return self._open.pop(handle, None)
 
     def apply(self, batch: TokenBatch) -> None:
@@ -113,18 +115,31 @@ class SequenceTable:
 
     def reject(self, rejected: Rejected) -> None:
         """The engine did not take a sequence."""
-        if (
-            rejected.kind is RejectKind.QUEUE_FULL
-            and rejected.handle in self._resubmitted
-            and rejected.handle in self._open
-        ):
+        output = self._open.get(rejected.handle)
+        if output is None:
+            return
+        if rejected.kind is RejectKind.QUEUE_TIMEOUT and output.is_request_started:
+            # The limit is on the request's first step, which another output has had: this one waits on.
+            self._resubmitted.add(rejected.handle)
+            self._submit_again(rejected.handle)
+            return
+        if rejected.kind is RejectKind.QUEUE_FULL and rejected.handle in self._resubmitted:
             # This stream was accepted by the engine before; it waits for its place instead of being lost.
             delay_s = rejected.retry_after_s or _DEFAULT_RETRY_S
-            self._call_later(delay_s, lambda: self._submit_again(rejected.handle))
+            self._to_retry.add(rejected.handle)
+            self._call_later(delay_s, lambda: self._retry(rejected.handle))
             return
-        output = self._forget(rejected.handle)
-        if output is not None:
-            output.fail(_error(rejected))
+        self._forget(rejected.handle)
+        output.fail(_error(rejected))
+
+    def _retry(self, handle: int) -> None:
+        if handle in self._to_retry:
+            self._to_retry.discard(handle)
+            self._submit_again(handle)
+
+    def forget_retries(self) -> None:
+        """The engine that had no room is gone; `resubmit_all` gives every sequence to the next one."""
+        self._to_retry.clear()
 
     def resubmit_all(self) -> None:
         """A new engine is there: give it every sequence with what the earlier one delivered."""

@@ -64,6 +64,8 @@ class RequestStream:
         self._num_waiting = 0
         self._num_finished = 0
         self._waiter: asyncio.Future[None] | None = None
+        self.has_started = False
+        """Whether Started has been put into the queue."""
         self._is_ended = False
         self._is_collected = False
         self.error: RequestError | None = None
@@ -82,9 +84,16 @@ class RequestStream:
     # The engine's side: synchronous, called while a batch is applied.
 
     def started(self, started: SeqStarted) -> None:
-        """Output 0 runs. It was submitted first, so the others have not sent a token before."""
+        """Output 0 runs."""
         self._cached_tokens = started.cached_tokens
         self._queue_s = started.queue_s
+        self._start()
+
+    def _start(self) -> None:
+        """Started comes first, also where an operator ends a request that never ran."""
+        if self.has_started:
+            return
+        self.has_started = True
         message = StreamGenerateResponse()
         self._describe_start(message.started)
         self._put(message)
@@ -101,6 +110,7 @@ class RequestStream:
             return
         delta = output.open_delta
         if delta is None or len(delta.tokens) >= MAX_TOKENS_PER_DELTA:
+            self._start()
             message = StreamGenerateResponse()
             message.delta.output = output.index
             delta = output.open_delta = OpenDelta(message, message.delta.tokens)
@@ -128,6 +138,7 @@ class RequestStream:
         if self._is_ended:
             return
         output.open_delta = None
+        self._start()
         self._put(StreamGenerateResponse(finished=finished))
         self._num_finished += 1
         if self._num_finished == len(self.outputs):

@@ -22,6 +22,7 @@ from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_spec, make_tokenizer
 from tokenizers import Tokenizer
 
+from pagewire.v1 import admin_pb2
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.columns import unpack
@@ -374,6 +375,105 @@ def test_an_operators_abort_is_an_end_and_not_an_error(spec: ModelSpec, run: Run
             messages = await read_all(call)
             assert messages[-2].finished.reason == pb.FINISH_REASON_ABORTED
             assert ids_of(messages) == [40]
+
+    run(test())
+
+
+def test_an_abort_of_a_request_that_never_ran_is_a_whole_stream_too(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request(n=2, request_id="mine"))
+            for submit in [await world.engine.act(Submit) for _ in range(2)]:
+                await world.engine.step([], [(submit.handle, FinishKind.ABORTED)])
+            messages = await read_all(call)
+            assert [m.WhichOneof("event") for m in messages] == ["started", "finished", "finished", "usage"]
+            assert messages[0].started.request_id == "mine"
+
+    run(test())
+
+
+def test_the_limit_on_queueing_ends_with_the_first_step_of_any_output(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            request = ids_request(n=2)
+            request.generation.max_queue_time.FromSeconds(5)
+            call = world.inference.StreamGenerate(request)
+            first, second = await world.engine.act(Submit), await world.engine.act(Submit)
+            assert second.max_queue_time_s == 5
+            await world.engine.start(first.handle)
+            await world.engine.reject(second.handle, RejectKind.QUEUE_TIMEOUT)
+            again = await world.engine.act(Submit)
+            assert (again.handle, again.sampling, again.max_queue_time_s) == (second.handle, second.sampling, None)
+            # Its place in the queue was promised to it.
+            await world.engine.reject(again.handle, RejectKind.QUEUE_FULL, retry_after_s=0.01)
+            await world.engine.act(Submit)
+            await world.engine.answer(second.handle, [41])
+            await world.engine.step([(first.handle, 40)], [(first.handle, FinishKind.EOS)])
+            messages = await read_all(call)
+            assert (ids_of(messages, 0), ids_of(messages, 1)) == ([40], [41])
+            assert messages[-1].usage.completion_tokens == 2
+
+    run(test())
+
+
+def test_a_stream_that_waits_to_be_submitted_again_is_submitted_to_a_new_engine_once(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            timers: list[Callable[[], None]] = []
+            world.engine_client.sequences._call_later = lambda _delay_s, retry: timers.append(retry)
+            call = world.inference.StreamGenerate(ids_request())
+            await world.engine.act(Submit)
+            for state in (EngineState.READY, EngineState.LOADING):
+                world.engine.state = state
+                world.engine.restart()
+                world.frontend.handle(EngineRestarted(1))
+                await world.engine.act(Register)
+                if state is EngineState.READY:
+                    await world.engine.reject((await world.engine.act(Submit)).handle, RejectKind.QUEUE_FULL)
+                    await until(lambda: timers)
+            timers[0]()  # too early for an engine that is loading
+            await world.engine.info(EngineState.READY)
+            await world.engine.act(Submit)
+            timers[0]()
+            call.cancel()
+            await world.engine.act(Abort)
+
+    run(test())
+
+
+def test_an_engine_that_gave_the_frontend_up_without_a_word_gets_its_streams_again(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec, engine_timeout_s=0.2) as world:
+            call = world.inference.StreamGenerate(ids_request(), timeout=LIMIT_S)
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            await world.engine.step([(submit.handle, 40)])
+            identity = world.engine.identity
+            await world.engine.info()
+            await world.engine.act(Register)
+            assert world.engine.identity != identity
+            again = await world.engine.act(Submit)
+            assert unpack(again.given).tolist() == [40]
+            await world.engine.step([(submit.handle, 41)], [(submit.handle, FinishKind.EOS)])
+            assert ids_of(await read_all(call)) == [40, 41]
+
+    run(test())
+
+
+def test_an_order_to_an_engine_without_streams_is_refused_rather_than_answered_with_none(
+    spec: ModelSpec, run: Run
+) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request(request_id="mine"))
+            await world.engine.act(Submit)
+            world.engine.state = EngineState.LOADING
+            world.engine.restart()
+            world.frontend.handle(EngineRestarted(1))
+            await world.engine.act(Register)
+            error = await failure(world.admin.Abort(admin_pb2.AbortRequest(request_id="mine")))
+            assert detail(error, error_details_pb2.ErrorInfo).reason == "ENGINE_LOST"
+            call.cancel()
 
     run(test())
 
