@@ -97,7 +97,8 @@ def _settings(args: argparse.Namespace, step_us: int) -> dict[str, Setting]:
 
 def _ramp_s(args: argparse.Namespace) -> float:
     """Before a load counts; a short one need not wait longer than it lasts."""
-    return min(_RAMP_S, args.duration)
+    duration_s: float = args.duration
+    return min(_RAMP_S, duration_s)
 
 
 async def _loads(args: argparse.Namespace, found: Service, about: report.Frame) -> list[Outcome]:
