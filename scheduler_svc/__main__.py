@@ -117,17 +117,18 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
     from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys
     from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
     from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier
+    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
     from pagewire.scheduler_svc.supervisor.supervisor import Supervisor, Surroundings
 
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
         logging.warning("%s", warning)
     device = choose_device(settings)
+    notifier = SystemdNotifier(os.environ)
     with (
         ReadyReport(arguments.ready_fd, arguments.ready_file) as ready,
         RuntimeDir.open(settings.runtime_dir, os.environ) as runtime_dir,
-        closing_progress(make_progress(arguments.quiet)) as progress,
+        closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
     ):
         model = resolve_model(
             settings.model,
@@ -152,7 +153,7 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
             runtime_dir=runtime_dir,
             environ=os.environ,
             progress=progress,
-            notifier=SystemdNotifier(os.environ),
+            notifier=notifier,
             announce=lambda addresses: ready.announce(model.name, addresses),
         )
         outcome = asyncio.run(Supervisor(plan, surroundings).run())

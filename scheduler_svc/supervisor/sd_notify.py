@@ -1,7 +1,13 @@
 """Tells systemd how far the service is (sd_notify(3)), where it was started with Type=notify."""
 
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+
+from pagewire.scheduler_svc.progress import Progress
+
+_EXTENSION_S = 60.0
+_EXTEND_EVERY_S = 5.0
 
 
 class SystemdNotifier:
@@ -20,3 +26,28 @@ class SystemdNotifier:
                 datagrams.sendto("\n".join(lines).encode(), self._address)
             except OSError:
                 return
+
+    def extend(self, seconds: float, status: str) -> None:
+        """Ask for this much time from now until the next state, and say why."""
+        self.notify(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}", f"STATUS={status}")
+
+
+class SystemdProgress:
+    """Shows progress, and asks systemd for more time as long as there is any: fetching a model takes minutes."""
+
+    def __init__(self, shown: Progress, notifier: SystemdNotifier, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shown = shown
+        self._notifier = notifier
+        self._clock = clock
+        self._next_s = clock()
+
+    def report(self, stage: str, fraction: float) -> None:
+        """Say how much of `stage` is done, 0 … 1."""
+        self._shown.report(stage, fraction)
+        if self._clock() >= self._next_s:
+            self._next_s = self._clock() + _EXTEND_EVERY_S
+            self._notifier.extend(_EXTENSION_S, f"{stage} {fraction:.0%}")
+
+    def close(self) -> None:
+        """End the display."""
+        self._shown.close()

@@ -4,6 +4,7 @@ It owns the child processes, the phase of the server and its exit status, and kn
 events from one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
 
     STARTING ── all ready ──▶ SERVING ── signal, or an operator's Drain ──▶ DRAINING ── all drained ──▶ end, status 0
+       └──────────────────── an operator's Drain ─────────────────────────────▲
 
 - While STARTING, a child's end is the server's end: status 1, and the reason on stderr.
 - Later, a child that ends is started again with the next incarnation. The engine is told of a lost worker; workers and
@@ -156,7 +157,6 @@ class Supervisor:
             case Heard(post, _, Loading(stage, fraction)):
                 if self._phase is Phase.STARTING and post.role is Role.WORKER:
                     self._around.progress.report(stage, fraction)
-                    self._around.notifier.notify("EXTEND_TIMEOUT_USEC=60000000", f"STATUS={stage} {fraction:.0%}")
             case Heard(post, _, Ready() as ready):
                 await self._on_ready(post, ready)
             case Heard(post, _, Failed(message)):
@@ -164,7 +164,7 @@ class Supervisor:
                 if self._phase is Phase.STARTING:
                     self._outcome = Outcome(1, f"{post} cannot start: {message}")
             case Heard(_, _, DrainRequested(grace_s)):
-                if self._phase is Phase.SERVING:
+                if self._phase is not Phase.DRAINING:
                     _log.info("draining, as an operator asked")
                     self._drain(self._settings.drain_grace_s if grace_s is None else grace_s)
             case Heard(post, _, Drained(cut_streams)):
@@ -231,8 +231,9 @@ class Supervisor:
 
     def _drain(self, grace_s: float) -> None:
         self._phase = Phase.DRAINING
-        self._around.notifier.notify("STOPPING=1", "STATUS=draining")
         delay_s = self._settings.drain_delay_s
+        self._around.notifier.notify("STOPPING=1")
+        self._around.notifier.extend(delay_s + grace_s + _DRAIN_SLACK_S + 2 * _STOP_S, "draining")
         self._tell([self._engine, *self._frontends], Drain(delay_s, grace_s))
         asyncio.get_running_loop().call_later(
             delay_s + grace_s + _DRAIN_SLACK_S, self._events.put_nowait, DrainOverdue()

@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
 from pagewire.wire.lifeline import ORPHANED_STATUS
 
 from .conftest import ScriptedServer, is_alive, wait_for
@@ -192,6 +194,13 @@ def test_an_operators_drain_is_a_sigterm_with_its_grace(run_server: RunServer) -
     assert server.heard("engine-0", "Drain")["grace_s"] == 7.0
 
 
+def test_an_operators_drain_while_the_model_loads_ends_the_server(run_server: RunServer) -> None:
+    server = run_server("--frontends", "2", frontend="nosy", worker="load")
+    assert server.end()[:2] == (0, "")
+    assert server.heard("frontend-0", "Drain")["grace_s"] == 7.0
+    assert_nothing_left(server)
+
+
 def test_a_worker_lost_while_draining_comes_back(run_server: RunServer) -> None:
     server = run_server("--drain-grace-s", "60", frontend="deaf")
     server.ready()
@@ -245,7 +254,29 @@ def test_systemd_is_told(run_server: RunServer) -> None:
         assert b"READY=1" in listener.recv(4096)
         server.signal(signal.SIGTERM)
         assert b"STOPPING=1" in listener.recv(4096)
+        assert b"EXTEND_TIMEOUT_USEC=45000000" in listener.recv(4096)  # the grace of 30 s, and what ending takes
         assert server.end()[0] == 0
+
+
+def test_systemd_is_asked_for_time_while_a_model_is_fetched_or_loaded(run_server: RunServer) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pw") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind(f"{folder}/notify")
+        listener.settimeout(20)
+        run_server(environ={"NOTIFY_SOCKET": f"{folder}/notify"}, worker="load")
+        assert listener.recv(4096) == b"EXTEND_TIMEOUT_USEC=60000000\nSTATUS=pretending 50%"
+        shown: list[tuple[str, float]] = []
+        progress = SystemdProgress(
+            SimpleNamespace(report=lambda *said: shown.append(said), close=shown.clear),
+            SystemdNotifier({"NOTIFY_SOCKET": f"{folder}/notify"}),
+            iter([0.0, 0.0, 0.0, 4.9, 5.0, 5.0]).__next__,
+        )
+        for percent in (1, 2, 3):
+            progress.report("fetching", percent / 100)
+        assert shown == [("fetching", 0.01), ("fetching", 0.02), ("fetching", 0.03)]
+        assert [listener.recv(4096)[-2:] for _ in range(2)] == [b"1%", b"3%"]
 
 
 def test_a_named_runtime_dir_is_kept_and_emptied(run_server: RunServer) -> None:
