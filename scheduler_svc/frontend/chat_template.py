@@ -6,7 +6,8 @@ the first is busy. A renderer that ends, because its time was up or its memory s
 A round trip of a short conversation takes about 0.2 ms.
 
 It knows neither gRPC nor tokens. Invariants: a renderer holds one rendering at a time; a caller that goes away leaves
-its rendering to finish, because a process with an unread answer cannot be used again.
+its rendering to finish, because a process with an unread answer cannot be used again; one that goes away before its
+turn leaves nothing.
 """
 
 import asyncio
@@ -115,6 +116,7 @@ class ChatTemplate:
         self._idle: deque[_Renderer] = deque()
         self._places = asyncio.Semaphore(limits.max_processes)
         self._renderings: set[asyncio.Task[str]] = set()
+        self._num_waiting = 0
 
     async def start(self) -> None:
         """Start the first process. Raises TemplateRefusedError when the template does not compile."""
@@ -130,36 +132,42 @@ class ChatTemplate:
 
     async def render(self, variables: dict[str, Any]) -> str:
         """Render with plain data. Raises TemplateRefusedError, and ResourceExhausted when too many wait."""
-        if len(self._renderings) >= self._limits.max_waiting:
+        num_ahead = self._num_waiting + len(self._renderings)
+        if num_ahead >= self._limits.max_waiting:
             raise ResourceExhausted(
-                f"{len(self._renderings)} chat prompts wait to be rendered; the limit is {self._limits.max_waiting}",
+                f"{num_ahead} chat prompts wait to be rendered; the limit is {self._limits.max_waiting}",
                 retry_after_s=self._limits.time_limit_s,
             )
+        self._num_waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._num_waiting -= 1
         rendering = asyncio.create_task(self._render(variables))
         self._renderings.add(rendering)
         rendering.add_done_callback(self._forget)
         return await asyncio.shield(rendering)
 
     def _forget(self, rendering: asyncio.Task[str]) -> None:
+        self._places.release()
         self._renderings.discard(rendering)
         if not rendering.cancelled():
             rendering.exception()  # its caller may have gone away
 
     async def _render(self, variables: dict[str, Any]) -> str:
-        async with self._places:
-            renderer = self._idle.pop() if self._idle else await _Renderer.start(self._source, self._limits)
-            try:
-                answer = await renderer.exchange(Render(variables), self._limits.time_limit_s + _KILL_GRACE_S)
-            except _RendererEndedError as error:
-                await renderer.end()
-                raise TemplateRefusedError(
-                    f"the chat template took longer than {self._limits.time_limit_s:g} s or more memory than "
-                    f"{self._limits.memory_limit_bytes} bytes with these messages"
-                ) from error
-            except asyncio.CancelledError:
-                await renderer.end()
-                raise
-            self._idle.append(renderer)
+        renderer = self._idle.pop() if self._idle else await _Renderer.start(self._source, self._limits)
+        try:
+            answer = await renderer.exchange(Render(variables), self._limits.time_limit_s + _KILL_GRACE_S)
+        except _RendererEndedError as error:
+            await renderer.end()
+            raise TemplateRefusedError(
+                f"the chat template took longer than {self._limits.time_limit_s:g} s or more memory than "
+                f"{self._limits.memory_limit_bytes} bytes with these messages"
+            ) from error
+        except asyncio.CancelledError:
+            await renderer.end()
+            raise
+        self._idle.append(renderer)
         match answer:
             case Rendered():
                 return answer.text

@@ -17,6 +17,7 @@ from pagewire.scheduler_svc.frontend.auth import Authenticator
 from pagewire.scheduler_svc.frontend.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.fields import check_model, check_token_ids
 from pagewire.scheduler_svc.frontend.intake import Intake
+from pagewire.scheduler_svc.frontend.limits import MAX_DETOKENIZED_IDS
 from pagewire.scheduler_svc.frontend.output import Output
 from pagewire.scheduler_svc.frontend.output_text import OutputText
 from pagewire.scheduler_svc.frontend.prompt import check_prompt_length, validate_prompt
@@ -121,6 +122,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         check_model(request.model, model.spec)
         if tokenizer is None:
             raise InvalidArgument("ids", f"cannot become text: model {model.spec.name} has no tokenizer")
+        if len(request.ids) > MAX_DETOKENIZED_IDS:
+            raise InvalidArgument("ids", f"has {len(request.ids)} ids; at most {MAX_DETOKENIZED_IDS} may be")
         ids = list(request.ids)
         check_token_ids(ids, "ids", model.limits.vocab_size)
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True

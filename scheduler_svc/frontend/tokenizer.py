@@ -7,7 +7,8 @@ special tokens, comes in the ModelSpec.
 
 Invariant: no text, however long, holds the event loop. Short texts are encoded in place (about 0.2 µs a character);
 longer ones on a thread, by `encode_batch_fast`, which lets go of the interpreter lock where `encode` keeps it (a text
-of 1.2 MB: 0.8 s without any other thread running, against a longest gap of 2 ms).
+of 1.2 MB: 0.8 s without any other thread running, against a longest gap of 2 ms). What waits for those threads is
+bounded.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tokenizers
 
+from pagewire.scheduler_svc.errors import ResourceExhausted
 from pagewire.scheduler_svc.frontend.detokenizer import (
     Detokenizer,
     TokenBytes,
@@ -27,6 +29,9 @@ from pagewire.wire.model import ModelSpec
 
 _INLINE_CHARACTERS = 1000
 _INLINE_IDS = 1000
+_MAX_WAITING_CHARACTERS = 32 * 1024 * 1024
+"""Of all texts on the threads or waiting for them: about ten seconds of work."""
+_RETRY_S = 1.0
 
 
 class TextTokenizer:
@@ -34,6 +39,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer_file: str, spec: ModelSpec, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
+        self._waiting_characters = 0
         with open(tokenizer_file, "rb") as file:
             definition = file.read()
         try:
@@ -62,11 +68,22 @@ class TextTokenizer:
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize; special tokens written in the text are recognized. `add_special_tokens` also puts in front and
-        behind what the model's tokenizer does."""
+        behind what the model's tokenizer does. Raises ResourceExhausted when too much text waits already."""
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode(text, add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode, text, add_special_tokens)
+        waiting = self._waiting_characters
+        if waiting and waiting + len(text) > _MAX_WAITING_CHARACTERS:
+            raise ResourceExhausted(
+                f"{waiting} characters wait to be tokenized; with these {len(text)} they are over the limit of "
+                f"{_MAX_WAITING_CHARACTERS}",
+                _RETRY_S,
+            )
+        self._waiting_characters += len(text)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._encode, text, add_special_tokens)
+        finally:
+            self._waiting_characters -= len(text)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)

@@ -160,11 +160,11 @@ def _max_tokens(stopping: pb.Stopping, limits: ModelLimits) -> int | None:
 
 def _stop_strings(stopping: pb.Stopping, spec: ModelSpec) -> tuple[str, ...]:
     path = "generation.stopping.stop_strings"
+    if len(stopping.stop_strings) > MAX_STOP_STRINGS:
+        raise InvalidArgument(path, f"has {len(stopping.stop_strings)} stop strings; at most {MAX_STOP_STRINGS} may be")
     stops = tuple(stopping.stop_strings)
     if stops and spec.tokenizer_file is None:
         raise InvalidArgument(path, f"is set; model {spec.name} has no tokenizer")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise InvalidArgument(path, f"has {len(stops)} stop strings; at most {MAX_STOP_STRINGS} may be")
     for i, stop in enumerate(stops):
         size = len(stop.encode())
         if not 1 <= size <= MAX_STOP_STRING_BYTES:
@@ -174,9 +174,9 @@ def _stop_strings(stopping: pb.Stopping, spec: ModelSpec) -> tuple[str, ...]:
 
 def _stop_token_ids(stopping: pb.Stopping, limits: ModelLimits) -> tuple[int, ...]:
     path = "generation.stopping.stop_token_ids"
+    if len(stopping.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise InvalidArgument(path, f"has {len(stopping.stop_token_ids)} ids; at most {MAX_STOP_TOKEN_IDS} may be")
     ids = tuple(stopping.stop_token_ids)
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidArgument(path, f"has {len(ids)} ids; at most {MAX_STOP_TOKEN_IDS} may be")
     check_token_ids(ids, path, limits.vocab_size)
     return ids
 

@@ -107,6 +107,27 @@ def test_a_rendering_that_takes_too_long_is_ended_and_the_next_one_works(run: Ru
     run(test())
 
 
+def test_renderings_that_nobody_waits_for_any_more_hold_nobody_up(run: Run) -> None:
+    source = (
+        "{% if messages %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}x"
+    )
+
+    async def test() -> None:
+        template = ChatTemplate(source, RenderLimits(max_output_bytes=10, time_limit_s=0.3, max_processes=1))
+        await template.start()
+        try:
+            abandoned = [asyncio.create_task(template.render({"messages": "loop"})) for _ in range(100)]
+            await asyncio.sleep(0)
+            for rendering in abandoned:
+                rendering.cancel()
+            async with asyncio.timeout(10):  # the first had begun; all of them would take 30 s
+                assert await template.render({"messages": ""}) == "x"
+        finally:
+            await template.close()
+
+    run(test())
+
+
 def test_a_renderer_ends_with_its_frontend(run: Run) -> None:
     async def test() -> None:
         template = ChatTemplate("x", RenderLimits(max_output_bytes=10))

@@ -87,6 +87,8 @@ def test_text_and_ids_both_ways(spec: ModelSpec, run: Run) -> None:
                 assert violated_field(await failure(world.inference.Tokenize(request))) == field
             error = await failure(world.inference.Detokenize(inference_pb2.DetokenizeRequest(ids=[1, 384])))
             assert violated_field(error) == "ids[1]"
+            many = inference_pb2.DetokenizeRequest(ids=[1] * 131_073)
+            assert violated_field(await failure(world.inference.Detokenize(many))) == "ids"
 
     run(test())
 

@@ -1,14 +1,19 @@
 """From token ids to text: characters, stop strings, and what is held back, against the whole text decoded at once."""
 
+import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_tokenizer import make_tokenizer
+from support.tiny_tokenizer import make_spec, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from pagewire.scheduler_svc.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend import tokenizer as tokenizer_module
 from pagewire.scheduler_svc.frontend.detokenizer import (
     Detokenizer,
     TokenBytes,
@@ -18,6 +23,7 @@ from pagewire.scheduler_svc.frontend.detokenizer import (
 )
 from pagewire.scheduler_svc.frontend.output_text import OutputText
 from pagewire.scheduler_svc.frontend.stop_strings import StopAutomaton, StopScanner
+from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
 
 VOCAB_SIZE = 384
 
@@ -175,3 +181,28 @@ def test_the_scanner_reads_each_byte_once() -> None:
 def test_a_definition_that_is_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedTokenizerError):
         TokenBytes(b"{")
+
+
+def test_text_that_waits_to_be_tokenized_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_MAX_WAITING_CHARACTERS", 5000)
+    free = threading.Event()
+
+    async def test() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            spec = make_spec(tmp_path)
+            assert spec.tokenizer_file is not None
+            tokenizer = TextTokenizer(spec.tokenizer_file, spec, threads)
+            threads.submit(free.wait, 20)
+            longest = asyncio.create_task(tokenizer.encode("x" * 9000, add_special_tokens=False))  # alone, it may wait
+            await asyncio.sleep(0)
+            with pytest.raises(ResourceExhausted, match="9000 characters wait"):
+                await tokenizer.encode("x" * 1001, add_special_tokens=False)
+            assert await tokenizer.encode("short", add_special_tokens=False)
+            longest.cancel()
+            await asyncio.wait([longest])
+            following = asyncio.create_task(tokenizer.encode("x" * 3000, add_special_tokens=False))
+            await asyncio.sleep(0)
+            free.set()
+            assert await following
+
+    asyncio.run(test())
