@@ -242,6 +242,8 @@ async def _each(
     one: Callable[[Prompt], Coroutine[object, object, T]], prompts: Sequence[Prompt], max_concurrency: int
 ) -> list[T | PagewireError]:
     """Each prompt's outcome, in order. An exception that is not the client's own cancels them all."""
+    if max_concurrency < 1:
+        raise ValueError(f"max_concurrency is {max_concurrency}; it must be at least 1")
     room = asyncio.Semaphore(max_concurrency)
 
     async def outcome(prompt: Prompt) -> T | PagewireError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -32,7 +32,7 @@ class Transport:
     """Everything needed to open a channel."""
 
     target: str = DEFAULT_TARGET
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     """Largest message in either direction; the server's own limit on requests is usually smaller."""

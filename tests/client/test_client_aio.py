@@ -79,6 +79,8 @@ def test_several_prompts(run: Run, service: ScriptedService) -> None:
         assert [isinstance(outcome, PagewireError) for outcome in outcomes] == [False, True, False]
         with pytest.raises(InvalidRequest):
             await client.generate(["a", "b"], request_id="x")
+        with pytest.raises(ValueError, match="max_concurrency is 0"):
+            await client.generate(["a", "b"], max_concurrency=0)
 
     run(work)
 
