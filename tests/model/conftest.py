@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import FAMILIES, Checkpoint, build_hf_model, save_checkpoint
-from support.smollm2 import smollm2_file
+from support.decoders import KINDS, decoder_for
 
-from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.weights import load_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +39,14 @@ def checkpoint(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Ch
     return checkpoint_of(request.param)
 
 
-@pytest.fixture(scope="session")
-def decoder_of() -> Callable[[Checkpoint], Decoder]:
-    """Loads each checkpoint once, in fp32."""
+@pytest.fixture(scope="session", params=KINDS)
+def decoder_of(request: pytest.FixtureRequest) -> Callable[[Checkpoint], Decoder]:
+    """Loads each checkpoint once, in fp32, with each kind of kernels."""
     loaded: dict[Path, Decoder] = {}
 
     def load(checkpoint: Checkpoint) -> Decoder:
         if checkpoint.directory not in loaded:
-            loaded[checkpoint.directory] = load_decoder(
-                checkpoint.spec, "float32", PagedTorchAttention(), lambda stage, fraction: None
-            )
+            loaded[checkpoint.directory] = decoder_for(checkpoint.spec, "float32", request.param)
         return loaded[checkpoint.directory]
 
     return load
-
-
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    return smollm2_file()

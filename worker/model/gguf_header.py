@@ -16,6 +16,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMS = 4
 MAX_NAME_BYTES = 1024
+MAX_NESTING = 4
+"""Of arrays within arrays."""
 ALIGNMENT_KEY = b"general.alignment"
 DEFAULT_ALIGNMENT = 32
 
@@ -100,24 +102,24 @@ class _Cursor:
         shape = tuple(reversed([self._integer("<Q") for _ in range(num_dims)]))
         return name, shape, self._integer("<I"), self._integer("<Q")
 
-    def _skip_value(self, type_id: int, *, may_nest: bool = True) -> None:
+    def _skip_value(self, type_id: int, depth: int = 0) -> None:
         if (size := _SCALAR_BYTES.get(type_id)) is not None:
             self._advance(size)
         elif type_id == _STRING:
             self._advance(self._integer("<Q"))
-        elif type_id == _ARRAY and may_nest:
-            self._skip_array()
+        elif type_id == _ARRAY and depth < MAX_NESTING:
+            self._skip_array(depth + 1)
         else:
             raise GgufFormatError(f"metadata of type {type_id} at byte {self._at} is not known")
 
-    def _skip_array(self) -> None:
+    def _skip_array(self, depth: int) -> None:
         item_type, count = self._integer("<I"), self._integer("<Q")
         if (size := _SCALAR_BYTES.get(item_type)) is not None:
             self._advance(size * count)
             return
         # The loop ends at the end of the file at the latest: every item takes at least its own length field.
         for _ in range(count):
-            self._skip_value(item_type, may_nest=False)
+            self._skip_value(item_type, depth)
 
     def _advance(self, count: int) -> int:
         start = self._at

@@ -91,10 +91,11 @@ def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
     found = source.shapes
     missing = [name for name in expected if name not in found]
     if missing:
-        raise WeightsError(f"{source.description} lacks {_listed(missing)}, which the model's configuration needs")
+        noun = "tensor" if len(missing) == 1 else "tensors"
+        raise WeightsError(f"{source.description} lacks {noun} {_listed(missing)}: the configuration needs them")
     unexpected = [source.describe(name) for name in found if name not in expected and not _is_optional(name)]
     if unexpected:
-        raise WeightsError(f"unexpected {_listed(unexpected)}: the model's configuration has no use for it")
+        raise WeightsError(f"unexpected {_listed(unexpected)}: the configuration has no use for them")
     wanted = dict(expected)
     if ROPE_FACTORS in found:
         wanted[ROPE_FACTORS] = (config.head_dim // 2,)
@@ -113,5 +114,4 @@ def _is_optional(name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:SHOWN])
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ("tensor " if len(names) == 1 else "tensors ") + shown + more
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
