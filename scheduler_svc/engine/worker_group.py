@@ -20,7 +20,7 @@ class WorkerGroup:
         self._launch = launch
         self._hellos: dict[int, WorkerHello] = {}
         self._config: SchedulerConfig | None = None
-        self.num_losses = 0
+        self._incarnations: dict[int, int] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -33,13 +33,11 @@ class WorkerGroup:
     def join(self, rank: int, hello: WorkerHello) -> None:
         """A rank is ready."""
         self._hellos[rank] = hello
+        self._incarnations[rank] = hello.incarnation
 
     def leave(self, rank: int) -> bool:
         """A rank is gone; false if it had not come."""
-        if self._hellos.pop(rank, None) is None:
-            return False
-        self.num_losses += 1
-        return True
+        return self._hellos.pop(rank, None) is not None
 
     def config(self) -> SchedulerConfig:
         """What the scheduler may count on, from a complete group.
@@ -82,5 +80,6 @@ class WorkerGroup:
             attention_backend=first.attention_backend if first else "",
             linear_backend=first.linear_backend if first else "",
             versions=first.versions if first else {},
-            worker_restarts=self.num_losses,
+            # The supervisor's count, which an engine that was started again itself still has.
+            worker_restarts=sum(self._incarnations.values()),
         )

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import msgspec
+from google.protobuf.internal import api_implementation
 
 from pagewire.scheduler_svc.errors import InternalError
 from pagewire.scheduler_svc.frontend.app import Frontend, World
@@ -27,6 +28,17 @@ from pagewire.wire.lifeline import Lifeline
 
 _log = logging.getLogger(__name__)
 _START_ERRORS = (StartupError, TemplateRefusedError, OSError, ValueError)
+
+
+def _require_upb() -> None:
+    # protobuf parses in pure Python where its extension is missing or turned off: slow, and each level of a request's
+    # nesting is a level of Python's own stack (CVE-2025-4565).
+    found = api_implementation.Type()
+    if found != "upb":
+        raise StartupError(
+            f"protobuf runs on its {found!r} implementation; a server needs 'upb': install a protobuf wheel for this "
+            "platform, and leave PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION unset"
+        )
 
 
 def _ready(lifeline: Lifeline, ready: Ready) -> None:
@@ -64,6 +76,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lifeline = Lifeline(arguments.lifeline_fd)
     try:
+        _require_upb()
         launch = msgspec.json.decode(arguments.launch.read_bytes(), type=FrontendLaunch)
         logging.basicConfig(
             level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"

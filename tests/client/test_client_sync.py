@@ -41,6 +41,7 @@ from pagewire.client import (
     Unavailable,
     Usage,
 )
+from pagewire.client.transport import Transport
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
@@ -332,7 +333,8 @@ def test_a_stream_against_the_contract(
         client.stream("hi").result()
 
 
-def test_the_key_travels_with_every_call(service: ScriptedService) -> None:
+def test_the_key_travels_with_every_call_and_shows_in_no_log(service: ScriptedService) -> None:
+    assert "a-long-enough-key" not in repr(Transport(api_key="a-long-enough-key"))
     with Client(service.address, api_key="a-long-enough-key") as client:
         client.generate("hi")
         client.stream("hi").result()

@@ -124,10 +124,15 @@ def test_a_lost_worker_is_a_pause_and_nothing_is_repeated() -> None:
 
         frontend.until(recovering)
         assert got, "some tokens came before the loss"
-        heir = PlayedWorker(engine.workers, incarnation=1)
+        heir = PlayedWorker(engine.workers, incarnation=3)  # the supervisor needed three tries
         finished = collect(frontend, heir, got, len(prompts))
         assert set(finished.values()) == {FinishKind.LENGTH}
         assert got == {handle: expected(handle, prompt, 12) for handle, prompt in prompts.items()}
+        another = engine.frontend(1)
+        another.send(Register(1, 0))
+        info = another.receive()
+        assert isinstance(info, EngineInfo)
+        assert info.worker_restarts == 3
 
 
 def test_a_new_engine_continues_from_the_given_tokens() -> None:

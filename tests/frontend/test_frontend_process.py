@@ -180,6 +180,21 @@ def test_what_keeps_it_from_starting_is_told_to_the_supervisor(run: Run, tmp_pat
     run(test())
 
 
+def test_protobuf_without_its_extension_ends_the_start(
+    spec: ModelSpec, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+
+    async def test() -> None:
+        async with supervised(tmp_path, spec) as (frontend, _):
+            news = await frontend.news()
+            assert isinstance(news, Failed)
+            assert "needs 'upb'" in news.message
+            assert await frontend.status() == 1
+
+    run(test())
+
+
 def test_frontends_share_a_port_only_when_told_to(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         for name in ("a", "b", "c"):
