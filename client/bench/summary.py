@@ -132,8 +132,14 @@ class Summary:
         """Over the whole of `wall_s`."""
         return self.output_tokens / self.wall_s if self.wall_s > 0 else 0.0
 
+    @property
+    def tokens_per_message(self) -> float | None:
+        """More than 1 where the client, or the service's side of its streams, is behind."""
+        return self.output_tokens / self.messages if self.messages else None
+
     def as_json(self) -> dict[str, object]:
         """What scripts read."""
+        per_message = self.tokens_per_message
         return {
             "requests": self.requests,
             "failed": self.failed,
@@ -143,7 +149,7 @@ class Summary:
             "output_tokens": self.output_tokens,
             "wall_s": round(self.wall_s, 4),
             "output_tokens_per_s": round(self.output_tokens_per_s, 2),
-            "tokens_per_message": round(self.output_tokens / self.messages, 3) if self.messages else None,
+            "tokens_per_message": None if per_message is None else round(per_message, 3),
             "ttft_ms": self.ttft_ms.as_json(),
             "itl_ms": self.itl_ms.as_json(),
             "tpot_ms": self.tpot_ms.as_json(),

@@ -150,6 +150,14 @@ def test_requests_that_fail_are_counted_and_named(service: Service, capsys: Capt
         (["serve", "--long-prompt=50"], "no longer than the service's prefill share of 64"),
         (["serve", "--prompts=x.txt", "--shared-prefix=4"], "--shared-prefix"),
         (["serve", "--prompts=/nowhere.txt"], "cannot be read"),
+        (["serve", "--raw"], "--raw is about"),
+        (["serve", "--set", "max_n=3"], "--set max_n"),
+        (["throughput", "--spawn"], "--admin-target goes with --target"),
+        (["serve", "--cached-prefix=30", "--input-len=100:200"], "of one length"),
+        (["serve", "--cached-prefix=30", "--slo=ttft=3"], "--slo does not apply to --cached-prefix"),
+        (["serve", "--long-prompt=300", "--input-len=7"], "--input-len does not apply to --long-prompt"),
+        (["serve", "--rate=3", "--trials=7"], "--trials does not apply to a load"),
+        (["serve", "--long-prompt=300", "--prefill-share=65"], "the service says that its own is 64"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

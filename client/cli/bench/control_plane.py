@@ -124,7 +124,7 @@ async def _latencies(args: argparse.Namespace, found: Service) -> list[dict[str,
             outcome = await runs.steady(
                 session, settings, streams, _INPUT_LEN, args.output_len, _ramp_s(args), args.duration
             )
-            itl = outcome.summary.itl_ms
+            itl, per_message = outcome.summary.itl_ms, outcome.summary.tokens_per_message
             told.append(
                 {
                     "streams": streams,
@@ -132,6 +132,7 @@ async def _latencies(args: argparse.Namespace, found: Service) -> list[dict[str,
                     "added_ttft_ms": added_ttft.as_json(),
                     "added_itl_ms": itl.minus(step_ms).as_json(),
                     "output_tokens_per_s": round(outcome.summary.output_tokens_per_s, 1),
+                    "tokens_per_message": None if per_message is None else round(per_message, 3),
                 }
             )
     return told

@@ -26,11 +26,11 @@ def add_result_flags(parser: argparse.ArgumentParser, *, plots: bool = True) -> 
     parser.add_argument("--seed", type=count_or_none, default=0, metavar="S", help="of the workload (0)")
 
 
-def add_length_flags(parser: argparse.ArgumentParser) -> None:
-    """Lengths as the nano-vllm workload has them."""
+def add_length_flags(parser: argparse.ArgumentParser, default: Span | None = DEFAULT_SPAN) -> None:
+    """Lengths, as the nano-vllm workload has them; with the default None it is told what was not given."""
     for name, what in (("--input-len", "prompt"), ("--output-len", "output")):
         parser.add_argument(
-            name, type=span, default=DEFAULT_SPAN, metavar="A:B", help=f"{what} tokens ({DEFAULT_SPAN})"
+            name, type=span, default=default, metavar="A:B", help=f"{what} tokens, or A for A:A ({DEFAULT_SPAN})"
         )
 
 

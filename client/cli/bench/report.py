@@ -95,6 +95,7 @@ def outcome_table(found: Sequence[Outcome]) -> Table:
         ("wall", [f"{each.wall_s:.2f} s" for each in summaries]),
         ("output tokens/s", [f"{each.output_tokens_per_s:,.1f}" for each in summaries]),
     ]
+    rows.append(("tokens per message", [_count(each.tokens_per_message) for each in summaries]))
     rows += [
         (f"{name.removesuffix('_ms')} {percent}", [milliseconds(_of(each, name), percent) for each in summaries])
         for name in LATENCIES
@@ -121,6 +122,10 @@ def milliseconds(found: Distribution, percent: str) -> str:
     """One percentile; a dash where there were no samples."""
     value = {"p50": found.p50, "p90": found.p90, "p99": found.p99}[percent]
     return "-" if value is None else f"{value:,.2f} ms"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:

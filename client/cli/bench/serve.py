@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from pagewire.client.bench import cached_prefix, long_prompt, plot, runs
 from pagewire.client.bench.runs import Outcome, RunSettings
 from pagewire.client.bench.session import Service, Session
-from pagewire.client.bench.workload import Job, nano_vllm, of_prompts, random_ids, with_shared_prefix
+from pagewire.client.bench.workload import (
+    DEFAULT_SPAN,
+    Job,
+    Span,
+    nano_vllm,
+    of_prompts,
+    random_ids,
+    with_shared_prefix,
+)
 from pagewire.client.cli import inputs
 from pagewire.client.cli.bench import flags, report, service
 from pagewire.client.errors import InvalidRequest
@@ -23,7 +31,31 @@ from pagewire.client.prompts import Prompt
 _NUM_SEQS = 64
 _CONCURRENCY = 16
 _TRIALS = 3
+_QUIET_S = 5.0
 _DECODE_INPUT_LEN = 32
+_CACHED_INPUT_LEN = Span(1000, 1000)
+
+_LOAD, _LONG_PROMPT, _CACHED_PREFIX = "a load", "--long-prompt", "--cached-prefix"
+_DEFAULTS: dict[str, dict[str, object]] = {
+    _LOAD: {
+        "num_seqs": _NUM_SEQS,
+        "input_len": DEFAULT_SPAN,
+        "output_len": DEFAULT_SPAN,
+        "prompts": None,
+        "raw": None,
+        "shared_prefix": None,
+        "slo": None,
+    },
+    _LONG_PROMPT: {
+        "streams": _CONCURRENCY,
+        "output_len": DEFAULT_SPAN,
+        "trials": _TRIALS,
+        "quiet": _QUIET_S,
+        "prefill_share": None,
+    },
+    _CACHED_PREFIX: {"input_len": _CACHED_INPUT_LEN, "trials": _TRIALS},
+}
+"""The flags that apply to each kind of measurement, and their values where they are not given."""
 
 
 def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,40 +66,35 @@ def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Latency, throughput and goodput under load, and two cases: a long prompt, a cached prefix.",
     )
     flags.add_result_flags(parser)
-    load = parser.add_argument_group("load").add_mutually_exclusive_group()
-    load.add_argument("--rate", type=flags.rates, metavar="R,…", help="open loop: Poisson arrivals per second")
-    load.add_argument("--concurrency", type=flags.counts, metavar="N,…", help=f"closed loop: clients ({_CONCURRENCY})")
-    load.add_argument(
+    kind = parser.add_argument_group("what comes").add_mutually_exclusive_group()
+    kind.add_argument("--rate", type=flags.rates, metavar="R,…", help="open loop: Poisson arrivals per second")
+    kind.add_argument("--concurrency", type=flags.counts, metavar="N,…", help=f"closed loop: clients ({_CONCURRENCY})")
+    kind.add_argument(
         "--long-prompt", type=flags.count, metavar="L", help="a prompt of L tokens arrives while --streams decode"
     )
+    kind.add_argument(
+        "--cached-prefix", type=flags.count, metavar="C", help="prompts of --input-len tokens, the first C cached"
+    )
+    load = parser.add_argument_group("with --rate and --concurrency")
+    load.add_argument("--num-seqs", type=flags.count, metavar="N", help=f"requests of each load ({_NUM_SEQS})")
+    load.add_argument("--prompts", metavar="FILE", help="prompts, as `generate --file` has them, instead of random ids")
+    load.add_argument("--raw", action="store_true", default=None, help="their text without the chat template")
     load.add_argument(
-        "--cached-prefix",
-        type=flags.count,
-        metavar="C",
-        help="prompts of --input-len tokens, of which the first C are cached",
-    )
-    parser.add_argument(
-        "--num-seqs", type=flags.count, default=_NUM_SEQS, metavar="N", help=f"requests of each load ({_NUM_SEQS})"
-    )
-    flags.add_length_flags(parser)
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="prompts, as `generate --file` has them, instead of random ids"
-    )
-    parser.add_argument("--raw", action="store_true", help="text of --prompts without the chat template")
-    parser.add_argument(
         "--shared-prefix", type=flags.count, metavar="L", help="the same L random ids in front of every random prompt"
     )
-    parser.add_argument(
+    load.add_argument(
         "--slo", type=flags.objective, metavar="ttft=MS,tpot=MS,e2e=MS", help="what goodput counts as served well"
     )
-    parser.add_argument("--streams", type=flags.count, default=_CONCURRENCY, metavar="N", help="for --long-prompt (16)")
-    parser.add_argument(
-        "--trials", type=flags.count, default=_TRIALS, metavar="N", help=f"of the two cases ({_TRIALS})"
+    case = parser.add_argument_group("with --long-prompt and --cached-prefix")
+    case.add_argument("--trials", type=flags.count, metavar="N", help=f"prompts, or pairs of them ({_TRIALS})")
+    case.add_argument("--streams", type=flags.count, metavar="N", help=f"that decode, for the first ({_CONCURRENCY})")
+    case.add_argument(
+        "--quiet", type=flags.positive, metavar="S", help=f"watch the streams alone so long, in s ({_QUIET_S:g})"
     )
-    parser.add_argument("--quiet", type=flags.positive, default=5.0, metavar="S", help="before --long-prompt, in s (5)")
-    parser.add_argument(
+    case.add_argument(
         "--prefill-share", type=flags.count, metavar="N", help="the service's, where --admin-target does not tell it"
     )
+    flags.add_length_flags(parser, default=None)
     flags.add_load_flags(parser)
     parser.set_defaults(run=run)
 
@@ -76,16 +103,33 @@ def run(args: argparse.Namespace) -> int:
     """1 where a request failed."""
     if args.plot:
         plot.check()
+    _fill_in(args)
+    about = report.frame(args, _workload(args))
+    needed = {"max_queued": max(1024, args.num_seqs or 0)}
+    with service.service(args, DEFAULT_MODEL, needed) as found:
+        return asyncio.run(_measure(args, found, about))
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Defaults of what was left out. Raises InvalidRequest for a flag that this kind of measurement has no use for."""
+    kind = _LONG_PROMPT if args.long_prompt else _CACHED_PREFIX if args.cached_prefix else _LOAD
+    applies = _DEFAULTS[kind]
+    for name in sorted({name for defaults in _DEFAULTS.values() for name in defaults}):
+        given, flag = vars(args)[name], f"--{name.replace('_', '-')}"
+        if given is None:
+            setattr(args, name, applies.get(name))
+        elif name not in applies:
+            raise InvalidRequest(f"{flag} does not apply to {kind}")
     if args.prompts and args.shared_prefix:
         raise InvalidRequest("--shared-prefix stands before random ids, not before --prompts")
-    about = report.frame(args, _workload(args))
-    with service.service(args, DEFAULT_MODEL, {"max_queued": max(1024, args.num_seqs)}) as found:
-        return asyncio.run(_measure(args, found, about))
+    if args.raw and not args.prompts:
+        raise InvalidRequest("--raw is about the text of --prompts")
+    if kind == _CACHED_PREFIX and args.input_len.low != args.input_len.high:
+        raise InvalidRequest(f"--input-len is {args.input_len}; --cached-prefix compares prompts of one length")
 
 
 def _workload(args: argparse.Namespace) -> dict[str, object]:
     told: dict[str, object] = {"seed": args.seed, "temperature": args.temperature, "ignore_eos": True}
-    lengths: dict[str, object] = {"input_len": str(args.input_len), "output_len": str(args.output_len)}
     if args.long_prompt:
         return {
             "kind": "long prompt beside decodes",
@@ -104,10 +148,11 @@ def _workload(args: argparse.Namespace) -> dict[str, object]:
             "trials": args.trials,
             **told,
         }
+    lengths: dict[str, object] = {"num_seqs": args.num_seqs, "output_len": str(args.output_len), **told}
     if args.prompts:
-        return {"kind": "prompts of a file", "file": args.prompts, "num_seqs": args.num_seqs, **lengths, **told}
-    kind: dict[str, object] = {"kind": "random ids", "shared_prefix": args.shared_prefix or 0}
-    return {**kind, "num_seqs": args.num_seqs, **lengths, **told}
+        return {"kind": "prompts of a file", "file": args.prompts, **lengths}
+    prefix: int = args.shared_prefix or 0
+    return {"kind": "random ids", "input_len": str(args.input_len), "shared_prefix": prefix, **lengths}
 
 
 async def _measure(args: argparse.Namespace, found: Service, about: report.Frame) -> int:
@@ -150,11 +195,10 @@ def _jobs(args: argparse.Namespace, settings: RunSettings, given: Sequence[Promp
 def _given_prompts(args: argparse.Namespace, found: Service) -> list[Prompt]:
     if not args.prompts:
         return []
-    can = found.model.capabilities
-    # The rest of what `generate` reads its prompts by.
-    args.file, args.ids, args.system, args.template_arguments = args.prompts, None, None, None
-    args.prompts = []
-    return [inputs.dress(prompt, args, can) for prompt in inputs.gather(args)]
+    source = argparse.Namespace(
+        prompts=[], file=args.prompts, ids=None, raw=args.raw, system=None, template_arguments=None
+    )
+    return [inputs.dress(prompt, source, found.model.capabilities) for prompt in inputs.gather(source)]
 
 
 async def _long_prompt(args: argparse.Namespace, session: Session, settings: RunSettings, about: report.Frame) -> int:
@@ -180,13 +224,15 @@ async def _long_prompt(args: argparse.Namespace, session: Session, settings: Run
 
 
 async def _prefill_share(args: argparse.Namespace, session: Session) -> int:
+    """What the service says, else what --prefill-share says."""
     info = await session.server_info()
-    if info is not None and "max_prefill_tokens_per_step" in info.settings:
-        return int(info.settings["max_prefill_tokens_per_step"])
-    if args.prefill_share is None:
+    told = None if info is None else info.settings.get("max_prefill_tokens_per_step")
+    given: int | None = args.prefill_share
+    if told is None and given is None:
         raise InvalidRequest("--long-prompt needs --admin-target or --prefill-share: the service's prefill share")
-    share: int = args.prefill_share
-    return share
+    if told is not None and given is not None and given != int(told):
+        raise InvalidRequest(f"--prefill-share is {given}; the service says that its own is {told}")
+    return int(told) if told is not None else given or 0
 
 
 async def _cached_prefix(args: argparse.Namespace, session: Session, settings: RunSettings, about: report.Frame) -> int:

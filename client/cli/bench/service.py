@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from pagewire.client.bench.session import Service
 from pagewire.client.cli import connection
-from pagewire.client.errors import Unavailable
+from pagewire.client.errors import InvalidRequest, Unavailable
 from pagewire.client.local import LocalService, Setting
 from pagewire.client.retry import NO_RETRY
 from pagewire.client.sync import Client
@@ -34,6 +34,8 @@ def service(args: argparse.Namespace, model: str, needed: Mapping[str, Setting])
     """The service that the flags describe. A spawned one gets `model` unless --model says another, and `needed`
     except where --set says otherwise. Raises PagewireErrors where there is none."""
     if not args.spawn:
+        if args.settings:
+            raise InvalidRequest(f"--set {args.settings[0][0]} is a setting of a --spawn service")
         tls = connection.tls(args)
         admin = None
         if args.admin_target:
@@ -41,6 +43,8 @@ def service(args: argparse.Namespace, model: str, needed: Mapping[str, Setting])
         transport = Transport(target=args.target, api_key=args.api_key, tls=tls)
         yield Service(transport=transport, admin=admin, model=_model(args))
         return
+    if vars(args).get("admin_target"):
+        raise InvalidRequest("--admin-target goes with --target; a --spawn service's own is known")
     settings = {"log_level": "warning", **needed, **dict(args.settings)}
     spawned = LocalService(args.model or model, settings, quiet=not sys.stderr.isatty())
     try:
