@@ -5,7 +5,8 @@ empty name and every service of a listener have the same status. Watch streams s
 change. It knows the engine only by its status.
 
 The servicer of grpcio-health-checking lost: it holds a lock while it writes to a watcher, so one watcher that does not
-read would keep the status from changing for all. Here a change waits for nobody.
+read would keep the status from changing for all. Here a change waits for nobody. Health is open to callers without a
+key, so watchers are counted: they must not take the calls of those who have one.
 """
 
 import asyncio
@@ -18,6 +19,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+_MAX_WATCHERS = 1024
+"""Of one listener."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -66,6 +70,7 @@ class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the pa
     def __init__(self, health_: Health, names: frozenset[str]) -> None:
         self._health = health_
         self._names = names
+        self._num_watchers = 0
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """The status now; NOT_FOUND for a service that is not here, as the protocol says."""
@@ -75,6 +80,15 @@ class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the pa
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """The status now and at every change; SERVICE_UNKNOWN for a service that is not here, as the protocol says."""
+        if self._num_watchers >= _MAX_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WATCHERS} callers watch already")
+        self._num_watchers += 1
+        try:
+            await self._show_changes(request, context)
+        finally:
+            self._num_watchers -= 1
+
+    async def _show_changes(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         shown = None
         while True:
             changed = self._health.changed

@@ -1,6 +1,7 @@
 """The other services, health, reflection, keys, draining, and bytes that are no request."""
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -17,13 +18,14 @@ from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_tokenizer
 
 from pagewire.scheduler_svc.errors import InternalError
+from pagewire.scheduler_svc.frontend import health as health_module
 from pagewire.scheduler_svc.frontend.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.served_model import ServedModel
 from pagewire.v1 import admin_pb2, generation_pb2, inference_pb2, model_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.control import Drain, Drained, DrainRequested
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.requests import AbortRequest, EngineState, FlushCache, Submit
+from pagewire.wire.requests import AbortRequest, EngineState, FlushCache, Register, Submit
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -135,6 +137,28 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
     run(test())
 
 
+def test_watchers_of_health_are_counted(spec: ModelSpec, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "_MAX_WATCHERS", 2)
+
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            stub = health_pb2_grpc.HealthStub(world.channel)
+            request = health_pb2.HealthCheckRequest()
+            watchers = [stub.Watch(request) for _ in range(2)]
+            for watcher in watchers:
+                await watcher.read()
+            assert (await failure(stub.Watch(request))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await check(world.channel, "") in (SERVING, NOT_SERVING)
+            watchers[0].cancel()
+            async with asyncio.timeout(LIMIT_S):
+                while True:  # until the server has noticed
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        if await stub.Watch(request).read() is not grpc.aio.EOF:
+                            break
+
+    run(test())
+
+
 def test_health_follows_the_engine_on_both_listeners(spec: ModelSpec, run: Run) -> None:
     async def test() -> None:
         async with running_frontend(spec, engine_timeout_s=0.4) as world:
@@ -164,11 +188,13 @@ def test_health_follows_the_engine_on_both_listeners(spec: ModelSpec, run: Run) 
                 assert detail(error, error_details_pb2.ErrorInfo).reason == reason
                 await world.engine.info(EngineState.READY)
                 await seen(SERVING)
-            # Silence
+            world.engine.is_mute = True
             await seen(NOT_SERVING)
             assert await check(world.admin_channel, ADMIN) == NOT_SERVING
             error = await failure(world.inference.Generate(unary(ids_request())))
             assert detail(error, error_details_pb2.ErrorInfo).reason == "ENGINE_LOST"
+            await world.engine.act(Register)  # in case that it was given up
+            assert await check(world.admin_channel, ADMIN) == NOT_SERVING
             await world.engine.load()
             await seen(SERVING)
 

@@ -61,6 +61,8 @@ class ScriptedEngine:
         self.aborted: list[int] = []
         """Every handle that was aborted."""
         self.identity = b""
+        self.is_mute = False
+        """Whether even a Register goes unanswered."""
         self._received: asyncio.Queue[FromFrontend] = asyncio.Queue()
         self._to: Codec[ToFrontend] = Codec(ToFrontend)
         self._from: Codec[FromFrontend] = Codec(FromFrontend)
@@ -104,7 +106,7 @@ class ScriptedEngine:
             self.identity, frame = await self._socket.recv_multipart()
             message = self._from.decode(frame)
             match message:
-                case Register():
+                case Register() if not self.is_mute:
                     await self.info()
                 case Submit():
                     self.submits[message.handle] = message
