@@ -50,7 +50,8 @@ class Overloaded(PagewireError):
 class Unavailable(PagewireError):
     """No server answers, or it cannot serve now.
 
-    `reason` is LOADING, WORKER_LOST, ENGINE_LOST or DRAINING where the server said so, else empty, as when the connection broke.
+    `reason` is LOADING, WORKER_LOST, ENGINE_LOST or DRAINING where the server said so, else empty, as when the
+    connection broke.
     """
 
     def __init__(self, message: str, *, reason: str = "", retry_after_s: float | None = None) -> None:

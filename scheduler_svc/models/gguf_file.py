@@ -68,7 +68,7 @@ def read_metadata(path: Path) -> GgufMetadata:
 def decoder_config(metadata: GgufMetadata, origin: str) -> DecoderConfig:
     """The decoder's shape. Raises ModelError."""
     architecture = metadata.values.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ModelError(
             f"{origin}: general.architecture = {architecture!r} is not served; {', '.join(_ARCHITECTURES)} are"
         )

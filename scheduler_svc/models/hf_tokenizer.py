@@ -115,7 +115,10 @@ def _chat_template(folder: Path, config: _TokenizerConfig) -> str | None:
     """chat_template.jinja wins over the key; of several named templates, `default`."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{file} is not UTF-8: {error}") from error
     if isinstance(config.chat_template, list):
         return next((named.template for named in config.chat_template if named.name == "default"), None)
     return config.chat_template

@@ -24,7 +24,7 @@ def check_address(name: str, address: str) -> None:
             )
         return
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise SettingsError(f"{name} = {address!r} must be host:port with a port of 0 to 65535, or unix:/path")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise SettingsError(f"{name} = {address!r}: an IPv6 address stands in brackets, such as [::1]:50051")

@@ -8,6 +8,7 @@ it. It opens one file, the configuration, and starts nothing.
 import argparse
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -153,7 +154,10 @@ def _parse_size(name: str, text: str) -> int:
         raise SettingsError(f"{name} = {text!r} must be a number of bytes, such as 1048576, 512M or 4GiB")
     number, prefix, binary = match.groups()
     decimal = bool(prefix) and not binary and text.lower().endswith("b")
-    return int(float(number) * (1000 if decimal else 1024) ** " kmgt".index(prefix.lower() or " "))
+    size = float(number) * (1000 if decimal else 1024) ** " kmgt".index(prefix.lower() or " ")
+    if not math.isfinite(size):
+        raise SettingsError(f"{name} = {text[:20]}… is no size that any machine has")
+    return int(size)
 
 
 def _facts(field: SettingField) -> str:

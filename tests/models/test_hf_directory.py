@@ -196,3 +196,16 @@ def test_a_hub_model_that_is_not_there_says_what_was_tried(tmp_path: Path) -> No
     for words in ("model 'some/absent'", "HF_HUB_OFFLINE is set", str(tmp_path / "hub"), "--model smollm2-135m"):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_template_that_is_no_text_is_named(hf_directory: HfDirectory, tmp_path: Path) -> None:
+    (hf_directory.path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
+        resolve_model(
+            str(hf_directory.path),
+            served_name=None,
+            weights_needed=True,
+            cache_dir=tmp_path,
+            environ={},
+            progress=QUIET,
+        )

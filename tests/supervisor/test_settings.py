@@ -83,10 +83,12 @@ def test_sizes(text: str, size: int) -> None:
         (("--max-n", "two"), "max_n = 'two' must be a whole number of 1 to 1,024 outputs (from --max-n)"),
         (("--load-interval-s", "nan"), "load_interval_s = nan must be a number of 0.05 to 60 s"),
         (("--kv-cache-bytes", "4 gallons"), "kv_cache_bytes = '4 gallons' must be a number of bytes"),
+        (("--kv-cache-bytes", "9" * 400), "is no size that any machine has"),
         (("--device", "tpu"), "device = 'tpu' must be auto, cpu, cuda or sim (from --device)"),
         (("--max-num-batched-tokens", "8"), "max_num_batched_tokens = 8 is less than max_num_seqs = 64"),
         (("--listen", "50051"), "listen = '50051' must be host:port"),
         (("--listen", "h:70000"), "listen = 'h:70000' must be host:port with a port of 0 to 65535"),
+        (("--listen", "h:" + "9" * 5000), "must be host:port with a port of 0 to 65535"),
         (("--listen", "::1:5"), "an IPv6 address stands in brackets"),
         (("--listen", "unix:x"), "the path of a Unix socket must be absolute"),
         (("--listen", "unix:/" + "x" * 120), "the path is 121 bytes long, the limit is 107"),
@@ -158,7 +160,7 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 @given(
     model=_TEXT,
-    served_model_name=st.none() | _TEXT,
+    served_model_name=st.none() | _TEXT.filter(str.strip),  # blanks are an optional setting's way to be unset
     kv_cache_bytes=st.none() | st.integers(1024, 2**50),
     drain_grace_s=st.floats(0, 3600),
     enable_prefix_caching=st.booleans(),
