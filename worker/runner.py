@@ -24,18 +24,25 @@ class Model(Protocol):
     """What the runner needs of a decoder."""
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
-        """Writes the batch's KV and returns logits_SV in float32."""
+        """Writes the batch's KV and returns logits_SV, float32 or bfloat16."""
+
+
+class TokenSampler(Protocol):
+    """What the runner needs of a sampler; see `pagewire.worker.sampler.Sampler`."""
+
+    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array: ...
 
 
 class CpuRunner:
     """Executes plans one after the other; `pagewire.worker.loop.Runner` for the CPU."""
 
-    def __init__(self, model: Model, kv: KVCache, limits: SlotLimits) -> None:
+    def __init__(self, model: Model, kv: KVCache, limits: SlotLimits, sampler: TokenSampler | None = None) -> None:
+        """Without `sampler`, torch and numpy draw."""
         self._model = model
         self._kv = kv
         self._slots = Slots(limits)
         self._builder = BatchBuilder(self._slots.columns, limits)
-        self._sampler = Sampler(limits.vocab_size)
+        self._sampler: TokenSampler = sampler or Sampler(limits.vocab_size)
         self._last_token = np.zeros(limits.max_num_seqs, np.int64)
 
     def begin(self, epoch: int) -> None:

@@ -69,7 +69,8 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array:
-        """One token id, or NO_TOKEN, per row. `logits_SV` is float32 on the CPU, rows contiguous; it is only read."""
+        """One token id, or NO_TOKEN, per row. `logits_SV` is on the CPU, rows contiguous; it is only read."""
+        logits_SV = logits_SV.float()
         block_max = self._block_max(logits_SV)
         best_block = block_max.argmax(axis=1)
         largest = block_max[np.arange(len(block_max)), best_block]

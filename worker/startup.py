@@ -99,21 +99,27 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
         import torch
     except ImportError as error:
         raise LaunchError(f"device cpu needs torch ({error}): pip install 'pagewire[worker]'") from error
-    from pagewire.worker.attention.paged_torch import PagedTorchAttention
+    from pagewire.worker.cpu_kernels import choose_kernels
     from pagewire.worker.kv_cache import KVCache, available_memory_bytes, plan_num_blocks
     from pagewire.worker.model.weights import load_decoder
+    from pagewire.worker.native.library import NativeUnavailable
     from pagewire.worker.runner import CpuRunner
 
-    torch.set_num_threads(launch.num_threads or usable_cores())
-    attention = PagedTorchAttention()
+    num_threads = launch.num_threads or usable_cores()
+    torch.set_num_threads(num_threads)
+    dtype = torch.bfloat16 if launch.dtype == "bfloat16" else torch.float32
+    try:
+        kernels = choose_kernels(launch.model.decoder, dtype, num_threads, launch.cpu_kernels)
+    except NativeUnavailable as error:
+        raise LaunchError(f"cpu_kernels is native: {error}") from error
+    attention = kernels.attention
     if launch.block_size % attention.block_size_multiple:
         raise LaunchError(
             f"block_size is {launch.block_size}; attention backend {attention.name} takes multiples of "
             f"{attention.block_size_multiple}"
         )
     try:
-        decoder = load_decoder(launch.model, launch.dtype, attention, progress)
-        dtype = torch.bfloat16 if launch.dtype == "bfloat16" else torch.float32
+        decoder = load_decoder(launch.model, launch.dtype, attention, progress, kernels.ops)
         num_blocks = plan_num_blocks(
             decoder.config,
             block_size=launch.block_size,
@@ -136,7 +142,7 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
         linear_backend=decoder.linear_backend,
         libraries=("numpy", "torch"),
     )
-    return LoadedDevice(runner=CpuRunner(decoder, kv, limits), hello=hello)
+    return LoadedDevice(runner=CpuRunner(decoder, kv, limits, kernels.sampler(limits.vocab_size)), hello=hello)
 
 
 def _limits(launch: WorkerLaunch, num_blocks: int) -> SlotLimits:

@@ -11,6 +11,7 @@ import msgspec
 from pagewire.wire.model import DType, ModelSpec
 
 Device = Literal["cpu", "cuda", "sim"]
+CpuKernelKind = Literal["auto", "native", "torch"]
 
 
 class CurveKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,5 +56,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Memory for KV; none leaves it to the worker. It never takes more than max_num_seqs × max_model_len needs."""
     num_threads: int | None
     """Threads of one step; none for every core the process may use."""
+    cpu_kernels: CpuKernelKind = "auto"
+    """What computes attention, norms and sampling on a CPU: the package's own library, torch's operators, or (auto)
+    the library where it is there and fits the model."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
+from support.decoders import KINDS, decoder_for
 from support.local_engine import LocalEngine
 
+from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.weights import load_decoder
 
 FAMILIES = ("qwen3-tied", "qwen3-untied", "llama", "mistral", "qwen2")
 BLOCK_SIZES = (1, 16, 256)
@@ -48,9 +48,9 @@ def checkpoint(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Ch
     return checkpoint_of(request.param)
 
 
-@pytest.fixture(scope="module")
-def decoder(checkpoint: Checkpoint) -> Decoder:
-    return load_decoder(checkpoint.spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+@pytest.fixture(scope="module", params=KINDS)
+def decoder(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Decoder:
+    return decoder_for(checkpoint.spec, "float32", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +142,11 @@ def test_after_preemption_from_blocks_of_256(decoder: Decoder, checkpoint: Check
     assert engine.outputs[SUBJECT] == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_seeded_draw_does_not_depend_on_company_or_preemption(
-    checkpoint_of: Callable[[str], Checkpoint],
+    checkpoint_of: Callable[[str], Checkpoint], kind: CpuKernelKind
 ) -> None:
-    spec = checkpoint_of("qwen3-tied").spec
-    decoder = load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+    decoder = decoder_for(checkpoint_of("qwen3-tied").spec, "float32", kind)
     sampling = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, seed=1234)
     alone = engine_of(decoder, 16)
     alone.submit(SUBJECT, PROMPT, NUM_TOKENS, sampling)

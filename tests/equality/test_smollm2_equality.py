@@ -4,14 +4,14 @@ import os
 
 import pytest
 import torch
+from support.decoders import KINDS, decoder_for
 from support.local_engine import LocalEngine
 from support.smollm2 import cache_dir, smollm2_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.progress import QuietProgress
-from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.model.weights import load_decoder
+from pagewire.wire.launch import CpuKernelKind
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
@@ -29,7 +29,8 @@ def theirs() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
 
 
-def test_64_greedy_tokens_are_those_of_transformers(theirs: PreTrainedModel) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_64_greedy_tokens_are_those_of_transformers(theirs: PreTrainedModel, kind: CpuKernelKind) -> None:
     spec = resolve_model(
         "smollm2-135m",
         served_name=None,
@@ -38,7 +39,7 @@ def test_64_greedy_tokens_are_those_of_transformers(theirs: PreTrainedModel) -> 
         environ=os.environ,
         progress=QuietProgress(),
     )
-    decoder = load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+    decoder = decoder_for(spec, "float32", kind)
     engine = LocalEngine(decoder, block_size=32, chunk=64)
     for handle, prompt in enumerate(PROMPTS):
         engine.submit(handle, prompt, NUM_TOKENS)

@@ -1,6 +1,7 @@
 """The built wheel holds exactly the tree: a forgotten `packages` entry would ship silently."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,9 @@ FOLDERS = {
     "worker": "pagewire/worker",
     "client": "pagewire/client",
 }
-SHIPPED = {".py", ".pyi", ".proto", ".typed", ".cpp"}
+SHIPPED = {".py", ".pyi", ".proto", ".typed", ".cpp", ".h"}
+LIBRARY = "pagewire/worker/native/libpagewire_native.so"
+"""Compiled on the way, where a compiler is."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,12 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel_names: set[str]) -> Non
         for folder, package in FOLDERS.items():
             if name.startswith(folder + "/") and Path(name).suffix in SHIPPED:
                 expected.add(package + name.removeprefix(folder))
-    assert wheel_names == expected
+    assert wheel_names - {LIBRARY} == expected
+
+
+def test_the_wheel_holds_the_library_where_a_compiler_is(wheel_names: set[str]) -> None:
+    has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    assert (LIBRARY in wheel_names) == has_compiler
 
 
 def test_tests_and_deployment_files_are_not_installed(wheel_names: set[str]) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
+from support.decoders import KINDS
 from support.worker_plans import PlanMaker, admit
 from support.worker_process import ScriptedEngine, WorkerProcess, curve_endpoint, ipc_address, sim_launch
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import Drain, EngineRestarted, Failed, Loading, Ready, Stop
+from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.lifeline import ORPHANED_STATUS
 from pagewire.wire.plan import PROTOCOL_VERSION, Begin, SamplingParams, StepResult, WorkerFailed, WorkerHello
+from pagewire.worker.native.library import LIBRARY_FILE
 
 
 @pytest.fixture
@@ -254,8 +257,11 @@ def test_a_launch_file_that_is_wrong(tmp_path: Path, content: bytes, message: st
         assert "Traceback" not in worker.stderr()
 
 
-def test_cpu_from_hello_to_tokens(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
-    launch = sim_launch(address, device="cpu", dtype="float32", num_threads=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cpu_from_hello_to_tokens(address: str, engine: ScriptedEngine, tmp_path: Path, kind: CpuKernelKind) -> None:
+    if kind == "native" and not LIBRARY_FILE.exists():
+        pytest.skip("built without the native library")
+    launch = sim_launch(address, device="cpu", dtype="float32", num_threads=1, cpu_kernels=kind)
     with WorkerProcess(launch, tmp_path) as worker:
         news = [worker.news()]
         while not isinstance(news[-1], Ready):
@@ -264,7 +270,7 @@ def test_cpu_from_hello_to_tokens(address: str, engine: ScriptedEngine, tmp_path
         assert len(news) > 1
         hello = engine.receive()
         assert isinstance(hello, WorkerHello)
-        assert hello.attention_backend == "paged-torch"
+        assert hello.attention_backend == f"paged-{kind}"
         assert hello.weights_bytes > 0
         assert hello.kv_cache_bytes == hello.num_blocks * 16 * 2 * 2 * 16 * 4  # tokens, K and V, layers, dim, fp32
         assert hello.versions.keys() == {"python", "numpy", "torch"}

@@ -10,22 +10,22 @@ no knowledge of files, packing or ranks. Tensor parallelism replaces a layer's l
 builds the decoder with the local numbers of heads. Head numbers in `forward` therefore come from the config it was
 given. Nothing in `forward` reads a tensor back to the host, so that it can be captured in a CUDA graph.
 
-Shapes as in `pagewire.worker.batch`; F is the MLP's inner size, J = 2K.
+Shapes as in `pagewire.worker.batch`; F is the MLP's inner size, A = H · D.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.base import AttentionBackend, AttentionStep
+from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm
-from pagewire.worker.model.rope import RotaryEmbedding, Rotation
+from pagewire.worker.model.ops import DecoderOps
+from pagewire.worker.model.rope import RotaryEmbedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,28 +54,22 @@ class DecoderWeights:
     head: Linear
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What all layers of one forward pass share."""
-
-    attention: AttentionStep
-    rotation: Rotation
-    kv: KVCache
-    kv_rows: torch.Tensor
-    write_rows_W: torch.Tensor | None
-    """None where every row is written."""
-
-
 class Decoder:
     """The model, ready to run. `forward` is its only method that matters after loading."""
 
     def __init__(
-        self, config: DecoderConfig, weights: DecoderWeights, rope: RotaryEmbedding, attention: AttentionBackend
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        rope: RotaryEmbedding,
+        attention: AttentionBackend,
+        ops: DecoderOps,
     ) -> None:
         self.config = config
         self.weights = weights
         self.rope = rope
         self.attention = attention
+        self.ops = ops
 
     @property
     def linear_backend(self) -> str:
@@ -95,45 +89,19 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
-        """Computes all rows, writes the KV of the batch's write rows, and returns logits_SV, float32."""
+        """Computes all rows, writes the KV of the batch's write rows, and returns logits_SV in the model's dtype."""
         w = self.weights
-        all_written = batch.write_rows_W.shape[0] == batch.input_ids_T.shape[0]
-        step = _Step(
-            attention=self.attention.begin(batch, kv),
-            # Heads that are normalized are fp32 at that point; others are turned in place in the model's dtype.
-            rotation=self.rope.at(batch.positions_T, torch.float32 if self.config.qk_norm else kv.dtype),
-            kv=kv,
-            kv_rows=kv.row_index(batch.write_slots_W),
-            write_rows_W=None if all_written else batch.write_rows_W,
-        )
-        # The sum of the layers stays in fp32: the norms need it so, and bf16 would round it twice per layer.
-        x_TE = F.embedding(batch.input_ids_T, w.embedding_VE).float()
+        ops = self.ops.begin(batch, kv, self.rope)
+        attention = self.attention.begin(batch, kv)
+        h_TE = ops.embed(w.embedding_VE, w.layers[0].attention_norm)
         for index, layer in enumerate(w.layers):
-            x_TE.add_(self._attention(index, layer, layer.attention_norm(x_TE).to(kv.dtype), step))
-            x_TE.add_(self._mlp(layer, layer.mlp_norm(x_TE).to(kv.dtype)))
-        x_SE = w.final_norm(x_TE.index_select(0, batch.sample_rows_S)).to(kv.dtype)
-        if x_SE.shape[0] == 0:  # a chunk in the middle of a prompt; oneDNN takes no empty matrix
-            return x_SE.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return w.head(x_SE).float()
-
-    def _attention(self, index: int, layer: DecoderLayer, x_TE: torch.Tensor, step: _Step) -> torch.Tensor:
-        c = self.config
-        num_rows = x_TE.shape[0]
-        qkv = layer.qkv(x_TE).view(num_rows, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        # q and k are neighbours and get norm and rotation together; then k and v are, and are stored together.
-        qk = qkv.narrow(1, 0, c.num_heads + c.num_kv_heads)
-        if layer.qk_norm is None:
-            step.rotation.apply_(qk)
-        else:
-            normed = layer.qk_norm(qk)
-            step.rotation.apply_(normed)
-            qk.copy_(normed)
-        q_THD, kv_TJD = qkv.split_with_sizes((c.num_heads, 2 * c.num_kv_heads), dim=1)
-        if step.write_rows_W is not None:
-            kv_TJD = kv_TJD.index_select(0, step.write_rows_W)
-        step.kv.write(index, step.kv_rows, kv_TJD)
-        return layer.o(step.attention.attend(index, q_THD).view(num_rows, c.num_heads * c.head_dim))
-
-    def _mlp(self, layer: DecoderLayer, x_TE: torch.Tensor) -> torch.Tensor:
-        gate_TF, up_TF = layer.gate_up(x_TE).chunk(2, dim=-1)
-        return layer.down(F.silu(gate_TF).mul_(up_TF))
+            q_THD = ops.rotate_and_store(index, layer.qkv(h_TE), layer.qk_norm)
+            attended_TA = attention.attend(index, q_THD).flatten(1)
+            h_TE = ops.add_norm(layer.o(attended_TA), layer.mlp_norm)
+            delta_TE = layer.down(ops.silu_mul(layer.gate_up(h_TE)))
+            if index + 1 < len(w.layers):
+                h_TE = ops.add_norm(delta_TE, w.layers[index + 1].attention_norm)
+        h_SE = ops.add_norm_sampled(delta_TE, w.final_norm)
+        if h_SE.shape[0] == 0:  # a chunk in the middle of a prompt; oneDNN takes no empty matrix
+            return h_SE.new_empty((0, self.config.vocab_size))
+        return w.head(h_SE)

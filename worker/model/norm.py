@@ -16,11 +16,14 @@ class RmsNorm:
         """weight [..., n], broadcast against the input."""
         num_values = weight.shape[-1]
         self.num_bytes = weight.numel() * torch.float32.itemsize
-        self._weight = weight.to(torch.float32) * num_values**0.5
+        self.scaled_weight = weight.to(torch.float32) * num_values**0.5
+        """Times sqrt(n); contiguous."""
+        self.squared_floor = num_values * eps
+        """n · eps, which the sum of squares is raised by."""
         self._floor = torch.tensor((num_values * eps) ** 0.5, dtype=torch.float32, device=weight.device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """A new fp32 tensor of x's shape."""
         x = x.to(torch.float32)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.div(x, length.hypot_(self._floor)).mul_(self._weight)
+        return torch.div(x, length.hypot_(self._floor)).mul_(self.scaled_weight)

@@ -13,6 +13,7 @@ from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
 from pagewire.worker.model.linear import Linear, choose_linear
 from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.random_source import RandomSource
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.model.safetensors_source import SafetensorsSource
@@ -39,9 +40,13 @@ def open_source(spec: ModelSpec) -> TensorSource:
 
 @torch.inference_mode()
 def load_decoder(
-    spec: ModelSpec, dtype: DType, attention: AttentionBackend, progress: Callable[[str, float], None]
+    spec: ModelSpec,
+    dtype: DType,
+    attention: AttentionBackend,
+    progress: Callable[[str, float], None],
+    ops: DecoderOps | None = None,
 ) -> Decoder:
-    """The model on the CPU, its weights in `dtype`.
+    """The model on the CPU, its weights in `dtype`. Without `ops`, torch's operators run between its linears.
 
     `progress` is called with ("weights", fraction) after every layer. Raises WeightsError where files and
     configuration do not fit each other, naming tensor and file; ValueError where the configuration does not fit
@@ -75,7 +80,7 @@ def load_decoder(
         embedding_VE=embedding, layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
     )
     progress("weights", 1.0)
-    return Decoder(config, weights, rope, attention)
+    return Decoder(config, weights, rope, attention, TorchOps(config) if ops is None else ops)
 
 
 class _Assembler:

@@ -1,0 +1,109 @@
+"""The library's sampler against torch's and numpy's, at every instruction set of this machine.
+
+A token may differ where a draw falls within a rounding error of an edge between two ids: such draws are counted.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from pagewire.wire.plan import NO_TOKEN
+from pagewire.worker.native.library import NativeLibrary
+from pagewire.worker.native_sampler import NativeSampler
+from pagewire.worker.sampler import Sampler, SamplingRows
+
+INF, NAN = float("inf"), float("nan")
+NUM_ROWS = 60
+SETTINGS = [
+    (0.0, 0, 1.0),
+    (1.0, 0, 1.0),
+    (0.6, 0, 1.0),
+    (1.0, 1, 1.0),
+    (1.5, 20, 1.0),
+    (1.0, 20, 0.8),
+    (1.0, 0, 0.5),
+    (0.7, 0, 0.95),
+    (1.0, 0, 0.0),
+    (1.0, 100_000, 0.9),
+    (1e-6, 0, 1.0),
+]
+
+
+def rows(count: int, temperature: float, top_k: int, top_p: float) -> SamplingRows:
+    return SamplingRows(
+        temperature=np.full(count, temperature, np.float32),
+        top_k=np.full(count, top_k, np.int32),
+        top_p=np.full(count, top_p, np.float32),
+        seed=np.arange(count).astype(np.uint64),
+        position=np.arange(count).astype(np.int32) + 5,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vocab", [1, 7, 128, 129, 5003])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_tokens_are_those_of_torch(
+    library: NativeLibrary, settings: tuple[float, int, float], vocab: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(vocab)
+    logits = (3 * torch.randn(NUM_ROWS, vocab)).to(dtype)
+    wanted = rows(NUM_ROWS, *settings)
+    ours = NativeSampler(library, vocab).sample(logits, wanted)
+    theirs = Sampler(vocab).sample(logits, wanted)
+    assert (ours != theirs).sum() <= 1
+    assert (ours >= 0).all()
+    assert (ours < vocab).all()
+
+
+def test_ties_go_to_the_lowest_id(library: NativeLibrary) -> None:
+    logits = torch.zeros(4, 1000)
+    logits[1, 300:] = 2.0
+    logits[2, [999, 500, 501]] = 1.0
+    logits[3] = -INF
+    logits[3, 700] = -1e30
+    sampler = NativeSampler(library, 1000)
+    assert sampler.sample(logits, rows(4, 0.0, 0, 1.0)).tolist() == [0, 300, 500, 700]
+    assert sampler.sample(logits, rows(4, 1.0, 1, 1.0)).tolist() == [0, 300, 500, 700]
+    assert sampler.sample(logits, rows(4, 1.0, 0, 0.0)).tolist() == [0, 300, 500, 700]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_broken_row_has_no_token_and_disturbs_no_other(
+    library: NativeLibrary, settings: tuple[float, int, float]
+) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(6, 777)
+    sampler, wanted = NativeSampler(library, 777), rows(6, *settings)
+    expected = sampler.sample(logits, wanted).tolist()
+    logits[1, 776] = NAN
+    logits[2, 5] = INF
+    logits[4] = -INF
+    assert sampler.sample(logits, wanted).tolist() == [
+        expected[0], NO_TOKEN, NO_TOKEN, expected[3], NO_TOKEN, expected[5]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)
+def test_an_id_of_no_probability_is_never_drawn(library: NativeLibrary, settings: tuple[float, int, float]) -> None:
+    logits = torch.full((400, 300), -INF)
+    logits[:, [3, 128, 255]] = 1.0
+    tokens = NativeSampler(library, 300).sample(logits, rows(400, *settings))
+    assert set(tokens.tolist()) <= {3, 128, 255}
+
+
+def test_strided_rows(library: NativeLibrary) -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(5, 640)
+    sampler, wanted = NativeSampler(library, 333), rows(5, 1.0, 0, 1.0)
+    assert (
+        sampler.sample(logits[:, :333], wanted).tolist()
+        == sampler.sample(logits[:, :333].contiguous(), wanted).tolist()
+    )
+
+
+def test_frequencies_follow_the_distribution(library: NativeLibrary) -> None:
+    logits = torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0] * 60)[:257]
+    count = 20_000
+    tokens = NativeSampler(library, 257).sample(logits.expand(count, -1).contiguous(), rows(count, 1.0, 0, 1.0))
+    frequencies = np.bincount(tokens, minlength=257) / count
+    assert np.abs(frequencies - logits.softmax(0).numpy()).max() < 0.004

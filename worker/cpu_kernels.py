@@ -1,0 +1,65 @@
+"""Chooses what runs between the linears on a CPU: the native library's kernels, or torch's operators.
+
+Both are complete, and a worker uses one or the other for all of attention, elementwise operations and sampling.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pagewire.wire.launch import CpuKernelKind
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.base import AttentionBackend
+from pagewire.worker.attention.paged_native import PagedNativeAttention
+from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.model.native_ops import NativeOps, unsupported_shape
+from pagewire.worker.model.ops import DecoderOps, TorchOps
+from pagewire.worker.native.library import NativeUnavailable, load_library
+from pagewire.worker.native_sampler import NativeSampler
+from pagewire.worker.runner import TokenSampler
+from pagewire.worker.sampler import Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuKernels:
+    """One model's kernels. They hold scratch memory, so they serve one runner."""
+
+    name: str
+    """`native (avx512bf16)` or `torch`."""
+    attention: AttentionBackend
+    ops: DecoderOps
+    sampler: Callable[[int], TokenSampler]
+    """Makes the sampler for a vocabulary."""
+    note: str
+    """Why it is torch's, where the native library was possible."""
+
+
+def choose_kernels(
+    config: DecoderConfig, dtype: torch.dtype, num_threads: int, wanted: CpuKernelKind = "auto"
+) -> CpuKernels:
+    """The native kernels where they load and fit the model's shape, else torch's.
+
+    Raises NativeUnavailable where `wanted` is native and they do not.
+    """
+    if wanted == "torch":
+        return _torch_kernels(config, "")
+    try:
+        if reason := unsupported_shape(config):
+            raise NativeUnavailable(reason)
+        library = load_library(num_threads)
+    except NativeUnavailable as error:
+        if wanted == "native":
+            raise
+        return _torch_kernels(config, str(error))
+    return CpuKernels(
+        name=f"native ({library.level})",
+        attention=PagedNativeAttention(library, config, dtype),
+        ops=NativeOps(library, config, dtype),
+        sampler=lambda vocab_size: NativeSampler(library, vocab_size),
+        note="",
+    )
+
+
+def _torch_kernels(config: DecoderConfig, note: str) -> CpuKernels:
+    return CpuKernels(name="torch", attention=PagedTorchAttention(), ops=TorchOps(config), sampler=Sampler, note=note)

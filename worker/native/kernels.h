@@ -1,0 +1,110 @@
+// What the library's translation units share: plain structures, and the table of kernels that each instruction set
+// fills in. No inline functions: a function that two units compile with different instructions would be merged into
+// one of them by the linker.
+//
+// Shapes as in pagewire.worker.batch. All matrices are row-major; strides count elements.
+
+#pragma once
+
+#include <cstdint>
+
+namespace pagewire {
+
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+constexpr int kMaxHeadDim = 256;
+constexpr int kHeadDimMultiple = 16;
+constexpr int kChunkTokens = 256;   // of one sequence's context per decode task; fixed, so that a sequence's result
+                                    // depends neither on its company nor on the number of threads
+constexpr int kTileQueries = 64;    // query vectors per prefill task
+constexpr int kTileTokens = 64;     // keys a prefill task looks at together
+constexpr int kSumBlock = 128;      // logits per partial maximum and sum
+
+// One piece of an attention step, done once per KV head.
+struct AttentionItem {
+  int32_t seq;
+  int32_t is_prefill;
+  int32_t first;    // prefill: first row of the piece within the sequence's rows. decode: index of the chunk
+  int32_t count;    // prefill: rows. decode: chunks of the sequence
+  int32_t partial;  // decode with count > 1: first of the sequence's partial results
+};
+
+struct AttentionArgs {
+  const void *q;  // [T, H, D], rows q_stride apart
+  void *out;      // [T, H, D] contiguous
+  const void *k;  // [N, K, P, D]
+  const void *v;
+  const int32_t *block_tables;  // [B, M]
+  const int32_t *query_starts;  // [B + 1]
+  const int32_t *context_lens;  // [B]
+  const AttentionItem *items;
+  float *partials;    // [partials, K, G, D + 2]: weighted values, largest score, sum of weights
+  int32_t *arrivals;  // [partials, K], zero between calls
+  int64_t q_stride;
+  int64_t table_stride;
+  int64_t num_items;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t block_size;
+  int32_t dtype;
+  float scale;
+};
+
+struct RotateArgs {
+  void *qkv;  // [T, H + 2K, D], rows qkv_stride apart; q is changed in place
+  void *k;    // [N, K, P, D]
+  void *v;
+  const float *qk_norm;  // [H + K, D], already times sqrt(D); null where heads are not normalized
+  const float *cos;      // [T, D / 2]
+  const float *sin;      // [T, D / 2], rows sin_stride apart
+  const int64_t *slots;  // [T]: block × P + offset, or -1 where nothing is written
+  int64_t qkv_stride;
+  int64_t sin_stride;
+  int64_t num_rows;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t block_size;
+  int32_t dtype;
+  float norm_floor;  // D × eps
+};
+
+struct NormArgs {
+  float *x;           // [T, E]; the sum of the layers
+  const void *delta;  // [T, E] in dtype, added to x first; may be null
+  const int64_t *rows;  // rows of x and delta to take, each once; null for all
+  const float *weight;  // [E], already times sqrt(E)
+  void *out;            // [num_rows, E] in dtype
+  int64_t num_rows;
+  int64_t width;
+  int32_t dtype;
+  float norm_floor;  // E × eps
+};
+
+// Rows of logits, of which each has maxima and sums by blocks of kSumBlock ids.
+struct LogitsRow {
+  const void *logits;
+  int64_t vocab;
+  int32_t dtype;
+};
+
+struct Kernels {
+  const char *name;
+  void (*attend)(const AttentionArgs *args, const AttentionItem *item, int kv_head);
+  void (*merge)(const AttentionArgs *args, const AttentionItem *item, int kv_head);
+  void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
+  void (*norm)(const NormArgs *args, int64_t first, int64_t end);
+  void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);
+  void (*embed)(const int64_t *ids, const void *table, float *out, int64_t first, int64_t end, int64_t width,
+                int32_t dtype);
+  // Block maxima; returns the largest logit, NaN where the row has one.
+  float (*row_maxima)(const LogitsRow *row, float *maxima);
+  // weights[i] = exp((logit - largest) / temperature) for ids of one block range; sums by blocks.
+  void (*row_weights)(const LogitsRow *row, float largest, float temperature, float *weights, float *sums);
+  // Ids in [first, end) whose value is at least `bound`, ascending; returns how many.
+  int64_t (*at_least)(const float *values, int64_t first, int64_t end, float bound, int32_t *ids);
+  void (*widen)(const LogitsRow *row, int64_t first, int64_t end, float *out);
+};
+
+}  // namespace pagewire

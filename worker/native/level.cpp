@@ -1,0 +1,19 @@
+// All kernels for one instruction set. Compiled once per set, with PW_LEVEL naming it.
+
+#include "attention.h"
+#include "elementwise.h"
+#include "logits.h"
+
+#define PW_JOIN_(a, b) a##b
+#define PW_JOIN(a, b) PW_JOIN_(a, b)
+#define PW_TEXT_(a) #a
+#define PW_TEXT(a) PW_TEXT_(a)
+
+namespace pagewire {
+
+extern const Kernels PW_JOIN(kernels_, PW_LEVEL);
+const Kernels PW_JOIN(kernels_, PW_LEVEL) = {
+    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul, embed, row_maxima, row_weights, at_least, widen,
+};
+
+}  // namespace pagewire

@@ -1,0 +1,201 @@
+// The library's interface: chooses an instruction set, spreads kernels over threads, and owns nothing else.
+//
+// Threads are those of the OpenMP runtime that the process already has: the caller hands over its GOMP_parallel, so
+// that there can never be two pools. Without one, everything runs on the calling thread.
+//
+// Small work is not spread: waking and awaiting a thread costs more than doing it, and much more when another process
+// has the core. Every function is called from one thread at a time.
+
+#include "library.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace pagewire {
+
+#define PW_DECLARE(level) extern const Kernels kernels_##level;
+PW_DECLARE(base)
+#if defined(__x86_64__)
+PW_DECLARE(avx2)
+PW_DECLARE(avx512)
+PW_DECLARE(avx512bf16)
+#endif
+
+namespace {
+
+typedef void (*GompParallel)(void (*)(void *), void *, unsigned, unsigned);
+
+GompParallel gomp_parallel = nullptr;
+int thread_limit = 1;
+const Kernels *chosen = &kernels_base;
+
+struct Level {
+  const Kernels *kernels;
+  bool (*works)();
+};
+
+const Level kLevels[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512bf16,
+     [] {
+       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {&kernels_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {&kernels_base, [] { return true; }},
+};
+
+struct Region {
+  void (*body)(void *, int64_t, int);
+  void *context;
+  int64_t tasks;
+  std::atomic<int64_t> next;
+  std::atomic<int> threads;
+};
+
+void work(void *data) {
+  Region *region = static_cast<Region *>(data);
+  const int thread = region->threads.fetch_add(1, std::memory_order_relaxed);
+  for (;;) {
+    const int64_t task = region->next.fetch_add(1, std::memory_order_relaxed);
+    if (task >= region->tasks) return;
+    region->body(region->context, task, thread);
+  }
+}
+
+// Rows [0, num_rows) of an elementwise kernel, in as many pieces as are worth a thread each.
+template <class Body>
+void over_rows(int64_t num_rows, int64_t bytes_per_row, const Body &body) {
+  constexpr int64_t kWorthAThread = 256 << 10;
+  const int64_t worth = num_rows * bytes_per_row / kWorthAThread;
+  const int64_t pieces = worth < 2 ? 1 : worth < num_rows ? worth : num_rows;
+  struct Call {
+    const Body *body;
+    int64_t num_rows, pieces;
+  } call{&body, num_rows, pieces};
+  parallel(
+      [](void *context, int64_t task, int) {
+        const Call *c = static_cast<const Call *>(context);
+        (*c->body)(c->num_rows * task / c->pieces, c->num_rows * (task + 1) / c->pieces);
+      },
+      &call, pieces, thread_limit);
+}
+
+int64_t size_of(int32_t dtype) { return dtype == kBFloat16 ? 2 : 4; }
+
+}  // namespace
+
+const Kernels *kernels() { return chosen; }
+
+int max_threads() { return gomp_parallel ? thread_limit : 1; }
+
+void parallel(void (*body)(void *, int64_t, int), void *context, int64_t tasks, int threads) {
+  if (threads > max_threads()) threads = max_threads();
+  if (threads > tasks) threads = int(tasks);
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+    return;
+  }
+  Region region{body, context, tasks, {0}, {0}};
+  gomp_parallel(work, &region, unsigned(threads), 0);
+}
+
+}  // namespace pagewire
+
+using namespace pagewire;
+
+#define PW_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Raised with every change of this interface, so that an older library is not called by newer Python.
+PW_EXPORT int32_t pw_interface() { return 1; }
+
+// The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
+// the processor lacks it.
+PW_EXPORT const char *pw_choose(const char *wanted) {
+  for (const Level &level : kLevels) {
+    if (wanted && std::strcmp(wanted, level.kernels->name) != 0) continue;
+    if (!level.works()) continue;
+    chosen = level.kernels;
+    return chosen->name;
+  }
+  return nullptr;
+}
+
+PW_EXPORT void pw_set_threads(void *parallel_function, int32_t threads) {
+  gomp_parallel = reinterpret_cast<GompParallel>(parallel_function);
+  thread_limit = threads;
+}
+
+// Splits a step's attention into items, written to `items` (room for one per kChunkTokens of context and one per row
+// at most). Returns their number; *num_partials gets the number of partial results they need.
+PW_EXPORT int64_t pw_plan_attention(const int32_t *query_starts, const int32_t *context_lens, int32_t num_seqs,
+                                    int32_t group, AttentionItem *items, int64_t *num_partials) {
+  int64_t count = 0;
+  int32_t partials = 0;
+  const int32_t tile_rows = group >= kTileQueries ? 1 : kTileQueries / group;
+  for (int32_t seq = 0; seq < num_seqs; ++seq) {
+    const int32_t rows = query_starts[seq + 1] - query_starts[seq];
+    if (rows < 2) continue;
+    // The last rows see most and go first, so that no large item is left for the end.
+    for (int32_t end = rows; end > 0; end -= tile_rows) {
+      const int32_t first = end > tile_rows ? end - tile_rows : 0;
+      items[count++] = {seq, 1, first, end - first, 0};
+    }
+  }
+  for (int32_t seq = 0; seq < num_seqs; ++seq) {
+    if (query_starts[seq + 1] - query_starts[seq] != 1) continue;
+    const int32_t chunks = (context_lens[seq] + kChunkTokens - 1) / kChunkTokens;
+    for (int32_t chunk = 0; chunk < chunks; ++chunk) items[count++] = {seq, 0, chunk, chunks, partials};
+    if (chunks > 1) partials += chunks;
+  }
+  *num_partials = partials;
+  return count;
+}
+
+// `work_bytes` is the KV that the step reads per layer.
+PW_EXPORT void pw_attend(const AttentionArgs *args, int64_t work_bytes, int64_t spread_from_bytes) {
+  parallel(
+      [](void *context, int64_t task, int) {
+        const AttentionArgs *a = static_cast<const AttentionArgs *>(context);
+        const AttentionItem *item = a->items + task / a->num_kv_heads;
+        const int head = int(task % a->num_kv_heads);
+        chosen->attend(a, item, head);
+        if (item->is_prefill || item->count == 1) return;
+        // Whoever brings the last chunk puts all of them together: no second round of waiting.
+        int32_t *arrivals = a->arrivals + int64_t(item->partial) * a->num_kv_heads + head;
+        if (__atomic_add_fetch(arrivals, 1, __ATOMIC_ACQ_REL) < item->count) return;
+        *arrivals = 0;
+        chosen->merge(a, item, head);
+      },
+      const_cast<AttentionArgs *>(args), args->num_items * args->num_kv_heads,
+      work_bytes < spread_from_bytes ? 1 : thread_limit);
+}
+
+PW_EXPORT void pw_rotate_and_store(const RotateArgs *args) {
+  const int64_t bytes = (args->num_heads + 2 * args->num_kv_heads) * int64_t(args->head_dim) * size_of(args->dtype);
+  over_rows(args->num_rows, 2 * bytes,
+            [=](int64_t first, int64_t end) { chosen->rotate_and_store(args, first, end); });
+}
+
+PW_EXPORT void pw_norm(const NormArgs *args) {
+  over_rows(args->num_rows, args->width * 12, [=](int64_t first, int64_t end) { chosen->norm(args, first, end); });
+}
+
+PW_EXPORT void pw_silu_mul(const void *gate_up, void *out, int64_t num_rows, int64_t width, int32_t dtype) {
+  over_rows(num_rows, width * 6 * size_of(dtype), [=](int64_t first, int64_t end) {
+    chosen->silu_mul(gate_up, out, first, end, width, dtype);
+  });
+}
+
+PW_EXPORT void pw_embed(const int64_t *ids, const void *table, float *out, int64_t num_rows, int64_t width,
+                        int32_t dtype) {
+  over_rows(num_rows, width * 6, [=](int64_t first, int64_t end) {
+    chosen->embed(ids, table, out, first, end, width, dtype);
+  });
+}

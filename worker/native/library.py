@@ -1,0 +1,184 @@
+"""Loads the native library and says why not, where it cannot.
+
+The library is called through ctypes on raw addresses, so it needs no header of Python's or torch's; whoever calls
+keeps the memory alive and its layout right. It brings no threads of its own: it runs on those of the OpenMP runtime
+that torch has loaded, whose `GOMP_parallel` it is handed (GNU's runtime and LLVM's both have it). So torch is imported
+first, and there is never a second pool whose threads would wait beside the first one's.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
+
+LEVELS = ("avx512bf16", "avx512", "avx2", "base")
+"""Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
+
+INTERFACE = 1
+"""`pw_interface` of library.cpp."""
+FLOAT32, BFLOAT16 = 0, 1
+MAX_HEAD_DIM = 256
+HEAD_DIM_MULTIPLE = 16
+CHUNK_TOKENS = 256
+
+_OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
+
+
+class NativeUnavailable(Exception):
+    """The library is not used: why, in one line."""
+
+
+class AttentionArgs(ctypes.Structure):
+    """`AttentionArgs` of kernels.h."""
+
+    _fields_ = (
+        ("q", c_void_p),
+        ("out", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("block_tables", c_void_p),
+        ("query_starts", c_void_p),
+        ("context_lens", c_void_p),
+        ("items", c_void_p),
+        ("partials", c_void_p),
+        ("arrivals", c_void_p),
+        ("q_stride", c_int64),
+        ("table_stride", c_int64),
+        ("num_items", c_int64),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_size", c_int32),
+        ("dtype", c_int32),
+        ("scale", c_float),
+    )
+
+
+class RotateArgs(ctypes.Structure):
+    """`RotateArgs` of kernels.h."""
+
+    _fields_ = (
+        ("qkv", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("qk_norm", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("slots", c_void_p),
+        ("qkv_stride", c_int64),
+        ("sin_stride", c_int64),
+        ("num_rows", c_int64),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_size", c_int32),
+        ("dtype", c_int32),
+        ("norm_floor", c_float),
+    )
+
+
+class NormArgs(ctypes.Structure):
+    """`NormArgs` of kernels.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("delta", c_void_p),
+        ("rows", c_void_p),
+        ("weight", c_void_p),
+        ("out", c_void_p),
+        ("num_rows", c_int64),
+        ("width", c_int64),
+        ("dtype", c_int32),
+        ("norm_floor", c_float),
+    )
+
+
+class NativeLibrary:
+    """The library's functions. The instruction set and the threads are the process's: the last one loaded decides."""
+
+    def __init__(self, functions: ctypes.CDLL, level: str, num_threads: int) -> None:
+        """`load_library` makes them."""
+        self.level = level
+        self.num_threads = num_threads
+        """1 where torch runs without OpenMP."""
+        self.plan_attention = functions.pw_plan_attention
+        self.plan_attention.argtypes = (c_void_p, c_void_p, c_int32, c_int32, c_void_p, POINTER(c_int64))
+        self.plan_attention.restype = c_int64
+        self.attend = functions.pw_attend
+        self.attend.argtypes = (POINTER(AttentionArgs), c_int64, c_int64)
+        self.attend.restype = None
+        self.rotate_and_store = functions.pw_rotate_and_store
+        self.rotate_and_store.argtypes = (POINTER(RotateArgs),)
+        self.rotate_and_store.restype = None
+        self.norm = functions.pw_norm
+        self.norm.argtypes = (POINTER(NormArgs),)
+        self.norm.restype = None
+        self.silu_mul = functions.pw_silu_mul
+        self.silu_mul.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
+        self.silu_mul.restype = None
+        self.embed = functions.pw_embed
+        self.embed.argtypes = (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int32)
+        self.embed.restype = None
+        self.sample = functions.pw_sample
+        self.sample.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int32, *(c_void_p,) * 6)
+        self.sample.restype = None
+        self.sample_scratch_bytes = functions.pw_sample_scratch_bytes
+        self.sample_scratch_bytes.argtypes = (c_int64,)
+        self.sample_scratch_bytes.restype = c_int64
+
+
+def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
+    """The library with the best instruction set of this processor, or with `level`, on up to `num_threads` threads.
+
+    torch must have been imported. Raises NativeUnavailable.
+    """
+    if not LIBRARY_FILE.exists():
+        raise NativeUnavailable("the package was built without its native library (no C++ compiler then)")
+    try:
+        functions = ctypes.CDLL(str(LIBRARY_FILE))
+    except OSError as error:
+        raise NativeUnavailable(f"{LIBRARY_FILE.name} does not load: {error}") from error
+    found = functions.pw_interface()
+    if found != INTERFACE:
+        raise NativeUnavailable(
+            f"{LIBRARY_FILE.name} is of interface {found}, not {INTERFACE}; build the package again"
+        )
+    functions.pw_choose.argtypes = (c_char_p,)
+    functions.pw_choose.restype = c_char_p
+    chosen = functions.pw_choose(None if level is None else level.encode())
+    if chosen is None:
+        raise NativeUnavailable(f"this processor lacks instruction set {level!r}")
+    openmp = _openmp_parallel()
+    functions.pw_set_threads.argtypes = (c_void_p, c_int32)
+    functions.pw_set_threads.restype = None
+    functions.pw_set_threads(openmp, num_threads)
+    return NativeLibrary(functions, chosen.decode(), 1 if openmp is None else num_threads)
+
+
+def _openmp_parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that is loaded already; torch's own, where there are several."""
+    runtimes = sorted(loaded_openmp_runtimes(), key=lambda path: "torch" not in path)
+    for path in runtimes:
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, c_void_p).value
+        except (OSError, AttributeError):  # gone from the disk, or a runtime without GNU's entry points
+            continue
+    return None
+
+
+def loaded_openmp_runtimes() -> set[str]:
+    """Paths of the OpenMP runtimes mapped into this process."""
+    return {path for path in _mapped_files() if Path(path).name.startswith(_OPENMP_RUNTIMES)}
+
+
+def _mapped_files() -> Iterator[str]:
+    try:
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                fields = line.split(maxsplit=5)
+                if len(fields) == 6:
+                    yield fields[5].rstrip("\n")
+    except OSError:
+        return

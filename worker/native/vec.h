@@ -1,0 +1,146 @@
+// A vector of floats as wide as the unit's instruction set, on the compiler's vector extensions, so that one source
+// serves them all. Included by level.cpp alone; everything has internal linkage.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+#define PW_INLINE inline __attribute__((always_inline))
+
+struct bf16 {
+  uint16_t bits;
+};
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+
+PW_INLINE vf splat(float x) { return x - vf{}; }
+PW_INLINE vf bits_to_float(vu x) { return (vf)x; }
+
+PW_INLINE vf load(const float *p) {
+  vf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+PW_INLINE vf load(const bf16 *p) {
+  vh h;
+  std::memcpy(&h, p, sizeof h);
+  return bits_to_float(__builtin_convertvector(h, vu) << 16);
+}
+
+PW_INLINE void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
+
+// To nearest, ties to even; a NaN stays one.
+PW_INLINE void store(bf16 *p, vf v) {
+  vu u = (vu)v;
+  vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  vu nan = (vu)(v != v);
+  vh h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
+  std::memcpy(p, &h, sizeof h);
+}
+
+PW_INLINE float to_float(float x) { return x; }
+
+PW_INLINE float to_float(bf16 x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, sizeof f);
+  return f;
+}
+
+PW_INLINE void put(float *p, float x) { *p = x; }
+
+PW_INLINE void put(bf16 *p, float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, sizeof u);
+  p->bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+PW_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+PW_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
+
+PW_INLINE float hsum(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+PW_INLINE float hmax(vf v) {
+  float best = v[0];
+  for (int i = 1; i < W; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// The sums of four vectors, to out[0 … 3].
+PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
+#if defined(__AVX512F__)
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512 all = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+  __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b);
+  __m256 cd = _mm256_hadd_ps((__m256)c, (__m256)d);
+  __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+  out[0] = hsum(a);
+  out[1] = hsum(b);
+  out[2] = hsum(c);
+  out[3] = hsum(d);
+#endif
+}
+
+// e to the x: within 2 units in the last place; 0 below -87.3 and for minus infinity, infinity above 88.7; NaN stays.
+PW_INLINE vf vexp(vf x) {
+  const vf shift = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer in the low bits
+  vf clamped = vmin(x, splat(88.8f));
+  clamped = clamped < splat(-87.3f) ? splat(-87.3f) : clamped;
+  vf z = clamped * 1.44269504f + shift;
+  vf n = z - shift;
+  vf r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // Two factors, because 2^128 is no float.
+  vi e = (vi)z - (vi)shift;
+  vi half = e >> 1;
+  vf y = p * (vf)((half + 127) << 23) * (vf)((e - half + 127) << 23);
+  y = x < splat(-87.3f) ? vf{} : y;
+  return x != x ? x : y;
+}
+
+}  // namespace
