@@ -83,9 +83,11 @@ def probe() -> ProbeReport:
 def _probe_with_torch() -> ProbeReport:
     import torch
 
+    from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
     from pagewire.worker.kv_cache import available_memory_bytes
     from pagewire.worker.model.linear import OneDnnLinear, TorchLinear, choose_linear
+    from pagewire.worker.native.library import NativeUnavailable, load_library
 
     cores = usable_cores()
     torch.set_num_threads(cores)
@@ -106,6 +108,18 @@ def _probe_with_torch() -> ProbeReport:
         for kind in (OneDnnLinear, TorchLinear)
     ]
     missing = []
+    native_error, level = None, ""
+    try:
+        level = load_library(cores).level
+    except NativeUnavailable as error:
+        native_error = str(error)
+        missing.append(
+            MissingReport(
+                what="native CPU kernels",
+                consequence=f"a step takes two to three times as long; {error}",
+                install="install a C++ compiler (g++), then pagewire again: pip install --force-reinstall --no-deps",
+            )
+        )
     if OneDnnLinear not in chosen.values():
         missing.append(
             MissingReport(
@@ -124,7 +138,16 @@ def _probe_with_torch() -> ProbeReport:
         ),
         devices=[cpu, *_cuda_devices(), _SIM],
         attention_backends=[
-            BackendReport(device="cpu", name=PagedTorchAttention.name, available=True, chosen=True, note="")
+            BackendReport(
+                device="cpu",
+                name=PagedNativeAttention.name,
+                available=native_error is None,
+                chosen=native_error is None,
+                note=native_error or f"with its norms and samplers, on {level}",
+            ),
+            BackendReport(
+                device="cpu", name=PagedTorchAttention.name, available=True, chosen=native_error is not None, note=""
+            ),
         ],
         linear_backends=linears,
         missing=missing,

@@ -9,6 +9,7 @@ import pytest
 from support.worker_process import probe, sim_launch
 
 from pagewire.worker.cpu_info import cpu_flags, instruction_sets, usable_cores
+from pagewire.worker.native.library import LIBRARY_FILE
 from pagewire.worker.startup import LaunchError, load_device
 
 
@@ -20,7 +21,9 @@ def test_probe() -> None:
         "cpu": True,
         "sim": True,
     }.items()
-    assert [backend["name"] for backend in report["attention_backends"] if backend["chosen"]] == ["paged-torch"]
+    assert [backend["name"] for backend in report["attention_backends"] if backend["chosen"]] == [
+        "paged-native" if LIBRARY_FILE.exists() else "paged-torch"
+    ]
     assert any(backend["chosen"] for backend in report["linear_backends"])
     assert report["instruction_sets"] == instruction_sets()
 

@@ -21,7 +21,7 @@ from pagewire.worker.native.library import CHUNK_TOKENS, AttentionArgs, NativeLi
 from pagewire.worker.native.memory import Buffer, dtype_code
 
 _ITEM_FIELDS = 5
-_SPREAD_FROM_BYTES = 128 << 10
+_SPREAD_FROM_BYTES = 512 << 10
 """KV read per layer from which other threads are worth waking."""
 
 

@@ -140,11 +140,8 @@ def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
         functions = ctypes.CDLL(str(LIBRARY_FILE))
     except OSError as error:
         raise NativeUnavailable(f"{LIBRARY_FILE.name} does not load: {error}") from error
-    found = functions.pw_interface()
-    if found != INTERFACE:
-        raise NativeUnavailable(
-            f"{LIBRARY_FILE.name} is of interface {found}, not {INTERFACE}; build the package again"
-        )
+    if not hasattr(functions, "pw_interface") or functions.pw_interface() != INTERFACE:
+        raise NativeUnavailable(f"{LIBRARY_FILE.name} was built from other sources; build the package again")
     functions.pw_choose.argtypes = (c_char_p,)
     functions.pw_choose.restype = c_char_p
     chosen = functions.pw_choose(None if level is None else level.encode())
