@@ -12,6 +12,7 @@ import msgspec
 from pagewire.scheduler_svc.settings.addresses import check_address, is_loopback
 from pagewire.scheduler_svc.settings.field import Setting, setting_fields
 from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.wire.launch import CpuKernelKind
 
 MAX_INT32 = 2**31 - 1
 
@@ -158,6 +159,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "worker", "Threads of one step.", unit="threads", unset="every core the process may use", low=1, high=1024
         ),
     ] = None
+    cpu_kernels: Annotated[
+        CpuKernelKind,
+        Setting(
+            "worker",
+            "What computes attention, norms and sampling on a CPU: the package's own library (native), torch's "
+            "operators, or (auto) the library where it was built and fits the model.",
+        ),
+    ] = "auto"
     sim_step_us: Annotated[
         int, Setting("worker", "How long a step of the sim device takes.", unit="µs", low=0, high=10_000_000)
     ] = 0

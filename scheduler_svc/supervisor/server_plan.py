@@ -66,6 +66,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             block_size=settings.block_size,
             kv_cache_bytes=settings.kv_cache_bytes,
             num_threads=settings.num_threads,
+            cpu_kernels=settings.cpu_kernels,
             sim_step_us=settings.sim_step_us,
         )
 
