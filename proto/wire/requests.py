@@ -22,7 +22,8 @@ class FinishKind(enum.IntEnum):
     STOP_TOKEN = 3
     ABORTED = 4
     FAILED = 5
-    """Its logits were not numbers (`plan.NO_TOKEN`); the request fails with INTERNAL, others are unharmed."""
+    """Its logits were not numbers (`plan.NO_TOKEN`), or workers kept dying under it; the request fails with INTERNAL,
+    others are unharmed."""
 
 
 class RejectKind(enum.IntEnum):
@@ -32,7 +33,6 @@ class RejectKind(enum.IntEnum):
     """Can never fit; `field` names what is too large."""
     QUEUE_FULL = 2
     QUEUE_TIMEOUT = 3
-    DRAINING = 4
 
 
 class EngineState(enum.IntEnum):

@@ -94,6 +94,11 @@ class BlockManager:
             self._cache.register(sequence.hashes[index], sequence.blocks[index])
         sequence.num_registered = num_full
 
+    def disown(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks out of the prefix cache: what it computed is not to be trusted."""
+        for block in sequence.blocks:
+            self._cache.forget(block)
+
     def release(self, sequence: Sequence) -> None:
         """Take a sequence's table away. Its tail goes first, so that of a cached prefix the end is evicted first."""
         for block in reversed(sequence.blocks):

@@ -217,7 +217,10 @@ class EngineLoop:
     def _lose(self, rank: int) -> None:
         if not self._group.leave(rank) or self._scheduler is None:
             return
-        self._scheduler.restart()
+        failed = self._scheduler.restart()
+        if failed:
+            _log.error("%d sequences were running whenever a worker was lost, and end", len(failed))
+        self._outbox.add_finishes(failed)
         self._pipeline.begin()
         self._frontends.broadcast(self._group.info(self._state()))
 

@@ -46,10 +46,12 @@ class RunningBatch:
             sampling=sequence.sampling,
         )
 
-    def vacate(self, sequence: Sequence) -> None:
-        """Take slot and blocks away; what it computed stays cached, and its `tokens` are complete."""
+    def vacate(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
+        """Take slot and blocks away; its `tokens` are complete then. Its KV stays cached, if that is sound."""
         self.slots.flush_tail(sequence.slot)
         self._offer_blocks(sequence)
+        if not keep_cached:
+            self.blocks.disown(sequence)
         self.blocks.release(sequence)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)

@@ -40,6 +40,9 @@ from pagewire.wire.columns import Int32Array, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
 from pagewire.wire.requests import FinishKind, RejectKind, SeqStarted, Submit
 
+MAX_FRUITLESS_LOSSES = 3
+"""Fewer than the supervisor's restarts in a row (`max_restarts`) plus one: the sequence goes before the server does."""
+
 
 class Scheduler:
     """The only writer of sequences' tokens, status and position."""
@@ -116,12 +119,23 @@ class Scheduler:
         """Forget cached blocks that no sequence holds; returns how many."""
         return self.blocks.flush()
 
-    def restart(self) -> None:
-        """The worker and everything in it is gone: every running sequence waits again, with the tokens received."""
+    def restart(self) -> list[Finish]:
+        """The worker and everything in it is gone: every running sequence waits again, with the tokens received.
+
+        One that was running each time a worker was lost, MAX_FRUITLESS_LOSSES times, and never got a token in between,
+        may be what ends them. It fails, so that it cannot end the server.
+        """
+        finishes = []
         for sequence in self._batch.slots.running():
             self._batch.vacate(sequence)
+            known = len(sequence.tokens)
+            sequence.fruitless_losses = sequence.fruitless_losses + 1 if known == sequence.known_at_loss else 1
+            sequence.known_at_loss = known
             self._wait_again(sequence)
+            if sequence.fruitless_losses >= MAX_FRUITLESS_LOSSES:
+                finishes.append(self._finish(sequence, FinishKind.FAILED))
         self._batch = RunningBatch(self._config)
+        return finishes
 
     # Steps
 
@@ -282,12 +296,13 @@ class Scheduler:
         return FinishKind.LENGTH if length >= sequence.max_len else None
 
     def _finish(self, sequence: Sequence, kind: FinishKind) -> Finish:
-        self._end(sequence)
+        # Logits that are not numbers come from KV that is not: nobody else should find it.
+        self._end(sequence, keep_cached=kind is not FinishKind.FAILED)
         return Finish(sequence.key, kind)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:
-            self._batch.vacate(sequence)
+            self._batch.vacate(sequence, keep_cached=keep_cached)
         else:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED

@@ -54,6 +54,10 @@ class Sequence:
     slot: int = NO_SLOT
     started: bool = False
     """Its first step has been planned; stays true through preemptions."""
+    known_at_loss: int = -1
+    """Length of `tokens` when a worker was last lost under it."""
+    fruitless_losses: int = 0
+    """Workers lost under it in a row without a token between them."""
 
     # Written by the BlockManager alone.
     blocks: list[int] = field(default_factory=list)

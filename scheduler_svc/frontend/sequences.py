@@ -13,8 +13,6 @@ from pagewire.scheduler_svc.errors import (
     InvalidArgument,
     RequestError,
     ResourceExhausted,
-    Unavailable,
-    UnavailableReason,
 )
 from pagewire.scheduler_svc.frontend.output import Output
 from pagewire.wire.codec import WireError
@@ -171,5 +169,3 @@ def _error(rejected: Rejected) -> RequestError:
             return ResourceExhausted(rejected.message, delay_s)
         case RejectKind.QUEUE_TIMEOUT:
             return ResourceExhausted(rejected.message, rejected.retry_after_s)
-        case RejectKind.DRAINING:
-            return Unavailable(UnavailableReason.DRAINING, rejected.message, rejected.retry_after_s)

@@ -217,6 +217,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"max_num_batched_tokens = {self.max_num_batched_tokens} is less than max_num_seqs = "
                 f"{self.max_num_seqs}: a step must have room for one token of every running sequence"
             )
+        if self.max_n > self.max_queued:
+            raise SettingsError(
+                f"max_n = {self.max_n} is more than max_queued = {self.max_queued}: a request's outputs wait together"
+            )
 
     def _check_network(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):

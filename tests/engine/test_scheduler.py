@@ -278,6 +278,23 @@ def test_a_row_without_numbers_fails_alone() -> None:
     outcome = w.scheduler.apply(step, tokens)
     assert [(f.key.handle, f.kind) for f in outcome.finishes] == [(bad, FinishKind.FAILED)]
     assert outcome.handles.tolist() == [good]
+    w.submit(prompt(4), 5, ignore_eos=True)
+    assert w.scheduler.plan(0, 99, 0.0).plan.admit[0].num_cached == 0, "nobody finds what it computed"
+
+
+def test_a_sequence_under_which_workers_keep_dying_fails_before_the_server_does() -> None:
+    w = world()
+    poison = w.submit(prompt(4), 50, ignore_eos=True)
+    survivor = w.submit(prompt(4, 30), 50, ignore_eos=True)
+    plan(w)
+    assert w.lose_worker() == []
+    plan(w)
+    assert w.lose_worker() == []
+    w.scheduler._sequences[SequenceKey(FRONTEND, survivor)].known_at_loss = 0  # as if it had got a token meanwhile
+    plan(w)
+    assert [(finish.key.handle, finish.kind) for finish in w.lose_worker()] == [(poison, FinishKind.FAILED)]
+    w.drain()
+    assert w.sequences[survivor].got == w.sequences[survivor].output
 
 
 def test_a_result_that_cannot_be_this_step_s_changes_nothing() -> None:

@@ -323,7 +323,6 @@ def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: To
     [
         (RejectKind.QUEUE_FULL, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (RejectKind.QUEUE_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (RejectKind.DRAINING, grpc.StatusCode.UNAVAILABLE),
         (RejectKind.INVALID, grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )

@@ -155,13 +155,17 @@ class World:
         for rejection in self.scheduler.expire(self.now_s):
             self._reject(rejection)
 
-    def lose_worker(self) -> None:
-        """The worker dies, results in flight with it, and a new one comes."""
+    def lose_worker(self) -> list[Finish]:
+        """The worker dies, results in flight with it, and a new one comes; returns the sequences that end by it."""
         self._in_flight.clear()
-        self.scheduler.restart()
+        failed = self.scheduler.restart()
+        for finish in failed:
+            self.sequences[finish.key.handle].kind = finish.kind
+            self._finish(finish)
         self._epoch += 1
         self._step_id = 0
         self.worker.begin(self._epoch)
+        return failed
 
     def drain(self) -> int:
         """Run until every sequence has ended; returns the number of plans it took."""
@@ -194,7 +198,7 @@ class World:
                 continue
             assert expectation.ended is expectation.kind, f"sequence {handle} ended with {expectation.ended}"
             assert expectation.starts <= 1
-            if expectation.kind is not FinishKind.ABORTED:
+            if expectation.kind not in (FinishKind.ABORTED, FinishKind.FAILED):
                 assert expectation.got == expectation.output
         assert self.scheduler.blocks.num_used == 0, "blocks leaked"
 
