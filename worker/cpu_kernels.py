@@ -1,6 +1,16 @@
 """Chooses what runs between the linears on a CPU: the native library's kernels, or torch's operators.
 
 Both are complete, and a worker uses one or the other for all of attention, elementwise operations and sampling.
+
+Measured on 2 Zen 4 cores that other processes shared (alternating runs, two threads), one step of Qwen3-0.6B's shape in
+bf16, 230 tokens of context, ms, median:
+
+    sequences       8        32
+    native         64       185
+    torch         107       347
+
+Only large work is spread over threads: an OpenMP region ends when its last thread has arrived, and where another
+process has that thread's core, this took 8 ms (28 attentions of one sequence: 2.3 ms on one thread, 216 on two).
 """
 
 from collections.abc import Callable

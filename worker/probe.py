@@ -116,7 +116,7 @@ def _probe_with_torch() -> ProbeReport:
         missing.append(
             MissingReport(
                 what="native CPU kernels",
-                consequence=f"a step takes two to three times as long; {error}",
+                consequence=f"a step of 8 or more sequences takes nearly twice as long; {error}",
                 install="install a C++ compiler (g++), then pagewire again: pip install --force-reinstall --no-deps",
             )
         )
