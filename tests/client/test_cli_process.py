@@ -100,11 +100,19 @@ def test_ctrl_c_ends_generate_with_130(service: ScriptedService, environ: Mappin
 def test_an_interrupt_ends_several_prompts(service: ScriptedService, environ: Mapping[str, str]) -> None:
     begin_then_hang(service)
     process = subprocess.Popen(
-        [*COMMAND, "generate", "--concurrency", "1", "one", "two"], env=dict(environ), stderr=subprocess.PIPE
+        [*COMMAND, "generate", "--concurrency", "1", "one", "two"],
+        env=dict(environ),
+        stderr=subprocess.PIPE,
+        # A suite that runs in the background of a shell ignores SIGINT, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert service.hanging.wait(20)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    try:
+        assert service.hanging.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
     assert (process.returncode, err) == (130, b"")
     assert service.ended.wait(10)
     assert len(service.requests(inference_pb2.StreamGenerateRequest)) == 1
