@@ -103,8 +103,6 @@ def test_an_interrupt_ends_several_prompts(service: ScriptedService, environ: Ma
         [*COMMAND, "generate", "--concurrency", "1", "one", "two"],
         env=dict(environ),
         stderr=subprocess.PIPE,
-        # A suite that runs in the background of a shell ignores SIGINT, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert service.hanging.wait(20)
