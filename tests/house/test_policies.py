@@ -57,3 +57,23 @@ def test_nothing_is_left_for_later_in_the_code() -> None:
         text = (ROOT / name).read_text()
         for word in ("TODO", "FIXME", "XXX", "raise NotImplementedError"):
             assert word not in text, f"{name} holds {word}"
+
+
+def test_the_readme_s_tree_names_every_file() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    named: dict[str, set[str]] = {}
+    folder = ""
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        if line.startswith(" "):
+            named[folder].add(name)
+        else:
+            folder = name.rstrip("/")
+            named[folder] = set()
+    for name in tracked("*.py", "*.proto", "*.cpp", "*.h", "deploy/*"):
+        path = Path(name)
+        if name.startswith("tests/") or "_pb2" in name or path.name == "__init__.py":
+            continue
+        assert path.name in named.get(str(path.parent), set()), f"the README's tree lacks {name}"
+    for folder, names in named.items():
+        assert not [name for name in names if not (ROOT / folder / name).exists()], f"{folder} has lost files"
