@@ -12,8 +12,8 @@ SCRIPT_DIR/ROLE holds words; the process looks at it once, when it starts:
     nosy                says Ready, then asks for a drain
     once:WORD           follows WORD in its first incarnation only
 
-Everything it does and hears is appended to SCRIPT_DIR/log as lines of JSON, one write each. It ends at once with status
-70 when its supervisor goes away.
+SIGUSR1, after a child has logged that it is ready, makes it ask for a drain. Everything it does and hears is appended
+to SCRIPT_DIR/log as lines of JSON, one write each. It ends at once with status 70 when its supervisor goes away.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main() -> int:
         os.write(log, json.dumps(entry).encode() + b"\n")
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: lifeline.send(DrainRequested(7.0)))
     script_file = arguments.scripts / arguments.role
     script = script_file.read_text() if script_file.exists() else "ready"
     if script.startswith("once:"):
@@ -63,6 +64,7 @@ def main() -> int:
             listen = launch.get("listen", "").replace(":0", ":40001")
             admin = (launch.get("admin_listen") or "").replace(":0", ":40002")
             lifeline.send(Ready(listen, admin))
+            say("ready")  # from here on nothing holds the lifeline's lock, which a signal's handler would wait for
             if script == "nosy":
                 lifeline.send(DrainRequested(7.0))
     try:
