@@ -65,7 +65,7 @@ def run(
         return torch.randn(shape).to(dtype)
 
     step = ops.begin(batch, kv, rotary_embedding(config))
-    results = [step.embed(values(c.vocab_size, c.hidden_size), norm(c.hidden_size)).clone()]
+    results = [step.embed(values(num_rows, c.hidden_size), norm(c.hidden_size)).clone()]
     qk_norm = norm(c.num_heads + c.num_kv_heads, c.head_dim) if c.qk_norm else None
     for layer in range(c.num_layers):
         qkv = values(num_rows, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim)

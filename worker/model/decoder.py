@@ -22,6 +22,7 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.embedding import Embedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import DecoderOps
@@ -48,7 +49,7 @@ class DecoderLayer:
 class DecoderWeights:
     """Everything that comes from files."""
 
-    embedding_VE: torch.Tensor
+    embedding: Embedding
     layers: Sequence[DecoderLayer]
     final_norm: RmsNorm
     head: Linear
@@ -80,7 +81,7 @@ class Decoder:
     def weights_bytes(self) -> int:
         """Memory that the weights take. A tied head counts where it is a copy of its own."""
         w = self.weights
-        total = w.embedding_VE.nbytes + w.final_norm.num_bytes + w.head.num_bytes
+        total = w.embedding.num_bytes + w.final_norm.num_bytes + w.head.num_bytes
         for layer in w.layers:
             total += layer.attention_norm.num_bytes + layer.mlp_norm.num_bytes
             total += 0 if layer.qk_norm is None else layer.qk_norm.num_bytes
@@ -93,7 +94,7 @@ class Decoder:
         w = self.weights
         ops = self.ops.begin(batch, kv, self.rope)
         attention = self.attention.begin(batch, kv)
-        h_TE = ops.embed(w.embedding_VE, w.layers[0].attention_norm)
+        h_TE = ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm)
         for index, layer in enumerate(w.layers):
             q_THD = ops.rotate_and_store(index, layer.qkv(h_TE), layer.qk_norm)
             attended_TA = attention.attend(index, q_THD).flatten(1)

@@ -21,8 +21,8 @@ from pagewire.worker.model.rope import RotaryEmbedding
 class StepOps(Protocol):
     """One step's operations, for all of its rows. A result is valid until the next call of any method."""
 
-    def embed(self, table_VE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        """Starts x with every token's embedding; returns x normalized, [T, E]."""
+    def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        """Starts x with every token's row of the embedding; returns x normalized, [T, E]."""
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
         """Takes over qkv [T, (H + K + K) · D]: norm (where there is one) and rotation of q and k, keys and values to
@@ -75,8 +75,8 @@ class TorchStepOps:
         self._write_rows_W = None if all_written else batch.write_rows_W
         self._x_TE = torch.empty(0)
 
-    def embed(self, table_VE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        self._x_TE = F.embedding(self._batch.input_ids_T, table_VE).float()
+    def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        self._x_TE = rows_TE.to(torch.float32, copy=True)
         return norm(self._x_TE).to(self._kv.dtype)
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from pagewire.wire.model import DecoderConfig, DType, ModelSpec
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
+from pagewire.worker.model.embedding import TableEmbedding
 from pagewire.worker.model.linear import Linear, choose_linear
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
@@ -77,7 +78,7 @@ def load_decoder(
     head_matrix = embedding if config.tie_word_embeddings else assembler.fused(["lm_head.weight"])
     head = assembler.linear_of(head_matrix, None)
     weights = DecoderWeights(
-        embedding_VE=embedding, layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
+        embedding=TableEmbedding(embedding), layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
     )
     progress("weights", 1.0)
     return Decoder(config, weights, rope, attention, TorchOps(config) if ops is None else ops)

@@ -1,4 +1,4 @@
-// What runs between the linears: norms, rotation with the KV write, the gated activation, the embedding's rows.
+// What runs between the linears: norms, rotation with the KV write, the gated activation.
 
 #pragma once
 
@@ -138,15 +138,6 @@ PW_INLINE void widen_values(const T *x, int64_t n, float *out) {
   int64_t i = 0;
   for (; i + W <= n; i += W) store(out + i, load(x + i));
   for (; i < n; ++i) out[i] = to_float(x[i]);
-}
-
-void embed(const int64_t *ids, const void *table, float *out, int64_t first, int64_t end, int64_t n, int32_t dtype) {
-  for (int64_t row = first; row < end; ++row) {
-    if (dtype == kBFloat16)
-      widen_values(static_cast<const bf16 *>(table) + ids[row] * n, n, out + row * n);
-    else
-      widen_values(static_cast<const float *>(table) + ids[row] * n, n, out + row * n);
-  }
 }
 
 }  // namespace

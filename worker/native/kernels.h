@@ -96,8 +96,6 @@ struct Kernels {
   void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
   void (*norm)(const NormArgs *args, int64_t first, int64_t end);
   void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);
-  void (*embed)(const int64_t *ids, const void *table, float *out, int64_t first, int64_t end, int64_t width,
-                int32_t dtype);
   // Block maxima; returns the largest logit, NaN where the row has one.
   float (*row_maxima)(const LogitsRow *row, float *maxima);
   // weights[i] = exp((logit - largest) / temperature) for ids of one block range; sums by blocks.

@@ -13,7 +13,7 @@ namespace pagewire {
 
 extern const Kernels PW_JOIN(kernels_, PW_LEVEL);
 const Kernels PW_JOIN(kernels_, PW_LEVEL) = {
-    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul, embed, row_maxima, row_weights, at_least, widen,
+    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul, row_maxima, row_weights, at_least, widen,
 };
 
 }  // namespace pagewire

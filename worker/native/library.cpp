@@ -113,7 +113,7 @@ using namespace pagewire;
 #define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface, so that an older library is not called by newer Python.
-PW_EXPORT int32_t pw_interface() { return 1; }
+PW_EXPORT int32_t pw_interface() { return 2; }
 
 // The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
 // the processor lacks it.
@@ -190,12 +190,5 @@ PW_EXPORT void pw_norm(const NormArgs *args) {
 PW_EXPORT void pw_silu_mul(const void *gate_up, void *out, int64_t num_rows, int64_t width, int32_t dtype) {
   over_rows(num_rows, width * 6 * size_of(dtype), [=](int64_t first, int64_t end) {
     chosen->silu_mul(gate_up, out, first, end, width, dtype);
-  });
-}
-
-PW_EXPORT void pw_embed(const int64_t *ids, const void *table, float *out, int64_t num_rows, int64_t width,
-                        int32_t dtype) {
-  over_rows(num_rows, width * 6, [=](int64_t first, int64_t end) {
-    chosen->embed(ids, table, out, first, end, width, dtype);
   });
 }

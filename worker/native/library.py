@@ -16,7 +16,7 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 LEVELS = ("avx512bf16", "avx512", "avx2", "base")
 """Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
-INTERFACE = 1
+INTERFACE = 2
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -118,9 +118,6 @@ class NativeLibrary:
         self.silu_mul = functions.pw_silu_mul
         self.silu_mul.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
         self.silu_mul.restype = None
-        self.embed = functions.pw_embed
-        self.embed.argtypes = (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int32)
-        self.embed.restype = None
         self.sample = functions.pw_sample
         self.sample.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int32, *(c_void_p,) * 6)
         self.sample.restype = None
