@@ -37,6 +37,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Plans in flight: 1 or 2."""
     load_interval_s: float
     """Time between `Load` messages."""
+    hang_timeout_s: float
+    """Workers that hold a step for so long without an answer are reported as stuck; 0: never."""
     log_level: LogLevel = "info"
 
 

@@ -28,6 +28,18 @@ class DrainRequested(msgspec.Struct, frozen=True, tag="drain_requested"):
     grace_s: float | None
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The engine's or a frontend's loop goes round: said every second or so by the loop itself, so that a process that
+    stands still falls silent. A worker is silent while it computes; the engine watches its steps."""
+
+
+class StepOverdue(msgspec.Struct, frozen=True, tag="step_overdue"):
+    """From the engine: the workers hold a step and have not answered for too long. They are to be ended; `WorkerLost`
+    and new ones follow as after any other end."""
+
+    waited_s: float
+
+
 class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """A frontend has no stream left and has closed its listeners."""
 
@@ -41,7 +53,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-FromChild = Loading | Ready | DrainRequested | Drained | Failed
+FromChild = Loading | Ready | Alive | StepOverdue | DrainRequested | Drained | Failed
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):

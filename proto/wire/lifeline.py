@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from pagewire.wire.codec import JsonCodec, WireError
-from pagewire.wire.control import FromChild, ToChild
+from pagewire.wire.control import Alive, FromChild, ToChild
 
 ORPHANED_STATUS = 70
 """Exit status of a child whose supervisor went away."""
@@ -41,6 +41,18 @@ class Lifeline:
                 self._socket.sendall(self._from_child.encode_line(message))
             except OSError:
                 return
+
+    def beat(self) -> None:
+        """Say `Alive`, or nothing where that would have to wait: a supervisor that stands still must not hold us up."""
+        if not self._sending.acquire(blocking=False):
+            return
+        try:
+            # So short a message is sent whole or not at all.
+            self._socket.send(self._from_child.encode_line(Alive()), socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        finally:
+            self._sending.release()
 
     def receive(self, timeout_s: float | None) -> list[ToChild]:
         """Wait for commands, at most `timeout_s` (none: for ever; 0: not at all); an empty list on time-out.

@@ -25,8 +25,9 @@ from pagewire.scheduler_svc.engine.steps import Finish, Rejection
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.columns import unpack
-from pagewire.wire.control import Drain, EngineRestarted, Loading, Ready, Stop, ToChild, WorkerLost
+from pagewire.wire.control import Drain, EngineRestarted, Loading, Ready, StepOverdue, Stop, ToChild, WorkerLost
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
 from pagewire.wire.plan import Begin, FromWorker, StepResult, WorkerFailed, WorkerHello
 from pagewire.wire.requests import (
@@ -69,6 +70,7 @@ class EngineLoop:
         self._group = WorkerGroup(launch)
         self._draining = False
         self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._watchdog = Watchdog(launch.hang_timeout_s, launch.load_interval_s)
         self._next_load_s = 0.0
 
     def run(self) -> int:
@@ -250,6 +252,9 @@ class EngineLoop:
         if now_s >= self._next_load_s:
             self._next_load_s = now_s + self._launch.load_interval_s
             self._frontends.broadcast(self._load())
+            self._lifeline.beat()
+            if self._watchdog.is_stuck(self._pipeline.oldest):
+                self._lifeline.send(StepOverdue(self._launch.hang_timeout_s))
 
     def _advance(self, scheduler: Scheduler, now_s: float) -> None:
         while self._group.is_complete and self._pipeline.has_room:

@@ -30,6 +30,11 @@ class Pipeline:
         """Whether another plan may be sent now."""
         return len(self._in_flight) < self._depth
 
+    @property
+    def oldest(self) -> tuple[int, int] | None:
+        """(epoch, step id) of the step that is answered next; none where none is in flight."""
+        return (self.epoch, self._in_flight[0].plan.step_id) if self._in_flight else None
+
     def begin(self) -> int:
         """Open the next epoch, forgetting what was in flight; returns its number."""
         self.epoch += 1

@@ -55,6 +55,7 @@ async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
         draw_seed=lambda: secrets.randbits(64),
         draw_request_id=lambda: secrets.token_hex(16),
         send=lifeline.send,
+        beat=lifeline.beat,
     )
     frontend = Frontend(launch, world)
     loop.add_signal_handler(signal.SIGTERM, frontend.stop)

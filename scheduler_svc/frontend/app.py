@@ -49,6 +49,7 @@ from pagewire.wire.control import (
 _log = logging.getLogger(__name__)
 _HEALTH_CHECK_INTERVAL_S = 0.5
 _CLOSE_GRACE_S = 0.5
+_BEAT_INTERVAL_S = 1.0
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -64,6 +65,8 @@ class World:
     draw_request_id: Callable[[], str]
     send: Callable[[FromChild], None]
     """To the supervisor."""
+    beat: Callable[[], None]
+    """Tells the supervisor that the event loop goes round."""
 
 
 class Frontend:
@@ -112,6 +115,7 @@ class Frontend:
             admin_address = await self._listen_admin(authenticator)
             self._spawn(self._health.run())
             self._spawn(self._engine.follow())
+            self._spawn(self._beat())
             on_ready(Ready(address, admin_address))
             await self._ended
         finally:
@@ -151,6 +155,11 @@ class Frontend:
         await server.start()
         self._servers.append(server)
         return bound
+
+    async def _beat(self) -> None:
+        while True:
+            self._world.beat()
+            await asyncio.sleep(_BEAT_INTERVAL_S)
 
     def _is_serving(self) -> bool:
         return self._engine.status.is_serving and not self._intake.draining.is_set()

@@ -15,6 +15,8 @@ from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.launch import CpuKernelKind
 
 MAX_INT32 = 2**31 - 1
+_LEAST_HANG_TIMEOUT_S = 4.0
+"""Signs of life come every second, on a busy machine later."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,6 +195,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             high=1000,
         ),
     ] = 3
+    hang_timeout_s: Annotated[
+        float,
+        Setting(
+            "operation",
+            "A process that makes no progress for so long is ended and started again: workers that hold a step, the "
+            "engine or a frontend whose loop stands still. Longer than the longest step; 0: never.",
+            unit="s",
+            low=0,
+            high=86_400,
+        ),
+    ] = 300.0
     runtime_dir: Annotated[
         str | None,
         Setting(
@@ -216,6 +229,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SettingsError(
                 f"max_num_batched_tokens = {self.max_num_batched_tokens} is less than max_num_seqs = "
                 f"{self.max_num_seqs}: a step must have room for one token of every running sequence"
+            )
+        least_hang_s = max(_LEAST_HANG_TIMEOUT_S, 4 * self.load_interval_s)
+        if 0 < self.hang_timeout_s < least_hang_s:
+            raise SettingsError(
+                f"hang_timeout_s = {self.hang_timeout_s:g} must be 0 or at least {least_hang_s:g}: signs of life come "
+                f"every second, the engine's every load_interval_s = {self.load_interval_s:g}"
             )
         if self.max_n > self.max_queued:
             raise SettingsError(

@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 _STDERR = 2
 _MAX_LINE_BYTES = 1024 * 1024
 _LAST_WORDS_S = 1.0
-"""How long what an ended child still said may take to be read; a descendant of it could hold the socket open."""
+"""How long an aborted child may take to write its stacks; and how long what an ended one still said may take to be
+read, because a descendant of it could hold the socket open."""
 
 
 class Exited(NamedTuple):
@@ -75,7 +76,7 @@ class Child:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=_STDERR,
                     pass_fds=[theirs.fileno()],
-                    env=dict(environ),
+                    env={"PYTHONFAULTHANDLER": "1", **environ},  # stacks on stderr where it crashes, or is aborted
                     process_group=0,
                 )
             except BaseException:
@@ -98,6 +99,13 @@ class Child:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    def abort(self) -> None:
+        """End it, and let it write first where it hangs: SIGABRT makes Python print every thread's stack."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGABRT)
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill)
 
     async def _watch(self) -> None:
         reading = asyncio.create_task(self._read())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pagewire.scheduler_svc.supervisor.child import Child
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses
+from pagewire.scheduler_svc.watchdog import Watchdog
 
 _SERVED_LONG_ENOUGH_S = 60.0
 _FIRST_BACKOFF_S = 0.5
@@ -30,7 +31,9 @@ class RestartLimit(Exception):
 class Post:
     """One place. Only the supervisor changes it."""
 
-    def __init__(self, role: Role, index: int, max_restarts: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, role: Role, index: int, max_restarts: int, watchdog: Watchdog, clock: Callable[[], float]
+    ) -> None:
         self.role = role
         self.index = index
         self.incarnation = -1
@@ -42,6 +45,8 @@ class Post:
         """Where a frontend listens, once one has said so; kept for those after it."""
         self.drained = False
         self._ready_since_s: float | None = None
+        self._num_heard = 0
+        self._watchdog = watchdog
         self._restarts_in_row = 0
         self._max_restarts = max_restarts
         self._clock = clock
@@ -68,6 +73,19 @@ class Post:
         """The process serves. Said again, which an engine does after each recovery, it changes nothing."""
         if self._ready_since_s is None:
             self._ready_since_s = self._clock()
+
+    def heard(self) -> None:
+        """The process said something, whatever it was."""
+        self._num_heard += 1
+
+    def is_stuck(self) -> bool:
+        """Asked at every tick: whether the process served and has now been silent for too long.
+
+        Never of a worker, which is silent while it computes: the engine watches its steps. Nor of a process that is not
+        ready yet: a model may take any time to load.
+        """
+        watched = self.role is not Role.WORKER and self.child is not None and self.ready
+        return self._watchdog.is_stuck(self._num_heard if watched else None)
 
     def emptied(self) -> float:
         """The process has ended. Returns how long to wait before the next. Raises RestartLimit.

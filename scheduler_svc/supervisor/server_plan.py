@@ -88,6 +88,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             enable_prefix_caching=settings.enable_prefix_caching,
             pipeline_depth=settings.pipeline_depth,
             load_interval_s=settings.load_interval_s,
+            hang_timeout_s=settings.hang_timeout_s,
             log_level=settings.log_level,
         )
 

@@ -40,7 +40,11 @@ class DrainOverdue(NamedTuple):
     """Frontends should have drained by now."""
 
 
-Event = Heard | Signalled | RestartDue | DrainOverdue
+class Tick(NamedTuple):
+    """Time has passed: see who still makes progress."""
+
+
+Event = Heard | Signalled | RestartDue | DrainOverdue | Tick
 
 
 class Outcome(NamedTuple):

@@ -9,6 +9,8 @@ events from one queue (what a child said, an exit, a signal, a timer) and is the
 - While STARTING, a child's end is the server's end: status 1, and the reason on stderr.
 - Later, a child that ends is started again with the next incarnation. The engine is told of a lost worker; workers and
   frontends are told of a new engine. More than `max_restarts` in a row end the server with status 1.
+- A child that stands still without ending is ended: the engine and frontends by their silence, workers when the engine
+  says that a step is overdue. What follows is what follows any other end.
 - A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number.
 - However the supervisor ends, no child outlives it: a child reads end-of-file on its lifeline and ends.
 """
@@ -23,7 +25,7 @@ import msgspec
 
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.settings.addresses import check_port_unused
-from pagewire.scheduler_svc.supervisor.child import Child, Exited
+from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
 from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier
@@ -36,8 +38,11 @@ from pagewire.scheduler_svc.supervisor.supervision import (
     Phase,
     RestartDue,
     Signalled,
+    Tick,
 )
+from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.control import (
+    Alive,
     Drain,
     Drained,
     DrainRequested,
@@ -45,6 +50,7 @@ from pagewire.wire.control import (
     Failed,
     Loading,
     Ready,
+    StepOverdue,
     Stop,
     ToChild,
     WorkerLost,
@@ -57,6 +63,10 @@ _STOP_S = 5.0
 _HASTY_STOP_S = 1.0
 _DRAIN_SLACK_S = 5.0
 """How much longer than delay and grace frontends may take to drain."""
+
+
+_TICK_S = 1.0
+"""Between two looks at who still makes progress."""
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +105,7 @@ class Supervisor:
                 loop.add_signal_handler(number, self._events.put_nowait, Signalled(number))
         if self._settings.frontends > 1:
             check_port_unused("listen", self._settings.listen)
+        self._tick_later()
         try:
             # The other frontends follow the first: with port 0 it alone can say which port they share.
             for post in (self._engine, *self._workers, self._frontends[0]):
@@ -109,7 +120,8 @@ class Supervisor:
         return self._outcome
 
     def _post(self, role: Role, index: int) -> Post:
-        return Post(role, index, self._settings.max_restarts, self._around.clock)
+        watchdog = Watchdog(self._settings.hang_timeout_s, _TICK_S)
+        return Post(role, index, self._settings.max_restarts, watchdog, self._around.clock)
 
     def _posts(self) -> list[Post]:
         return [self._engine, *self._workers, *self._frontends]
@@ -141,8 +153,13 @@ class Supervisor:
         post.filled(child)
         _log.debug("%s started as process %d, incarnation %d", post, child.pid, incarnation)
 
+    def _tick_later(self) -> None:
+        asyncio.get_running_loop().call_later(_TICK_S, self._events.put_nowait, Tick())
+
     async def _handle(self, event: Event) -> None:
         match event:
+            case Tick():
+                self._on_tick()
             case Signalled(number):
                 self._on_signal(number)
             case RestartDue(post):
@@ -152,25 +169,50 @@ class Supervisor:
                 self._outcome = Outcome(1, f"{waiting} did not drain in time")
             case Heard(post, incarnation, _) if incarnation != post.incarnation:
                 return
-            case Heard(post, _, Exited() as exited):
-                self._on_exit(post, exited)
-            case Heard(post, _, Loading(stage, fraction)):
+            case Heard(post, _, news):
+                post.heard()
+                await self._on_news(post, news)
+
+    async def _on_news(self, post: Post, news: ChildEvent) -> None:
+        match news:
+            case Exited():
+                self._on_exit(post, news)
+            case Alive():
+                pass  # it has been heard
+            case StepOverdue(waited_s):
+                for worker in self._workers:
+                    self._abort(worker, f"has held a step for {waited_s:g} s")
+            case Loading(stage, fraction):
                 if self._phase is Phase.STARTING and post.role is Role.WORKER:
                     self._around.progress.report(stage, fraction)
-            case Heard(post, _, Ready() as ready):
-                await self._on_ready(post, ready)
-            case Heard(post, _, Failed(message)):
-                post.failure = message
+            case Ready():
+                await self._on_ready(post, news)
+            case Failed(reason):
+                post.failure = reason
                 if self._phase is Phase.STARTING:
-                    self._outcome = Outcome(1, f"{post} cannot start: {message}")
-            case Heard(_, _, DrainRequested(grace_s)):
+                    self._outcome = Outcome(1, f"{post} cannot start: {reason}")
+            case DrainRequested(grace_s):
                 if self._phase is not Phase.DRAINING:
                     _log.info("draining, as an operator asked")
                     self._drain(self._settings.drain_grace_s if grace_s is None else grace_s)
-            case Heard(post, _, Drained(cut_streams)):
+            case Drained(cut_streams):
                 if cut_streams:
                     _log.warning("%s cut %d streams that the grace time did not suffice for", post, cut_streams)
                 self._on_drained(post)
+
+    def _on_tick(self) -> None:
+        self._tick_later()
+        if self._phase is not Phase.STARTING:
+            self._around.notifier.notify("WATCHDOG=1")
+        for post in self._posts():
+            if post.is_stuck():
+                self._abort(post, f"has made no progress for {self._settings.hang_timeout_s:g} s")
+
+    def _abort(self, post: Post, reason: str) -> None:
+        if post.child is not None:
+            _log.error("%s %s and is ended", post, reason)
+            post.failure = reason
+            post.child.abort()
 
     def _on_signal(self, number: int) -> None:
         if self._phase is Phase.SERVING:

@@ -13,7 +13,7 @@ from support.engine_process import (
 )
 
 from pagewire.wire.columns import pack
-from pagewire.wire.control import Drain, Stop, WorkerLost
+from pagewire.wire.control import Alive, Drain, Ready, StepOverdue, Stop, WorkerLost
 from pagewire.wire.plan import SamplingParams, StepPlan, StepResult
 from pagewire.wire.requests import (
     Abort,
@@ -235,6 +235,23 @@ def test_draining_is_a_state_and_stopping_a_status_of_zero() -> None:
         frontend.until(lambda m: isinstance(m, EngineInfo) and m.state is EngineState.DRAINING)
         engine.command(Stop())
         assert engine.process.wait(LIMIT_S) == 0
+
+
+def test_a_step_without_an_answer_is_reported_and_its_workers_loss_recovered() -> None:
+    with engine_process(hang_timeout_s=0.4) as engine:
+        frontend = registered(engine)
+        worker = PlayedWorker(engine.workers)
+        frontend.send(submit(1, [5, 6, 7], 6))
+        worker.answer(2)
+        assert engine.reports(StepOverdue(0.4))
+        worker.peer.close()
+        engine.command(WorkerLost(0))
+        got: dict[int, list[int]] = {}
+        collect(frontend, PlayedWorker(engine.workers, incarnation=1), got, 1)
+        assert got == {1: expected(1, [5, 6, 7], 6)}
+        # Without work there is nothing to answer, and the engine says all the time that it goes round.
+        for _ in range(20):
+            assert set(engine.news()) <= {Alive(), Ready()}
 
 
 def test_an_orphaned_engine_ends() -> None:

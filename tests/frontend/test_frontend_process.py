@@ -24,7 +24,7 @@ from pagewire.scheduler_svc.launch import TlsFiles
 from pagewire.v1 import generation_pb2, inference_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.codec import JsonCodec
-from pagewire.wire.control import Drain, Drained, EngineRestarted, Failed, FromChild, Ready, Stop, ToChild
+from pagewire.wire.control import Alive, Drain, Drained, EngineRestarted, Failed, FromChild, Ready, Stop, ToChild
 from pagewire.wire.lifeline import ORPHANED_STATUS
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Register, Submit
@@ -54,6 +54,12 @@ class Supervised:
         self.socket.sendall(self._codec.encode_line(command))
 
     async def news(self) -> FromChild:
+        """What it says next, other than that it is alive."""
+        while isinstance(news := await self.said(), Alive):
+            pass
+        return news
+
+    async def said(self) -> FromChild:
         async with asyncio.timeout(30):
             while b"\n" not in self._lines:
                 received = await asyncio.get_running_loop().sock_recv(self.socket, 65536)

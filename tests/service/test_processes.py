@@ -85,9 +85,9 @@ def test_a_killed_process_is_a_pause_in_the_streams(role: str) -> None:
         service.wait_for_load(lambda load: load.used_blocks == 0 and load.running_sequences == 0)
 
 
-@pytest.mark.parametrize("role", ["worker", "engine"])
-def test_nothing_is_repeated_or_lost_over_a_restart(role: str) -> None:
-    with serve(sim_step_us=5_000) as service:
+@pytest.mark.parametrize(("role", "end"), [("worker", "kill"), ("engine", "kill"), ("worker", "suspend")])
+def test_nothing_is_repeated_or_lost_over_a_restart(role: str, end: str) -> None:
+    with serve(sim_step_us=5_000, hang_timeout_s=4) as service:
         request = stream_request([4, 5], stopping=LONG, sampling={"seed": 3}, n=2)
         outputs: dict[int, list[int]] = {0: [], 1: []}
         call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
@@ -96,7 +96,8 @@ def test_nothing_is_repeated_or_lost_over_a_restart(role: str) -> None:
             if event.HasField("delta"):
                 outputs[event.delta.output] += [token.id for token in event.delta.tokens]
             if not killed and len(outputs[0]) > 50:
-                service.children()[role].kill()
+                child = service.children()[role]
+                child.kill() if end == "kill" else child.suspend()
                 killed = True
         unary = inference_pb2.GenerateRequest(generation=request.generation)
         again = service.inference.Generate(unary, timeout=LIMIT_S)

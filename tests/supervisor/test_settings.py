@@ -86,6 +86,8 @@ def test_sizes(text: str, size: int) -> None:
         (("--kv-cache-bytes", "9" * 400), "is no size that any machine has"),
         (("--device", "tpu"), "device = 'tpu' must be auto, cpu, cuda or sim (from --device)"),
         (("--max-num-batched-tokens", "8"), "max_num_batched_tokens = 8 is less than max_num_seqs = 64"),
+        (("--hang-timeout-s", "2"), "hang_timeout_s = 2 must be 0 or at least 4"),
+        (("--hang-timeout-s", "30", "--load-interval-s", "8"), "hang_timeout_s = 30 must be 0 or at least 32"),
         (("--listen", "50051"), "listen = '50051' must be host:port"),
         (("--listen", "h:70000"), "listen = 'h:70000' must be host:port with a port of 0 to 65535"),
         (("--listen", "h:" + "9" * 5000), "must be host:port with a port of 0 to 65535"),

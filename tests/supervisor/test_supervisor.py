@@ -128,6 +128,37 @@ def test_a_lost_frontend_is_started_again_on_the_port_it_had(run_server: RunServ
     assert (again["listen"], again["admin_listen"], again["index"]) == ("127.0.0.1:40001", "127.0.0.1:40002", 0)
 
 
+def test_processes_that_stand_still_are_ended_with_their_stacks_and_started_again(run_server: RunServer) -> None:
+    server = run_server("--hang-timeout-s", "4", engine="once:still")
+    server.ready()
+    # One that is stopped cannot even write its stack.
+    os.kill(server.heard("frontend-0", "ready")["pid"], signal.SIGSTOP)
+    for who in ("engine-0", "frontend-0"):
+        server.heard(who, "ready", incarnation=1)
+    server.signal(signal.SIGTERM)
+    status, _, err = server.end()
+    assert status == 0
+    assert "engine has made no progress for 4 s and is ended" in err
+    assert "engine was ended by SIGABRT: has made no progress for 4 s" in err
+    assert "most recent call first" in err, "the engine's stack, for whoever wants to know where it stood"
+    assert "frontend 0 was ended by SIGKILL" in err
+    started = [(entry["who"], entry["incarnation"]) for entry in server.log() if entry["what"] == "started"]
+    assert sorted(started) == [("engine-0", 0), ("engine-0", 1), ("frontend-0", 0), ("frontend-0", 1), ("worker-0", 0)]
+    assert_nothing_left(server)
+
+
+def test_workers_that_hold_a_step_are_ended_and_started_again(run_server: RunServer) -> None:
+    server = run_server()
+    server.ready()
+    os.kill(server.heard("engine-0", "ready")["pid"], signal.SIGUSR2)
+    assert server.heard("engine-0", "WorkerLost")["rank"] == 0
+    assert server.heard("worker-0", "started", incarnation=1)
+    server.signal(signal.SIGTERM)
+    status, _, err = server.end()
+    assert status == 0
+    assert "worker 0 has held a step for 7 s and is ended" in err
+
+
 def test_restarts_in_a_row_have_a_limit(run_server: RunServer) -> None:
     server = run_server("--max-restarts", "2")
     server.ready()
@@ -253,8 +284,11 @@ def test_systemd_is_told(run_server: RunServer) -> None:
         listener.settimeout(20)
         server = run_server(environ={"NOTIFY_SOCKET": f"{folder}/notify"})
         assert b"READY=1" in listener.recv(4096)
+        assert listener.recv(4096) == b"WATCHDOG=1"
         server.signal(signal.SIGTERM)
-        assert b"STOPPING=1" in listener.recv(4096)
+        while (said := listener.recv(4096)) == b"WATCHDOG=1":
+            pass
+        assert b"STOPPING=1" in said
         assert b"EXTEND_TIMEOUT_USEC=45000000" in listener.recv(4096)  # the grace of 30 s, and what ending takes
         assert server.end()[0] == 0
 

@@ -127,10 +127,18 @@ class EngineProcess:
         self.control.sendall(JsonCodec[ToChild](ToChild).encode_line(message))
 
     def news(self) -> list[FromChild]:
-        """What the engine reports, as soon as it reports something."""
+        """What the engine reports, as soon as it reports something; signs of life count."""
         self.control.settimeout(LIMIT_S)
         lines = self.control.recv(65536).splitlines()
         return [JsonCodec[FromChild](FromChild).decode(line) for line in lines]
+
+    def reports(self, wanted: FromChild) -> bool:
+        """Wait until the engine reports this; false where it did not in time."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            if wanted in self.news():
+                return True
+        return False
 
     def frontend(self, index: int = 0, incarnation: int = 0) -> Peer[FromFrontend, ToFrontend]:
         identity = f"frontend-{index}:{incarnation}".encode()
@@ -157,6 +165,7 @@ def engine_process(**changes: object) -> Iterator[EngineProcess]:
         enable_prefix_caching=True,
         pipeline_depth=2,
         load_interval_s=0.05,
+        hang_timeout_s=0.0,
     )
     launch = msgspec.structs.replace(defaults, **changes)
     file = directory / "engine.json"

@@ -96,6 +96,7 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
             draw_seed=lambda: 12345,
             draw_request_id=lambda: f"drawn-{next(ids)}",
             send=news.put_nowait,
+            beat=lambda: None,
         )
         endpoint = Endpoint(address=engine.address, curve=curve)
         frontend = Frontend(make_launch(spec, engine.address, engine=endpoint, **changes), world)

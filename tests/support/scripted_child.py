@@ -9,10 +9,12 @@ SCRIPT_DIR/ROLE holds words; the process looks at it once, when it starts:
     fail                says Failed and ends with status 1
     die                 ends with status 3 at once
     deaf                says Ready, and ignores Stop and Drain
+    still               says Ready, and then never that it is alive
     nosy                says Ready, then asks for a drain
     once:WORD           follows WORD in its first incarnation only
 
-SIGUSR1, after a child has logged that it is ready, makes it ask for a drain. Everything it does and hears is appended
+SIGUSR1, after a child has logged that it is ready, makes it ask for a drain; SIGUSR2 makes it say that a step is
+overdue. Everything it does and hears is appended
 to SCRIPT_DIR/log as lines of JSON, one write each. It ends at once with status 70 when its supervisor goes away.
 """
 
@@ -21,12 +23,20 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import msgspec
 
-from pagewire.wire.control import Drain, Drained, DrainRequested, Failed, Loading, Ready, Stop
+from pagewire.wire.control import Drain, Drained, DrainRequested, Failed, Loading, Ready, StepOverdue, Stop
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
+
+
+def beat(lifeline: Lifeline) -> None:
+    while True:
+        lifeline.beat()
+        time.sleep(0.2)
 
 
 def main() -> int:
@@ -47,6 +57,7 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: lifeline.send(DrainRequested(7.0)))
+    signal.signal(signal.SIGUSR2, lambda *_: lifeline.send(StepOverdue(7.0)))
     script_file = arguments.scripts / arguments.role
     script = script_file.read_text() if script_file.exists() else "ready"
     if script.startswith("once:"):
@@ -64,7 +75,9 @@ def main() -> int:
             listen = launch.get("listen", "").replace(":0", ":40001")
             admin = (launch.get("admin_listen") or "").replace(":0", ":40002")
             lifeline.send(Ready(listen, admin))
-            say("ready")  # from here on nothing holds the lifeline's lock, which a signal's handler would wait for
+            say("ready")  # from here on the main thread sends nothing, for which a signal's handler would wait
+            if script != "still":
+                threading.Thread(target=beat, args=(lifeline,), daemon=True).start()
             if script == "nosy":
                 lifeline.send(DrainRequested(7.0))
     try:
