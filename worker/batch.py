@@ -28,17 +28,20 @@ class Batch:
     query_starts: torch.Tensor
     """int32 [B + 1]: rows of sequence b are query_starts[b] … query_starts[b + 1]."""
     context_lens_B: torch.Tensor
-    """int32: tokens of KV that sequence b attends to, this step's included."""
+    """int32: tokens of KV that sequence b attends to, this step's included. On a CUDA device a batch may be padded with
+    sequences of one row and 0 here: their rows' results are never used, and nothing of theirs is read or written."""
     block_tables_BM: torch.Tensor
     """int32: padded with 0 past each sequence's blocks."""
     write_rows_W: torch.Tensor
     """int64: rows whose keys and values are written, shared (cached) positions left out."""
     write_slots_W: torch.Tensor
-    """int64: where, as block id × block_size + offset."""
+    """int64: where, as block id × block_size + offset. On a CUDA device W is T, and -1 stands for a row that is not
+    written."""
     sample_rows_S: torch.Tensor
     """int64: rows whose logits are wanted, in the plan's order."""
     num_decodes: int
     """The first num_decodes sequences have one row each."""
     seq_rows: tuple[tuple[int, int, int], ...]
     """The same as (first row, number of rows, context length) for every sequence, as Python integers, so that a backend
-    that loops over sequences need not read a tensor back."""
+    that loops over sequences need not read a tensor back. In a batch that is recorded for a CUDA graph the context length
+    is max_model_len, an upper bound: the true one is in context_lens_B alone."""

@@ -44,6 +44,13 @@ class Step:
     """Slots that sample: the decoding ones, then those whose prefill ends."""
     sample_positions: Int32Array
     """Where each sampled token will stand in its sequence."""
+    admitted: list[int]
+    """Slots that hold a new sequence since this plan."""
+    grow_slots: Int32Array
+    """Slots whose tables got a block, once per block."""
+    grow_indices: Int32Array
+    """Where in its slot's table each such block stands."""
+    grow_blocks: Int32Array
 
     @property
     def num_rows(self) -> int:
@@ -148,19 +155,26 @@ class Slots:
         decode_positions = num_computed[decode_slots]
         next_positions = decode_positions + 1
         num_computed[decode_slots] = next_positions
-        if not checked.chunk_slots:
-            return Step(decode_slots, decode_positions, [], decode_slots, next_positions)
-
-        chunks = [
-            self._take_chunk(slot, size) for slot, size in zip(checked.chunk_slots, checked.chunk_sizes, strict=True)
-        ]
-        ended = np.asarray([chunk.slot for chunk in chunks if chunk.ends_prefill], np.int32)
+        chunks: list[Chunk] = []
+        sample_slots, sample_positions = decode_slots, next_positions
+        if checked.chunk_slots:
+            chunks = [
+                self._take_chunk(slot, size)
+                for slot, size in zip(checked.chunk_slots, checked.chunk_sizes, strict=True)
+            ]
+            ended = np.asarray([chunk.slot for chunk in chunks if chunk.ends_prefill], np.int32)
+            sample_slots = np.concatenate([decode_slots, ended])
+            sample_positions = np.concatenate([next_positions, num_computed[ended]])
         return Step(
-            decode_slots,
-            decode_positions,
-            chunks,
-            np.concatenate([decode_slots, ended]),
-            np.concatenate([next_positions, num_computed[ended]]),
+            decode_slots=decode_slots,
+            decode_positions=decode_positions,
+            chunks=chunks,
+            sample_slots=sample_slots,
+            sample_positions=sample_positions,
+            admitted=[checked_admit.admit.slot for checked_admit in checked.admits],
+            grow_slots=checked.grow_slots,
+            grow_indices=checked.grow_indices,
+            grow_blocks=checked.grow_blocks,
         )
 
     def _take_chunk(self, slot: int, size: int) -> Chunk:

@@ -1,0 +1,59 @@
+"""Decode steps recorded once per padded batch size."""
+
+from collections.abc import Callable
+
+import torch
+
+from pagewire.worker.cuda.buckets import padded_size, padded_sizes
+from pagewire.worker.cuda.recorder import Launch, Recorder
+from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
+from pagewire.worker.cuda.step_work import StepWork
+from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.step_tensors import PADDING_SLOT
+
+
+class RecordedSteps:
+    """One launch per padded batch size, from 1 to max_num_seqs."""
+
+    def __init__(self, launches: dict[int, Launch], max_num_seqs: int) -> None:
+        self._launches = launches
+        self._max_num_seqs = max_num_seqs
+
+    def padded_size(self, num_seqs: int) -> int:
+        """How many sequences a packed plan of num_seqs must be padded to."""
+        return padded_size(num_seqs, self._max_num_seqs)
+
+    def launch(self, num_seqs: int) -> None:
+        """Run the packed plan, which was padded to `padded_size`."""
+        self._launches[self.padded_size(num_seqs)]()
+
+
+def record_steps(
+    work: StepWork,
+    buffers: StepBuffers,
+    recorder: Recorder,
+    limits: SlotLimits,
+    progress: Callable[[float], None] = lambda done: None,
+) -> RecordedSteps:
+    """Record every size, the largest first, on nothing but padding, so that no slot and no block changes. `progress`
+    is told which part is done, 0 … 1."""
+    fill_with_padding(buffers, [1] * limits.max_num_seqs)
+    sizes = padded_sizes(limits.max_num_seqs)
+    launches: dict[int, Launch] = {}
+    for index, size in enumerate(reversed(sizes), start=1):
+        launches[size] = recorder.record(_decode(work, StepShape.of_decodes(size, limits.max_model_len)))
+        progress(index / len(sizes))
+    return RecordedSteps(launches, limits.max_num_seqs)
+
+
+def fill_with_padding(buffers: StepBuffers, rows_B: list[int]) -> None:
+    """Make the packed plan one of padding alone: sequences of so many rows each, all of which sample."""
+    first_row, seqs = 0, []
+    for index, num_rows in enumerate(rows_B):
+        seqs.append((PADDING_SLOT, first_row, num_rows, -1, index))
+        first_row += num_rows
+    buffers.seqs_BQ(len(seqs)).copy_(torch.tensor(seqs, dtype=torch.int32))
+
+
+def _decode(work: StepWork, shape: StepShape) -> Launch:
+    return lambda: work.run(shape)

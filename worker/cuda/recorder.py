@@ -1,0 +1,58 @@
+"""Recording a step: work that is launched once, as often as wanted, over the same memory.
+
+What is recorded reads and writes tensors whose addresses never change, and takes nothing from the host when it is run
+again. `EagerRecorder` keeps the function and calls it, so that all of a recorded step but the recording itself can be
+proven without a device.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+Launch = Callable[[], None]
+"""Runs the recorded work again, in the order of the device's stream; returns before it is done."""
+
+_WARM_UPS = 2
+"""Runs before a recording: the first compiles kernels and picks algorithms, and a library may allocate its workspace
+in the second."""
+
+
+class Recorder(Protocol):
+    """A way to record."""
+
+    def record(self, work: Launch) -> Launch:
+        """Runs `work` at least once to warm up, then records it. Its effects until the first launch must not matter."""
+
+
+class EagerRecorder:
+    """Calls the function anew every time."""
+
+    def record(self, work: Launch) -> Launch:
+        work()
+        return work
+
+
+class CudaGraphRecorder:
+    """CUDA graphs that share one pool of memory: they run one after the other, so what one step's intermediate tensors
+    occupied may hold the next one's. Record the largest first, so that the others fit into what it allocated."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def record(self, work: Launch) -> Launch:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                work()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            work()
+        current.wait_stream(self._stream)
+        self._graphs.append(graph)
+        return graph.replay

@@ -1,0 +1,98 @@
+"""What a device does in a step: prepare the inputs, run the model, sample, update the slots.
+
+    packed plan ─▶ prepare ─▶ model ─▶ LM head ─▶ sampler ─▶ tokens ─▶ last tokens, lengths
+                      ▲                                                       │
+                      └──────────────── slots, resident ◀─────────────────────┘
+
+All of it is launched without reading anything back, so that it can be recorded for a shape and launched as one. It
+knows neither plans nor when anything is done.
+"""
+
+from typing import Protocol
+
+import torch
+
+from pagewire.worker.batch import Batch
+from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.step_tensors import SlotTensors, StepTensors
+
+
+class Model(Protocol):
+    """What a step needs of a decoder."""
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """Writes the batch's KV and returns logits_SV."""
+
+
+class StateKernels(Protocol):
+    """`pagewire.worker.triton_kernels.step_state`, or its definition in `torch_kernels`."""
+
+    def apply_changes(self, slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None: ...
+
+    def prepare_step(
+        self,
+        slots: SlotTensors,
+        seqs_BQ: torch.Tensor,
+        ids_C: torch.Tensor,
+        step: StepTensors,
+        *,
+        block_size: int,
+        max_rows: int,
+    ) -> None: ...
+
+    def finish_step(self, slots: SlotTensors, seqs_BQ: torch.Tensor, tokens_S: torch.Tensor) -> None: ...
+
+
+class DeviceSampler(Protocol):
+    """Draws tokens where the logits are."""
+
+    def sample(self, logits_SV: torch.Tensor, step: StepTensors, out_tokens_S: torch.Tensor) -> None:
+        """One token id or NO_TOKEN per row into `out_tokens_S`, int32, by the step's sampling columns."""
+
+
+class StepWork:
+    """The work of steps of any shape, over one set of buffers."""
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        sampler: DeviceSampler,
+        kernels: StateKernels,
+        kv: KVCache,
+        slots: SlotTensors,
+        buffers: StepBuffers,
+    ) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._kernels = kernels
+        self._kv = kv
+        self._slots = slots
+        self._buffers = buffers
+
+    def apply_changes(self, first: int, num_changes: int) -> None:
+        """Bring the packed plan's changes, which start at word `first`, into the slots."""
+        packed = self._buffers.packed
+        middle, last = first + num_changes, first + 2 * num_changes
+        self._kernels.apply_changes(self._slots, packed[first:middle], packed[middle:last])
+
+    @torch.inference_mode()
+    def run(self, shape: StepShape) -> None:
+        """One step of the packed plan; its tokens go to the buffers' `tokens_S`."""
+        buffers = self._buffers
+        step = buffers.tensors(shape)
+        seqs_BQ = buffers.seqs_BQ(shape.num_seqs)
+        tokens_S = buffers.tokens_S[: shape.num_samples]
+        self._kernels.prepare_step(
+            self._slots,
+            seqs_BQ,
+            buffers.packed[seqs_BQ.numel() :],
+            step,
+            block_size=self._kv.block_size,
+            max_rows=shape.max_rows,
+        )
+        logits_SV = self._model.forward(buffers.batch(step, shape), self._kv)
+        if shape.num_samples:
+            self._sampler.sample(logits_SV, step, tokens_S)
+        self._kernels.finish_step(self._slots, seqs_BQ, tokens_S)

@@ -1,0 +1,133 @@
+"""When a device is done with a step, how long the step took, and how long the device had nothing to do before it.
+
+A step's time begins where its forward pass may start, not where its plan is copied: whatever keeps the device from
+computing counts as idle, so that the idle share never flatters.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+
+class StepTimes(Protocol):
+    """One step's beginning and end in the order of a device's work. Times are there once it is over."""
+
+    def end(self) -> None:
+        """Everything that belongs to the step has been launched."""
+
+    def is_over(self) -> bool:
+        """Whether the device is done with the step. Raises what the device reports where work failed."""
+
+    def wait(self) -> None:
+        """Sleep until the step is over."""
+
+    @property
+    def busy_us(self) -> int:
+        """From its beginning to its end."""
+
+    @property
+    def idle_us(self) -> int:
+        """From the end of the step before to its beginning; 0 for the first."""
+
+
+class Timeline(Protocol):
+    """The order of a device's work."""
+
+    def restart(self) -> None:
+        """The next step is the first: what lies before it is nobody's loss."""
+
+    def begin(self) -> StepTimes:
+        """A step begins here. The one before has ended."""
+
+
+class HostTimeline:
+    """For work that is done when the call returns."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._last_end: float | None = None
+
+    def restart(self) -> None:
+        self._last_end = None
+
+    def begin(self) -> "HostStepTimes":
+        return HostStepTimes(self._clock, self._last_end, self._record_end)
+
+    def _record_end(self, time_s: float) -> None:
+        self._last_end = time_s
+
+
+class HostStepTimes:
+    """See `HostTimeline`."""
+
+    def __init__(self, clock: Callable[[], float], last_end: float | None, record_end: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._record_end = record_end
+        self._start = clock()
+        self._end = self._start
+        self._last_end = self._start if last_end is None else last_end
+
+    def end(self) -> None:
+        self._end = self._clock()
+        self._record_end(self._end)
+
+    def is_over(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    @property
+    def busy_us(self) -> int:
+        return round((self._end - self._start) * 1e6)
+
+    @property
+    def idle_us(self) -> int:
+        return round((self._start - self._last_end) * 1e6)
+
+
+class CudaTimeline:
+    """By events on the device's current stream. Waiting sleeps rather than spins: the thread that waits shares its
+    process, and its cores, with the one that launches the next step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last_end: torch.cuda.Event | None = None
+
+    def restart(self) -> None:
+        self._last_end = None
+
+    def begin(self) -> "CudaStepTimes":
+        times = CudaStepTimes(torch.cuda.current_stream(self._device), self._last_end)
+        self._last_end = times.ended
+        return times
+
+
+class CudaStepTimes:
+    """See `CudaTimeline`."""
+
+    def __init__(self, stream: torch.cuda.Stream, last_end: torch.cuda.Event | None) -> None:
+        self._stream = stream
+        self._last_end = last_end
+        self._began = torch.cuda.Event(enable_timing=True)
+        self.ended = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._began.record(stream)
+
+    def end(self) -> None:
+        self.ended.record(self._stream)
+
+    def is_over(self) -> bool:
+        return self.ended.query()
+
+    def wait(self) -> None:
+        self.ended.synchronize()
+
+    @property
+    def busy_us(self) -> int:
+        return round(self._began.elapsed_time(self.ended) * 1000)
+
+    @property
+    def idle_us(self) -> int:
+        return 0 if self._last_end is None else max(0, round(self._last_end.elapsed_time(self._began) * 1000))
