@@ -12,6 +12,7 @@ turn leaves nothing.
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from pagewire.wire.codec import Codec, WireError
 
 _KILL_GRACE_S = 1.0
 """How long after its own alarm a renderer must have answered or ended."""
+
+_ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "LANG", "LC_ALL", "TZ")
+"""What a renderer inherits: enough to find Python's libraries and to know local time, and nothing that is a secret."""
 
 
 class TemplateRefusedError(Exception):
@@ -71,6 +75,7 @@ class _Renderer:
             "pagewire.scheduler_svc.frontend.template_process",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         renderer = cls(process, limits)
         prepare = Prepare(source, limits.time_limit_s, limits.memory_limit_bytes, limits.max_output_bytes)

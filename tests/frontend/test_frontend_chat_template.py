@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import psutil
 import pytest
 from support.frontend_world import failure, running_frontend, unary, violated_field
 from support.tiny_tokenizer import make_spec, make_tokenizer
@@ -191,5 +192,24 @@ def test_a_model_without_a_template_takes_no_chat(run: Run, tmp_path: Any) -> No
         async with running_frontend(make_spec(tmp_path, template=None)) as world:
             error = await failure(world.inference.Generate(unary(chat_request("a"))))
             assert violated_field(error) == "generation.prompt.chat"
+
+    run(test())
+
+
+def test_the_process_knows_no_secret_of_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("PAGEWIRE_TLS_KEY", "secret")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+
+    async def test() -> None:
+        template = ChatTemplate("{{ strftime_now('%Z') }}", RenderLimits(max_output_bytes=100))
+        before = set(psutil.Process().children())
+        await template.start()
+        try:
+            (process,) = set(psutil.Process().children()) - before
+            assert "secret" not in process.environ().values()
+            assert await template.render({}) == "JST", "local time is part of what a template may say"
+        finally:
+            await template.close()
 
     run(test())
