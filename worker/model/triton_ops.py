@@ -1,0 +1,188 @@
+"""What runs between a decoder's linears, by kernels over preallocated buffers: `pagewire.worker.model.ops.DecoderOps`.
+
+Everything is computed in fp32 and rounded once, where it is stored. A step allocates nothing and reads nothing back,
+so it can be captured in a CUDA graph: graphs of all batch sizes share the buffers, whose first rows they use. The
+kernels are Triton's on a GPU; with torch's in their place the same class runs on a CPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.batch import Batch
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.rope import RotaryEmbedding
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpsKernels:
+    """One kind of kernels; see `pagewire.worker.torch_kernels` for what each computes."""
+
+    name: str
+    start_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
+    add_rms_norm_rows: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None]
+    rotate_and_store: Callable[[Tensor, Tensor | None, float, Tensor, Tensor, Tensor, Tensor], None]
+    silu_mul: Callable[[Tensor, Tensor], None]
+
+
+def torch_ops_kernels() -> OpsKernels:
+    """The definitions, on any device."""
+    from pagewire.worker.torch_kernels import activation, norm, rotate_and_store
+
+    return OpsKernels(
+        name="torch-kernels",
+        start_rms_norm=norm.start_rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        add_rms_norm_rows=norm.add_rms_norm_rows,
+        rotate_and_store=rotate_and_store.rotate_and_store,
+        silu_mul=activation.silu_mul,
+    )
+
+
+def triton_ops_kernels() -> OpsKernels:
+    """Raises ImportError where Triton is not installed."""
+    from pagewire.worker.triton_kernels import activation, norm, rotate_and_store
+
+    return OpsKernels(
+        name="triton",
+        start_rms_norm=norm.start_rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        add_rms_norm_rows=norm.add_rms_norm_rows,
+        rotate_and_store=rotate_and_store.rotate_and_store,
+        silu_mul=activation.silu_mul,
+    )
+
+
+class TritonOps:
+    """For one decoder; it runs one step at a time."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: OpsKernels,
+        *,
+        max_rows: int,
+        max_positions: int,
+    ) -> None:
+        """config has this rank's numbers of heads and its part of intermediate_size. No step has more than max_rows
+        rows, and no position reaches max_positions."""
+        self.name = kernels.name
+        self._config = config
+        self._kernels = kernels
+        self._max_rows = max_rows
+        self._max_positions = max_positions
+        self._rope: RotaryEmbedding | None = None
+        self._cos_sin_PD = torch.empty(0)
+        self._x_TE = torch.empty(max_rows, config.hidden_size, dtype=torch.float32, device=device)
+        self._h_TE = torch.empty(max_rows, config.hidden_size, dtype=dtype, device=device)
+        self._activation_TF = torch.empty(max_rows, config.intermediate_size, dtype=dtype, device=device)
+        self._slots_T = torch.empty(max_rows, dtype=torch.int64, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory of the buffers and of the table of rotations."""
+        buffers = (self._x_TE, self._h_TE, self._activation_TF, self._slots_T)
+        table_bytes = self._max_positions * self._config.head_dim * torch.float32.itemsize
+        return sum(buffer.nbytes for buffer in buffers) + table_bytes
+
+    def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "TritonStepOps":
+        """Raises ValueError for a batch of more than max_rows rows. The first step with a rope makes its table, so
+        that step cannot be captured; a capture is always preceded by a step that warms up."""
+        num_rows = batch.input_ids_T.shape[0]
+        if num_rows > self._max_rows:
+            raise ValueError(f"a step of {num_rows} rows, where buffers hold {self._max_rows}")
+        if self._rope is not rope:
+            self._cos_sin_PD = rope.table(self._max_positions).to(self._x_TE.device)
+            self._rope = rope
+        return TritonStepOps(
+            self._kernels,
+            batch,
+            kv,
+            self._cos_sin_PD,
+            self._slots_of_rows(batch),
+            StepBuffers(
+                x_TE=self._x_TE[:num_rows],
+                h_TE=self._h_TE[:num_rows],
+                activation_TF=self._activation_TF[:num_rows],
+            ),
+        )
+
+    def _slots_of_rows(self, batch: Batch) -> torch.Tensor:
+        """int64 [T]: where each row's keys and values go; -1 for rows that are not written."""
+        num_rows = batch.input_ids_T.shape[0]
+        if batch.write_rows_W.shape[0] == num_rows:
+            return batch.write_slots_W  # rows are written in their order
+        return self._slots_T[:num_rows].fill_(-1).index_copy_(0, batch.write_rows_W, batch.write_slots_W)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBuffers:
+    """Where one step's results go."""
+
+    x_TE: torch.Tensor
+    """fp32: the sum of the layers so far."""
+    h_TE: torch.Tensor
+    activation_TF: torch.Tensor
+
+
+class TritonStepOps:
+    """For one step."""
+
+    def __init__(
+        self,
+        kernels: OpsKernels,
+        batch: Batch,
+        kv: KVCache,
+        cos_sin_PD: torch.Tensor,
+        slots_T: torch.Tensor,
+        buffers: StepBuffers,
+    ) -> None:
+        self._kernels = kernels
+        self._batch = batch
+        self._kv = kv
+        self._cos_sin_PD = cos_sin_PD
+        self._slots_T = slots_T
+        self._buffers = buffers
+
+    def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        b = self._buffers
+        self._kernels.start_rms_norm(rows_TE, b.x_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
+        return b.h_TE
+
+    def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
+        kv_layer = self._kv.layers[layer]
+        self._kernels.rotate_and_store(
+            qkv,
+            None if qk_norm is None else qk_norm.scaled_weight,
+            0.0 if qk_norm is None else qk_norm.squared_floor,
+            self._cos_sin_PD,
+            self._batch.positions_T,
+            self._slots_T,
+            kv_layer,
+        )
+        _, _, num_kv_heads, _, head_dim = kv_layer.shape
+        # A view that skips the keys and values of every row.
+        return qkv.view(qkv.shape[0], -1, head_dim)[:, : -2 * num_kv_heads]
+
+    def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        b = self._buffers
+        self._kernels.add_rms_norm(b.x_TE, delta_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
+        return b.h_TE
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        self._kernels.silu_mul(gate_up, self._buffers.activation_TF)
+        return self._buffers.activation_TF
+
+    def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        b, rows_S = self._buffers, self._batch.sample_rows_S
+        h_SE = b.h_TE[: rows_S.shape[0]]
+        self._kernels.add_rms_norm_rows(b.x_TE, delta_TE, rows_S, norm.scaled_weight, norm.squared_floor, h_SE)
+        return h_SE

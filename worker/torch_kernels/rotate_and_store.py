@@ -1,0 +1,40 @@
+"""What lies between the fused QKV linear and attention: q/k-norm, rotation, and the write of keys and values."""
+
+import torch
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    qk_weight_JD: torch.Tensor | None,
+    squared_floor: float,
+    cos_sin_PD: torch.Tensor,
+    positions_T: torch.Tensor,
+    slots_T: torch.Tensor,
+    kv_layer: torch.Tensor,
+) -> None:
+    """Turns q in place and writes k and v to the cache.
+
+    qkv           [T, (H + K + K) · D] in the model's dtype, rows contiguous: q heads, k heads, v heads. Afterwards the
+                  q heads are normalized and turned; the k and v heads are unspecified.
+    qk_weight_JD  [H + K, D] fp32, scaled by sqrt(D), the norm's weight of each head of q and k; none where the model
+                  has no such norm. squared_floor is D · eps.
+    cos_sin_PD    [positions, D] fp32: D/2 cosines, then D/2 sines. The pair (i, i + D/2) is turned.
+    positions_T   int64, each inside the table.
+    slots_T       int64: block id × P + offset, or -1 for rows that are not written.
+    kv_layer      [2, N, K, P, D]: keys, then values.
+    """
+    _, _, num_kv_heads, block_size, head_dim = kv_layer.shape
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    num_turned = heads.shape[1] - num_kv_heads
+    num_heads = num_turned - num_kv_heads
+    qk = heads[:, :num_turned].float()
+    if qk_weight_JD is not None:
+        qk = qk * (qk.square().sum(-1, keepdim=True) + squared_floor).rsqrt() * qk_weight_JD
+    cos, sin = cos_sin_PD[positions_T][:, None].chunk(2, dim=-1)
+    first, second = qk.chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qkv.dtype)
+    heads[:, :num_heads] = turned[:, :num_heads]
+    is_written = slots_T >= 0
+    blocks, offsets = slots_T[is_written] // block_size, slots_T[is_written] % block_size
+    kv_layer[0, blocks, :, offsets] = turned[is_written, num_heads:]
+    kv_layer[1, blocks, :, offsets] = heads[is_written, num_turned:]
