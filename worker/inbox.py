@@ -1,7 +1,8 @@
-"""Commands for the worker's main thread, put there by the lifeline's thread and by signal handlers.
+"""Commands for the worker's main thread, put there by the lifeline's thread and by signal handlers; and its alarm.
 
 A step may run for a second, so commands cannot be read where steps run; and the main thread sleeps in a poller, so
-it must be woken. Both `queue.SimpleQueue.put` and a write to a non-blocking pipe are safe in a signal handler.
+it must be woken, also where a device is done with a step. Both `queue.SimpleQueue.put` and a write to a non-blocking
+pipe are safe in a signal handler.
 """
 
 import contextlib
@@ -23,6 +24,10 @@ class Inbox:
     def put(self, command: ToChild) -> None:
         """Add a command and wake whoever polls `fileno`."""
         self._commands.put(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake whoever polls `fileno`, from any thread."""
         # A full pipe wakes just as well.
         with contextlib.suppress(BlockingIOError):
             os.write(self._write_fd, b"\0")
@@ -35,10 +40,10 @@ class Inbox:
             return None
 
     def fileno(self) -> int:
-        """Readable after a `put`, until `rest`."""
+        """Readable after a `put` or `wake`, until `rest`."""
         return self._read_fd
 
     def rest(self) -> None:
-        """Call after waking and before `take`: the descriptor is quiet again until the next `put`."""
+        """Call after waking and before `take`: the descriptor is quiet until the next `put` or `wake`."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._read_fd, 4096)

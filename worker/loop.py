@@ -1,18 +1,14 @@
 """The worker's step loop: receives plans, runs them in order, sends results.
 
-Owns the order of things and their timing. It knows neither what a step computes nor how frames travel. While it waits
-it sleeps in a poller: a spinning process would take a core from the threads of the model's own products.
-
-The time between two results is either busy (a step ran) or idle (everything else: encoding, sending, waiting,
-decoding), so the engine's sum of both is the wall time, and the idle share is what the device lost.
+Owns the order of things. It knows neither what a step computes, nor whether a device computes it while the loop goes
+on, nor how frames travel. While it waits it sleeps in a poller: a spinning process would take a core from the threads
+of the model's own products. Whoever is done with a step in the meantime wakes it through the inbox.
 """
 
-import time
 import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.control import Drain, EngineRestarted, Stop, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
 from pagewire.worker.inbox import Inbox
@@ -20,16 +16,23 @@ from pagewire.worker.plan_fields import PlanError
 
 
 class Runner(Protocol):
-    """A device that executes plans in order."""
+    """A device that executes plans in order.
+
+    Busy and idle times of its results add up to the time that passed for the device, from an epoch's first step on.
+    """
 
     def begin(self, epoch: int) -> None:
-        """Open an epoch: every slot is empty."""
+        """Open an epoch: every slot is empty, and results not yet taken are dropped."""
 
     def end_epoch(self) -> None:
-        """Refuse every plan until the next `begin`."""
+        """Refuse every plan until the next `begin`; results not yet taken are dropped."""
 
-    def run(self, plan: StepPlan) -> Int32Array:
-        """One token or NO_TOKEN per row that samples, in the plan's order. Raises PlanError for a wrong plan."""
+    def submit(self, plan: StepPlan) -> None:
+        """Start a plan's step; it may be over before this returns, or go on. Raises PlanError for a wrong plan."""
+
+    def take(self) -> StepResult | None:
+        """The result of the oldest step not yet taken, in the order of plans; none at once while that step goes on.
+        Whoever makes a runner whose steps go on has it call `Inbox.wake` after each."""
 
 
 class Link(Protocol):
@@ -52,16 +55,12 @@ class WorkerLoop:
         inbox: Inbox,
         hello: WorkerHello,
         log: Callable[[str], None],
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link = link
         self._runner = runner
         self._inbox = inbox
         self._hello = hello
         self._log = log
-        self._clock = clock
-        self._idle_since: float | None = None
-        """When the last step of this epoch ended."""
 
     def serve(self) -> str | None:
         """Say hello, then execute plans until Stop. Returns None, or why a plan did not run to its end."""
@@ -75,47 +74,49 @@ class WorkerLoop:
                         self._greet_new_engine()
                     case Drain() | WorkerLost():
                         pass  # the engine's and the frontends' business
-            message = self._link.receive()
-            match message:
-                case None:
-                    self._link.wait(self._inbox.fileno())
-                    self._inbox.rest()
-                case Begin():
-                    self._runner.begin(message.epoch)
-                    self._idle_since = None
-                case StepPlan():
-                    failure = self._execute(message)
-                    if failure is not None:
-                        self._link.send(WorkerFailed(failure))
-                        return failure
+            failure = self._send_results()
+            if failure is None:
+                failure = self._receive()
+            if failure is not None:
+                self._link.send(WorkerFailed(failure))
+                return failure
 
     def _greet_new_engine(self) -> None:
         """What the old engine still had in flight is worthless: the new one begins an epoch of its own."""
         self._link.reconnect()
         self._runner.end_epoch()
-        self._idle_since = None
         self._link.send(self._hello)
 
-    def _execute(self, plan: StepPlan) -> str | None:
-        """Run one plan and send its result; returns what went wrong, if anything did."""
-        started = self._clock()
-        try:
-            tokens = self._runner.run(plan)
-        except PlanError as error:
-            return f"refused plan {plan.step_id} of epoch {plan.epoch}: {error}"
-        except Exception as error:  # whatever it was, the engine must learn that this step has no result
-            self._log(traceback.format_exc().rstrip())
-            return f"step {plan.step_id} of epoch {plan.epoch} raised {type(error).__name__}: {error}"
-        ended = self._clock()
-        idle_s = 0.0 if self._idle_since is None else started - self._idle_since
-        self._idle_since = ended
-        self._link.send(
-            StepResult(
-                epoch=plan.epoch,
-                step_id=plan.step_id,
-                tokens=pack(tokens),
-                busy_us=round((ended - started) * 1e6),
-                idle_us=round(idle_s * 1e6),
-            )
-        )
+    def _send_results(self) -> str | None:
+        """Send what is there; returns what went wrong with a step, if anything did."""
+        while True:
+            try:
+                result = self._runner.take()
+            except Exception as error:  # whatever it was, the engine must learn that steps have no result
+                return self._report("a step on the device", error)
+            if result is None:
+                return None
+            self._link.send(result)
+
+    def _receive(self) -> str | None:
+        """Act on one message, or sleep; returns what went wrong with a plan, if anything did."""
+        message = self._link.receive()
+        match message:
+            case None:
+                self._link.wait(self._inbox.fileno())
+                self._inbox.rest()
+            case Begin():
+                self._runner.begin(message.epoch)
+            case StepPlan():
+                try:
+                    self._runner.submit(message)
+                except PlanError as error:
+                    return f"refused plan {message.step_id} of epoch {message.epoch}: {error}"
+                except Exception as error:  # as above
+                    return self._report(f"step {message.step_id} of epoch {message.epoch}", error)
         return None
+
+    def _report(self, what: str, error: Exception) -> str:
+        """Log where an error came from; returns it in one line."""
+        self._log("".join(traceback.format_exception(error)).rstrip())
+        return f"{what} raised {type(error).__name__}: {error}"

@@ -34,7 +34,7 @@ class TokenSampler(Protocol):
 
 
 class CpuRunner:
-    """Executes plans one after the other; `pagewire.worker.loop.Runner` for the CPU."""
+    """Executes plans one after the other; a `pagewire.worker.immediate.PlanRunner`."""
 
     def __init__(self, model: Model, kv: KVCache, limits: SlotLimits, sampler: TokenSampler | None = None) -> None:
         """Without `sampler`, torch and numpy draw."""

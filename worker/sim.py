@@ -53,7 +53,7 @@ def _block_bytes(config: DecoderConfig, block_size: int, dtype: DType) -> int:
 
 
 class SimRunner:
-    """`pagewire.worker.loop.Runner` without a device."""
+    """A `pagewire.worker.immediate.PlanRunner` without a device."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from pagewire.wire.codec import JsonCodec, WireError
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.plan import PROTOCOL_VERSION, WorkerHello
 from pagewire.worker.cpu_info import usable_cores
+from pagewire.worker.immediate import ImmediateRunner
 from pagewire.worker.loop import Runner
 from pagewire.worker.sim import SimRunner, sim_num_blocks
 from pagewire.worker.slot_columns import SlotLimits
@@ -91,7 +92,7 @@ def _load_sim(launch: WorkerLaunch) -> LoadedDevice:
         linear_backend="none",
         libraries=("numpy",),
     )
-    return LoadedDevice(runner=runner, hello=hello)
+    return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 
 def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
@@ -142,7 +143,8 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
         linear_backend=decoder.linear_backend,
         libraries=("numpy", "torch"),
     )
-    return LoadedDevice(runner=CpuRunner(decoder, kv, limits, kernels.sampler(limits.vocab_size)), hello=hello)
+    runner = CpuRunner(decoder, kv, limits, kernels.sampler(limits.vocab_size))
+    return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 
 def _limits(launch: WorkerLaunch, num_blocks: int) -> SlotLimits:

@@ -72,4 +72,4 @@ class StepTensors:
     seed_S: torch.Tensor
     """int64: the seed's 64 bits."""
     sample_positions_S: torch.Tensor
-    """int32: where each sampled token will stand in its sequence."""
+    """int64: where each sampled token will stand in its sequence."""

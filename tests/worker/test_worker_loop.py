@@ -11,6 +11,7 @@ from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
 from pagewire.wire.control import Stop
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import Begin, StepPlan, StepResult, WorkerFailed, WorkerHello
+from pagewire.worker.immediate import ImmediateRunner
 from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink, LinkError
 from pagewire.worker.loop import WorkerLoop
@@ -58,17 +59,15 @@ class RunningLoop:
         self.log: list[str] = []
         self.outcome: list[str | None] = []
         self._address = address
-        self._runner = ScriptedRunner(errors)
         ticks = iter(clock_ticks or [])
-        self._clock = ticks.__next__ if clock_ticks else lambda: 0.0
+        clock = ticks.__next__ if clock_ticks else lambda: 0.0
+        self._runner = ImmediateRunner(ScriptedRunner(errors), clock)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
     def _serve(self) -> None:
         link = EngineLink(Endpoint(address=self._address), "0:1")
-        loop = WorkerLoop(
-            link=link, runner=self._runner, inbox=self.inbox, hello=HELLO, log=self.log.append, clock=self._clock
-        )
+        loop = WorkerLoop(link=link, runner=self._runner, inbox=self.inbox, hello=HELLO, log=self.log.append)
         self.outcome.append(loop.serve())
         link.close(flush_s=1)
 

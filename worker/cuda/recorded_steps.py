@@ -23,9 +23,9 @@ class RecordedSteps:
         """How many sequences a packed plan of num_seqs must be padded to."""
         return padded_size(num_seqs, self._max_num_seqs)
 
-    def launch(self, num_seqs: int) -> None:
-        """Run the packed plan, which was padded to `padded_size`."""
-        self._launches[self.padded_size(num_seqs)]()
+    def launch(self, padded_size: int) -> None:
+        """Run the packed plan, which is of this size."""
+        self._launches[padded_size]()
 
 
 def record_steps(

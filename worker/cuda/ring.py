@@ -7,25 +7,32 @@ until then the device may still read its plan and write its tokens.
 from collections import deque
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import Int32Array, pack
+from pagewire.wire.plan import StepResult
 from pagewire.worker.cuda.timeline import StepTimes
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Host memory for one step; page-locked where the device copies from and to it."""
+    """Host memory for one step; page-locked where a device copies from and to it."""
 
     plan: torch.Tensor
-    """int32."""
+    """int32, as `PlanPacker` fills it."""
+    plan_np: Int32Array
+    """The same memory."""
     tokens: torch.Tensor
     """int32 [max_num_seqs]."""
 
+    @classmethod
+    def allocate(cls, plan_words: int, max_num_seqs: int, pinned: bool) -> "Place":
+        plan = torch.zeros(plan_words, dtype=torch.int32, pin_memory=pinned)
+        return cls(plan, plan.numpy(), torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=pinned))
+
 
 @dataclass(frozen=True, slots=True)
-class InFlight:
+class StepInFlight:
     """A step that was launched."""
 
     epoch: int
@@ -34,21 +41,23 @@ class InFlight:
     num_tokens: int
     times: StepTimes
 
-    def tokens(self) -> Int32Array:
-        """A copy of what it sampled. The step is over."""
-        tokens: Int32Array = np.array(self.place.tokens[: self.num_tokens].numpy())
-        return tokens
+    def result(self) -> StepResult:
+        """What it sampled, and when. The step is over, and its place not yet used again."""
+        return StepResult(
+            epoch=self.epoch,
+            step_id=self.step_id,
+            tokens=pack(self.place.tokens[: self.num_tokens].numpy()),
+            busy_us=self.times.busy_us,
+            idle_us=self.times.idle_us,
+        )
 
 
 class Ring:
-    """Steps in flight, oldest first."""
+    """Steps in flight, oldest first, and the places that are free."""
 
-    def __init__(self, num_places: int, plan_words: int, max_num_seqs: int, pinned: bool) -> None:
-        def host(words: int) -> torch.Tensor:
-            return torch.zeros(words, dtype=torch.int32, pin_memory=pinned)
-
-        self._free = deque(Place(host(plan_words), host(max_num_seqs)) for _ in range(num_places))
-        self._steps: deque[InFlight] = deque()
+    def __init__(self, places: list[Place]) -> None:
+        self._free = deque(places)
+        self._steps: deque[StepInFlight] = deque()
 
     @property
     def is_full(self) -> bool:
@@ -56,20 +65,25 @@ class Ring:
         return not self._free
 
     @property
-    def oldest(self) -> InFlight | None:
+    def oldest(self) -> StepInFlight | None:
+        """The step that is over next."""
         return self._steps[0] if self._steps else None
 
+    @property
     def next_place(self) -> Place:
-        """The place that the next step gets. The ring is not full."""
+        """What the next step gets. The ring is not full."""
         return self._free[0]
 
-    def push(self, step: InFlight) -> None:
+    def push(self, step: StepInFlight) -> None:
         """A step was launched with `next_place`."""
         self._free.popleft()
         self._steps.append(step)
 
-    def pop(self) -> InFlight:
-        """Take the oldest step out. It is over, and its tokens are read before the next `push`."""
-        step = self._steps.popleft()
+    def pop(self) -> StepResult:
+        """The oldest step's result; its place is free. Waits for the step where it is not over."""
+        step = self._steps[0]
+        step.times.wait()
+        result = step.result()
+        self._steps.popleft()
         self._free.append(step.place)
-        return step
+        return result

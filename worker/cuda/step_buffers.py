@@ -69,7 +69,7 @@ class StepBuffers:
             top_k_S=zeros(seqs),
             top_p_S=zeros(seqs, dtype=torch.float32),
             seed_S=zeros(seqs, dtype=torch.int64),
-            sample_positions_S=zeros(seqs),
+            sample_positions_S=zeros(seqs, dtype=torch.int64),
         )
         self._row_numbers = torch.arange(rows, dtype=torch.int64, device=device)
 

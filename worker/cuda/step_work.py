@@ -8,6 +8,7 @@ All of it is launched without reading anything back, so that it can be recorded 
 knows neither plans nor when anything is done.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.sampling_workspace import SamplingWorkspace
 from pagewire.worker.step_tensors import SlotTensors, StepTensors
 
 
@@ -44,11 +46,29 @@ class StateKernels(Protocol):
     def finish_step(self, slots: SlotTensors, seqs_BQ: torch.Tensor, tokens_S: torch.Tensor) -> None: ...
 
 
-class DeviceSampler(Protocol):
-    """Draws tokens where the logits are."""
+class SampleKernel(Protocol):
+    """`sample` of `pagewire.worker.triton_kernels.sampling`, or its definition in `torch_kernels`."""
 
-    def sample(self, logits_SV: torch.Tensor, step: StepTensors, out_tokens_S: torch.Tensor) -> None:
-        """One token id or NO_TOKEN per row into `out_tokens_S`, int32, by the step's sampling columns."""
+    def __call__(
+        self,
+        logits_SV: torch.Tensor,
+        temperature_S: torch.Tensor,
+        top_k_S: torch.Tensor,
+        top_p_S: torch.Tensor,
+        seed_S: torch.Tensor,
+        position_S: torch.Tensor,
+        out_tokens_S: torch.Tensor,
+        *,
+        workspace: SamplingWorkspace,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepKernels:
+    """What computes around the model."""
+
+    state: StateKernels
+    sample: SampleKernel
 
 
 class StepWork:
@@ -58,15 +78,16 @@ class StepWork:
         self,
         *,
         model: Model,
-        sampler: DeviceSampler,
-        kernels: StateKernels,
+        kernels: StepKernels,
         kv: KVCache,
         slots: SlotTensors,
         buffers: StepBuffers,
+        workspace: SamplingWorkspace,
     ) -> None:
         self._model = model
-        self._sampler = sampler
-        self._kernels = kernels
+        self._state = kernels.state
+        self._sample = kernels.sample
+        self._workspace = workspace
         self._kv = kv
         self._slots = slots
         self._buffers = buffers
@@ -75,7 +96,7 @@ class StepWork:
         """Bring the packed plan's changes, which start at word `first`, into the slots."""
         packed = self._buffers.packed
         middle, last = first + num_changes, first + 2 * num_changes
-        self._kernels.apply_changes(self._slots, packed[first:middle], packed[middle:last])
+        self._state.apply_changes(self._slots, packed[first:middle], packed[middle:last])
 
     @torch.inference_mode()
     def run(self, shape: StepShape) -> None:
@@ -84,7 +105,7 @@ class StepWork:
         step = buffers.tensors(shape)
         seqs_BQ = buffers.seqs_BQ(shape.num_seqs)
         tokens_S = buffers.tokens_S[: shape.num_samples]
-        self._kernels.prepare_step(
+        self._state.prepare_step(
             self._slots,
             seqs_BQ,
             buffers.packed[seqs_BQ.numel() :],
@@ -94,5 +115,14 @@ class StepWork:
         )
         logits_SV = self._model.forward(buffers.batch(step, shape), self._kv)
         if shape.num_samples:
-            self._sampler.sample(logits_SV, step, tokens_S)
-        self._kernels.finish_step(self._slots, seqs_BQ, tokens_S)
+            self._sample(
+                logits_SV,
+                step.temperature_S,
+                step.top_k_S,
+                step.top_p_S,
+                step.seed_S,
+                step.sample_positions_S,
+                tokens_S,
+                workspace=self._workspace,
+            )
+        self._state.finish_step(self._slots, seqs_BQ, tokens_S)

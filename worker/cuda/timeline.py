@@ -111,23 +111,31 @@ class CudaStepTimes:
     def __init__(self, stream: torch.cuda.Stream, last_end: torch.cuda.Event | None) -> None:
         self._stream = stream
         self._last_end = last_end
-        self._began = torch.cuda.Event(enable_timing=True)
-        self.ended = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._began: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.ended: torch.cuda.Event = torch.cuda.Event(  # type: ignore[no-untyped-call]
+            enable_timing=True, blocking=True
+        )
         self._began.record(stream)
 
     def end(self) -> None:
         self.ended.record(self._stream)
 
     def is_over(self) -> bool:
-        return self.ended.query()
+        is_over: bool = self.ended.query()  # type: ignore[no-untyped-call]
+        return is_over
 
     def wait(self) -> None:
         self.ended.synchronize()
 
     @property
     def busy_us(self) -> int:
-        return round(self._began.elapsed_time(self.ended) * 1000)
+        return _us_between(self._began, self.ended)
 
     @property
     def idle_us(self) -> int:
-        return 0 if self._last_end is None else max(0, round(self._last_end.elapsed_time(self._began) * 1000))
+        return 0 if self._last_end is None else _us_between(self._last_end, self._began)
+
+
+def _us_between(first: torch.cuda.Event, last: torch.cuda.Event) -> int:
+    elapsed_ms: float = first.elapsed_time(last)
+    return max(0, round(elapsed_ms * 1000))

@@ -152,7 +152,7 @@ def _prepare(
             tl.store(out_tables + seq.to(tl.int64) * out_table_stride + column, entry, mask=column < table_len)
         samples = sample >= 0
         tl.store(out_sample_rows + sample, (first_row + num_rows - 1).to(tl.int64), mask=samples)
-        tl.store(out_sample_positions + sample, context_len, mask=samples)
+        tl.store(out_sample_positions + sample, context_len.to(tl.int64), mask=samples)
         is_drawn = samples & is_live
         tl.store(out_temperatures + sample, tl.load(temperatures + slot, mask=is_drawn, other=0.0), mask=samples)
         tl.store(out_top_ks + sample, tl.load(top_ks + slot, mask=is_drawn, other=0), mask=samples)

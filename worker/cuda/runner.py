@@ -1,0 +1,122 @@
+"""Runs steps on a device that works while the host goes on: `pagewire.worker.loop.Runner` for CUDA.
+
+    submit    check the plan against the host's columns, pack it, one copy, one scatter, then one launch of a recorded
+              step (or, where chunks are mixed in, of its operations one by one), and one copy of the tokens back
+    take      the oldest step's result, once the device is done with it
+
+The host's columns are the authority on what a plan may do. The device's slots follow from the same plans, and from
+tokens that never leave it for its sake. A step is launched whether or not the one before is over: the device runs them
+in order.
+
+Everything but events, page-locked memory and graphs works on a CPU as well, where a step is over when `submit` returns.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.worker.cuda.plan_packer import PackedPlan, PlanPacker, packed_capacity
+from pagewire.worker.cuda.recorded_steps import RecordedSteps
+from pagewire.worker.cuda.ring import Place, Ring, StepInFlight
+from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
+from pagewire.worker.cuda.step_work import StepWork
+from pagewire.worker.cuda.timeline import StepTimes, Timeline
+from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots import Slots, Step
+
+MAX_IN_FLIGHT = 2
+"""Steps on the device: one that runs, and one that waits its turn."""
+
+
+class CudaRunner:
+    """Executes plans in order."""
+
+    def __init__(
+        self,
+        *,
+        limits: SlotLimits,
+        buffers: StepBuffers,
+        work: StepWork,
+        recorded: RecordedSteps | None,
+        timeline: Timeline,
+        watch: Callable[[StepTimes], None],
+    ) -> None:
+        """Without `recorded`, decode steps too are launched one operation after the other. `watch` is told of every
+        step once it is launched, in order."""
+        self._slots = Slots(limits)
+        self._packer = PlanPacker(self._slots.columns, limits)
+        self._buffers = buffers
+        self._work = work
+        self._recorded = recorded
+        self._timeline = timeline
+        self._watch = watch
+        words, is_pinned = packed_capacity(limits), buffers.packed.is_cuda
+        self._ring = Ring([Place.allocate(words, limits.max_num_seqs, is_pinned) for _ in range(MAX_IN_FLIGHT)])
+        self._finished: deque[StepResult] = deque()
+        """Popped from the ring to make room, and not yet taken."""
+
+    def begin(self, epoch: int) -> None:
+        """Open an epoch: every slot is empty. Waits for the steps in flight; their results are dropped."""
+        self._drop_results()
+        self._timeline.restart()
+        self._slots.begin(epoch)
+
+    def end_epoch(self) -> None:
+        """Refuse every plan until the next `begin`. Waits as `begin` does."""
+        self._drop_results()
+        self._slots.end_epoch()
+
+    def submit(self, plan: StepPlan) -> None:
+        """Launch a plan's step. Waits for the oldest step where MAX_IN_FLIGHT are launched already. Raises PlanError,
+        before anything is touched, for a wrong plan; whatever else is raised is final."""
+        step = self._slots.apply(plan)
+        if self._ring.is_full:
+            self._finished.append(self._ring.pop())
+        place = self._ring.next_place
+        recorded = self._recorded if len(step.decode_slots) and not step.chunks else None
+        num_seqs = len(step.decode_slots) + len(step.chunks)
+        if recorded is not None:
+            num_seqs = recorded.padded_size(num_seqs)
+        packed = self._packer.pack(step, num_seqs, place.plan_np)
+        self._bring(place, packed)
+        times = self._timeline.begin()
+        if recorded is not None:
+            recorded.launch(num_seqs)
+        elif num_seqs:
+            self._work.run(_shape(step))
+        num_tokens = len(step.sample_slots)
+        if num_tokens:
+            place.tokens[:num_tokens].copy_(self._buffers.tokens_S[:num_tokens], non_blocking=True)
+        times.end()
+        self._ring.push(StepInFlight(plan.epoch, plan.step_id, place, num_tokens, times))
+        self._watch(times)
+
+    def take(self) -> StepResult | None:
+        """The oldest step's result; none at once where the device is not done with it, or nothing is in flight."""
+        if self._finished:
+            return self._finished.popleft()
+        oldest = self._ring.oldest
+        return self._ring.pop() if oldest is not None and oldest.times.is_over() else None
+
+    def _bring(self, place: Place, packed: PackedPlan) -> None:
+        if packed.num_words:
+            words = slice(packed.num_words)
+            self._buffers.packed[words].copy_(place.plan[words], non_blocking=True)
+        if packed.num_changes:
+            self._work.apply_changes(packed.changes_start, packed.num_changes)
+
+    def _drop_results(self) -> None:
+        while self._ring.oldest is not None:
+            self._ring.pop()
+        self._finished.clear()
+
+
+def _shape(step: Step) -> StepShape:
+    """Of a step as it is, without padding."""
+    seq_rows = [(row, 1, position + 1) for row, position in enumerate(step.decode_positions.tolist())]
+    first_row = len(seq_rows)
+    for chunk in step.chunks:
+        size = len(chunk.tokens)
+        seq_rows.append((first_row, size, chunk.start + size))
+        first_row += size
+    return StepShape(tuple(seq_rows), len(step.decode_slots), len(step.sample_slots))

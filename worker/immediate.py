@@ -1,0 +1,66 @@
+"""Gives the loop a device that computes while it is called: a step is over when `submit` returns.
+
+Owns the timing of such steps. The time between two results is either busy (a step ran) or idle (everything else:
+encoding, sending, waiting, decoding), so the engine's sum of both is the wall time, and the idle share is what the
+device lost.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from pagewire.wire.columns import Int32Array, pack
+from pagewire.wire.plan import StepPlan, StepResult
+
+
+class PlanRunner(Protocol):
+    """A device that runs one plan at a time."""
+
+    def begin(self, epoch: int) -> None:
+        """Open an epoch: every slot is empty."""
+
+    def end_epoch(self) -> None:
+        """Refuse every plan until the next `begin`."""
+
+    def run(self, plan: StepPlan) -> Int32Array:
+        """One token or NO_TOKEN per row that samples, in the plan's order. Raises PlanError for a wrong plan."""
+
+
+class ImmediateRunner:
+    """`pagewire.worker.loop.Runner` over a device that runs one plan at a time."""
+
+    def __init__(self, runner: PlanRunner, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._results: deque[StepResult] = deque()
+        self._idle_since: float | None = None
+        """When the last step of this epoch ended."""
+
+    def begin(self, epoch: int) -> None:
+        self._results.clear()
+        self._idle_since = None
+        self._runner.begin(epoch)
+
+    def end_epoch(self) -> None:
+        self._results.clear()
+        self._runner.end_epoch()
+
+    def submit(self, plan: StepPlan) -> None:
+        started = self._clock()
+        tokens = self._runner.run(plan)
+        ended = self._clock()
+        idle_s = 0.0 if self._idle_since is None else started - self._idle_since
+        self._idle_since = ended
+        self._results.append(
+            StepResult(
+                epoch=plan.epoch,
+                step_id=plan.step_id,
+                tokens=pack(tokens),
+                busy_us=round((ended - started) * 1e6),
+                idle_us=round(idle_s * 1e6),
+            )
+        )
+
+    def take(self) -> StepResult | None:
+        return self._results.popleft() if self._results else None
