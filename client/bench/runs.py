@@ -10,12 +10,13 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagewire.client.bench import load
 from pagewire.client.bench.session import Session, Trace, idle_share
 from pagewire.client.bench.summary import Objective, Reading, Summary, read, summarize
 from pagewire.client.bench.workload import Job, Span, random_ids
+from pagewire.client.errors import ServerError
 
 _WARM_UP_INPUT = 32
 _WARM_UP_OUTPUT = 16
@@ -96,33 +97,66 @@ async def _settle(session: Session) -> None:
         await asyncio.sleep(float(info.settings.get("load_interval_s", _DEFAULT_LOAD_INTERVAL_S)) * 1.2)
 
 
-async def steady(
-    session: Session,
-    settings: RunSettings,
-    streams: int,
-    input_len: int,
-    output_len: Span,
-    ramp_s: float,
-    duration_s: float,
-) -> Outcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady:
     """So many streams without a pause, each followed by another; what comes in `duration_s` after `ramp_s` counts."""
+
+    streams: int
+    input_len: int
+    output_len: Span
+    ramp_s: float
+    duration_s: float
+
+
+async def steady(session: Session, settings: RunSettings, case: Steady) -> Outcome:
+    """The streams alone."""
+    return await _steady(session, settings, case, lambda: asyncio.sleep(case.duration_s))
+
+
+async def steady_with_arrivals(
+    session: Session, settings: RunSettings, case: Steady, longest_pause_s: float
+) -> tuple[Outcome, list[float]]:
+    """The streams, and beside them requests that come one after the other; the times to the first token of these, in
+    ms. The pauses between them are random, so that they do not keep in time with the service's steps."""
+    arrivals = endless(session, replace(settings, seed=settings.seed + 1), case.input_len, Span(1, 1))
+    ttfts_ms: list[float] = []
+
+    async def arrive() -> None:
+        draw = random.Random(f"pauses {settings.seed}").random
+        end_s = session.clock() + case.duration_s
+        while session.clock() < end_s:
+            await asyncio.sleep(draw() * longest_pause_s)
+            ttfts_ms.append(await _first_token_ms(session, next(arrivals)))
+
+    return await _steady(session, settings, case, arrive), ttfts_ms
+
+
+async def _steady(
+    session: Session, settings: RunSettings, case: Steady, meanwhile: Callable[[], Coroutine[object, object, None]]
+) -> Outcome:
     await warm_up(session, settings)
-    frames = endless(session, settings, input_len, output_len)
-    async with load.kept_running(session, frames, streams) as traces:
-        await asyncio.sleep(ramp_s)
+    frames = endless(session, settings, case.input_len, case.output_len)
+    async with load.kept_running(session, frames, case.streams) as traces:
+        await asyncio.sleep(case.ramp_s)
         before, begin_s = await session.worker_time(), session.clock()
-        await asyncio.sleep(duration_s)
+        await meanwhile()
         end_s, after = session.clock(), await session.worker_time()
     readings = [read(trace) for trace in traces]
     summary = summarize(readings, (begin_s, end_s), worker_idle_share=idle_share(before, after))
-    return Outcome(f"{streams} stream{'s' if streams > 1 else ''}", summary, readings)
+    return Outcome(f"{case.streams} stream{'s' if case.streams > 1 else ''}", summary, readings)
 
 
 async def first_tokens_ms(session: Session, settings: RunSettings, input_len: int, count: int) -> list[float]:
     """The time to the first token of each of `count` requests, one after the other on an idle service."""
     frames = endless(session, settings, input_len, Span(1, 1))
-    readings = [read(await session.stream(next(frames))) for _ in range(count)]
-    return [reading.ttft_ms for reading in readings if reading.ttft_ms is not None]
+    return [await _first_token_ms(session, next(frames)) for _ in range(count)]
+
+
+async def _first_token_ms(session: Session, frame: bytes) -> float:
+    reading = read(await session.stream(frame))
+    if reading.ttft_ms is None:
+        raise ServerError(f"a request was not answered: {reading.error or 'no token came'}")
+    return reading.ttft_ms
 
 
 _FRAMES_AHEAD = 1024

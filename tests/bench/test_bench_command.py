@@ -109,7 +109,11 @@ def test_control_plane(capsys: Captured) -> None:
     assert [load["load"] for load in said["loads"]] == ["4 streams", "1 stream"]
     four, one = said["added_latency"]
     assert (four["streams"], one["streams"]) == (4, 1)
-    assert four["added_ttft_ms"]["p50"] > 0
+    assert said["added_ttft_idle_ms"]["p50"] > 0
+    for load in (four, one):
+        # The steps in flight: the rest of one, and all of the next.
+        assert load["added_ttft_ms"]["p90"] > 2, load
+    assert four["added_ttft_ms"] != one["added_ttft_ms"]
     assert one["output_tokens_per_s"] <= 1000 / 2 * 1.1
 
 

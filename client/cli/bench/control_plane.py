@@ -5,8 +5,11 @@ the processes, the frontend, gRPC and this client, all on this machine. That ser
 only how much waits; so the latency that the service adds is measured on a second one, whose steps take as long as a
 model's may. There
 
-    added ttft = time to the first token of a request on the idle service  -  one step
-    added itl  = time between two messages of a stream, among all streams  -  one step
+    added itl  = time between two messages of a stream, among all streams        -  one step
+    added ttft = time to the first token of one more request beside the streams  -  its own step
+
+and for comparison the added ttft of a request on the idle service. Beside streams it holds what the steps in flight
+still take when the request comes: with two plans in flight between one and two steps, a step and a half at the median.
 """
 
 from __future__ import annotations
@@ -78,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
     with service.service(args, _MODEL, _settings(args, 0)) as found:
         outcomes = asyncio.run(_loads(args, found, about))
     with service.service(args, _MODEL, _settings(args, args.step_us)) as found:
-        latencies = asyncio.run(_latencies(args, found))
+        added = asyncio.run(_added_latency(args, found))
     if args.plot:
         plot.outcomes(args.plot, str(about["command"]), outcomes)
-    return report.write_outcomes(args, about, outcomes, {"added_latency": latencies})
+    return report.write_outcomes(args, about, outcomes, added)
 
 
 def _settings(args: argparse.Namespace, step_us: int) -> dict[str, Setting]:
-    most = max(args.streams)
+    most = max(args.streams) + 1  # with the one request more
     return {
         "device": "sim",
         "sim_step_us": step_us,
@@ -95,44 +98,46 @@ def _settings(args: argparse.Namespace, step_us: int) -> dict[str, Setting]:
     }
 
 
-def _ramp_s(args: argparse.Namespace) -> float:
-    """Before a load counts; a short one need not wait longer than it lasts."""
-    duration_s: float = args.duration
-    return min(_RAMP_S, duration_s)
+def _cases(args: argparse.Namespace) -> list[runs.Steady]:
+    """Each number of streams."""
+    return [
+        runs.Steady(
+            streams=streams,
+            input_len=_INPUT_LEN,
+            output_len=args.output_len,
+            ramp_s=min(_RAMP_S, args.duration),  # a short load need not be waited for longer than it lasts
+            duration_s=args.duration,
+        )
+        for streams in args.streams
+    ]
 
 
 async def _loads(args: argparse.Namespace, found: Service, about: report.Frame) -> list[Outcome]:
-    """Each number of streams, as fast as the service goes."""
+    """As fast as the service goes."""
     settings = flags.run_settings(args, found)
     async with Session(found) as session:
         await report.describe_service(about, session)
-        return [
-            await runs.steady(session, settings, streams, _INPUT_LEN, args.output_len, _ramp_s(args), args.duration)
-            for streams in args.streams
-        ]
+        return [await runs.steady(session, settings, case) for case in _cases(args)]
 
 
-async def _latencies(args: argparse.Namespace, found: Service) -> list[dict[str, object]]:
-    """What the service adds to steps of `--step-us`, for each number of streams."""
+async def _added_latency(args: argparse.Namespace, found: Service) -> dict[str, object]:
+    """What the service adds to steps of `--step-us`, idle and for each number of streams."""
     settings, step_ms = flags.run_settings(args, found), args.step_us / 1000
     told: list[dict[str, object]] = []
     async with Session(found) as session:
         await runs.warm_up(session, settings)
-        firsts_ms = await runs.first_tokens_ms(session, settings, _INPUT_LEN, _PROBES)
-        added_ttft = distribution(ttft_ms - step_ms for ttft_ms in firsts_ms)
-        for streams in args.streams:
-            outcome = await runs.steady(
-                session, settings, streams, _INPUT_LEN, args.output_len, _ramp_s(args), args.duration
-            )
-            itl, per_message = outcome.summary.itl_ms, outcome.summary.tokens_per_message
+        idle_ms = await runs.first_tokens_ms(session, settings, _INPUT_LEN, _PROBES)
+        for case in _cases(args):
+            outcome, ttfts_ms = await runs.steady_with_arrivals(session, settings, case, 2 * args.step_us / 1e6)
+            per_message = outcome.summary.tokens_per_message
             told.append(
                 {
-                    "streams": streams,
+                    "streams": case.streams,
                     "step_us": args.step_us,
-                    "added_ttft_ms": added_ttft.as_json(),
-                    "added_itl_ms": itl.minus(step_ms).as_json(),
+                    "added_ttft_ms": distribution(ttfts_ms).minus(step_ms).as_json(),
+                    "added_itl_ms": outcome.summary.itl_ms.minus(step_ms).as_json(),
                     "output_tokens_per_s": round(outcome.summary.output_tokens_per_s, 1),
                     "tokens_per_message": None if per_message is None else round(per_message, 3),
                 }
             )
-    return told
+    return {"added_ttft_idle_ms": distribution(idle_ms).minus(step_ms).as_json(), "added_latency": told}
