@@ -4,6 +4,7 @@ The supervisor writes one JSON file per child into the runtime directory (mode 0
 result is frozen and passed down. Unknown keys are errors.
 """
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -37,6 +38,26 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"endpoint address {self.address!r} is TCP and needs CURVE keys")
 
 
+UNKNOWN_INCARNATION = -1
+"""Of a rank that no supervisor of the server started: it takes the group's, when it meets rank 0."""
+
+
+class RankGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the ranks of one model come together. See `pagewire.worker.parallel.rendezvous`."""
+
+    store: str
+    """Where they meet: `file://` and a path that only this user can reach, or `tcp://host:port`, where rank 0 listens
+    for ranks of several hosts."""
+    num_local_ranks: int
+    """Ranks that share this host's cores and memory, this one among them."""
+    join_timeout_s: float = 600.0
+    """How long a rank waits for the others to have loaded."""
+
+    def __post_init__(self) -> None:
+        if not self.store.startswith(("file://", "tcp://")):
+            raise ValueError(f"store {self.store!r} must start with file:// or tcp://")
+
+
 class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a worker process needs to know."""
 
@@ -61,3 +82,31 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the library where it is there and fits the model."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""
+    group: RankGroup | None = None
+    """Needed where world_size is more than 1, other than on the `sim` device."""
+
+
+_A_RANKS_OWN = ("model", "rank", "incarnation", "engine", "kv_cache_bytes", "num_threads", "group")
+"""What ranks of one group may be told differently."""
+
+
+def agreed_terms(launch: WorkerLaunch) -> dict[str, str]:
+    """What must be equal on every rank of a group, by name, as text: the model, apart from where its files are, and
+    everything else that a step's result or a plan's meaning depends on."""
+    model = launch.model
+    terms: dict[str, object] = {
+        name: value for name, value in msgspec.to_builtins(launch).items() if name not in _A_RANKS_OWN
+    }
+    terms |= {
+        "model.weights_format": model.weights_format,
+        "model.weights_digest": model.weights_digest,
+        "model.random_seed": model.random_seed,
+        "model.eos_token_ids": list(model.eos_token_ids),
+    }
+    terms |= {f"model.{name}": value for name, value in msgspec.to_builtins(model.decoder).items()}
+    return {name: msgspec.json.encode(value).decode() for name, value in terms.items()}
+
+
+def terms_digest(launch: WorkerLaunch) -> str:
+    """The same in short."""
+    return hashlib.sha256(msgspec.json.encode(agreed_terms(launch), order="sorted")).hexdigest()

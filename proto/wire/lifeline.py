@@ -16,6 +16,9 @@ from pagewire.wire.control import Alive, FromChild, ToChild
 ORPHANED_STATUS = 70
 """Exit status of a child whose supervisor went away."""
 
+RANKS_LOST_STATUS = 75
+"""Exit status of a worker that ended because another rank of its group did."""
+
 _MAX_LINE_BYTES = 1024 * 1024
 
 

@@ -32,7 +32,7 @@ slot or block by a later plan is safe because plans run in order.
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
 
 NO_TOKEN = -1
@@ -126,6 +126,8 @@ class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h
     attention_backend: str
     linear_backend: str
     versions: dict[str, str]
+    terms_digest: str = ""
+    """`pagewire.wire.launch.terms_digest`: ranks that differ in it are no group."""
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):

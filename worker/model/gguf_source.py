@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.model.gguf_header import GgufFormatError, GgufTensor, read_directory
-from pagewire.worker.model.source import ROPE_FACTORS, WeightsError
+from pagewire.worker.model.source import ROPE_FACTORS, Part, WeightsError
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -72,24 +72,36 @@ class GgufSource:
     def describe(self, name: str) -> str:
         return f"tensor {self._tensors[name].name} in {self._file}"
 
-    def copy_to(self, name: str, out: torch.Tensor) -> None:
+    def copy_to(self, name: str, out: torch.Tensor, part: Part | None = None) -> None:
+        """A part's rows of q and k are whole heads."""
         tensor = self._tensors[name]
-        rows, columns = _num_rows(tensor), tensor.shape[-1]
+        first, stop, columns = 0, _num_rows(tensor), slice(0, tensor.shape[-1])
+        if part is not None and part.axis == 0 and len(tensor.shape) > 1:
+            first, stop = part.start, part.stop
+        elif part is not None:  # a vector is one row
+            columns = slice(part.start, part.stop)
+        # Columns are read in the blocks that they were quantized in.
+        block_values, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type_id)]
+        blocks = slice(columns.start // block_values, -(-columns.stop // block_values))
+        wanted = slice(columns.start - blocks.start * block_values, columns.stop - blocks.start * block_values)
         row_bytes = self._row_bytes(tensor)
         # A mapping of its own, which goes with its pages when this tensor is done.
         # Seen as a plain array: the memmap class makes every slice cost Python time.
-        data = np.memmap(self._file, np.uint8, "r", tensor.offset, (rows, row_bytes)).view(np.ndarray)
+        offset = tensor.offset + first * row_bytes
+        data = np.memmap(self._file, np.uint8, "r", offset, (stop - first, row_bytes)).view(np.ndarray)
+        data = data[:, blocks.start * block_bytes : blocks.stop * block_bytes]
         # Whole heads per chunk, so that the rows of q and k can be put in order within one.
         head_dim = self._config.head_dim
-        chunk_rows = max(1, _CHUNK_VALUES // (columns * head_dim)) * head_dim
-        out_rows = out.view(tensor.shape[0], -1)
-        for start in range(0, rows, chunk_rows):
-            values = torch.from_numpy(self._dequantized(tensor, data[start : start + chunk_rows]))
+        chunk_rows = max(1, _CHUNK_VALUES // (tensor.shape[-1] * head_dim)) * head_dim
+        out_rows = out.view(out.shape[0], -1)
+        for row in range(0, stop - first, chunk_rows):
+            chunk = np.ascontiguousarray(data[row : row + chunk_rows])
+            values = torch.from_numpy(self._dequantized(tensor, chunk))[:, wanted]
             if len(tensor.shape) == 1:
-                values = values.view(-1, 1)
+                values = values.reshape(-1, 1)
             if self._is_interleaved(name):
                 values = values.view(-1, head_dim // 2, 2, values.shape[-1]).transpose(1, 2).flatten(0, 2)
-            out_rows[start : start + len(values)] = values
+            out_rows[row : row + len(values)] = values
 
     def _dequantized(self, tensor: GgufTensor, rows: np.ndarray) -> np.ndarray:
         kind = GGMLQuantizationType(tensor.type_id)

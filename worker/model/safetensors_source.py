@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pagewire.worker.model.source import WeightsError
+from pagewire.worker.model.source import Part, WeightsError
 
 READABLE = ("BF16", "F16", "F32", "F64")
 
@@ -53,10 +53,10 @@ class SafetensorsSource:
     def describe(self, name: str) -> str:
         return f"tensor {name} in {self._file_of[name]}"
 
-    def copy_to(self, name: str, out: torch.Tensor) -> None:
+    def copy_to(self, name: str, out: torch.Tensor, part: Part | None = None) -> None:
         file = self._file_of[name]
         try:
             with safe_open(file, framework="pt") as handle:
-                out.copy_(handle.get_tensor(name))
+                out.copy_(handle.get_tensor(name) if part is None else handle.get_slice(name)[part.index])
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"cannot read {self.describe(name)}: {error}") from error

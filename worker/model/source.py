@@ -5,6 +5,7 @@ source gives one tensor at a time into memory of the caller's, so that two copie
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,6 +23,21 @@ class WeightsError(ValueError):
     """The model's files do not hold the model that its configuration describes; the message names tensor and file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of a tensor's rows or, of a matrix, of its columns."""
+
+    axis: int
+    """0 for rows, 1 for columns."""
+    start: int
+    stop: int
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """For subscripting."""
+        return (*(slice(None),) * self.axis, slice(self.start, self.stop))
+
+
 class TensorSource(Protocol):
     """A model's tensors."""
 
@@ -36,8 +52,9 @@ class TensorSource(Protocol):
     def describe(self, name: str) -> str:
         """The tensor as it is named in its file, and the file, for an error about one."""
 
-    def copy_to(self, name: str, out: torch.Tensor) -> None:
-        """Fills `out`, which has the tensor's shape, converting to its dtype. Raises WeightsError."""
+    def copy_to(self, name: str, out: torch.Tensor, part: Part | None = None) -> None:
+        """Fills `out`, which has the shape of the tensor or of the part asked for, converting to its dtype. Reads no
+        more than that. Raises WeightsError."""
 
 
 def layer_tensors(config: DecoderConfig, index: int) -> dict[str, tuple[int, ...]]:
