@@ -162,13 +162,15 @@ async def _first_token_ms(session: Session, frame: bytes) -> float:
 _FRAMES_AHEAD = 1024
 
 
-def endless(session: Session, settings: RunSettings, input_len: int, output_len: Span) -> Iterator[bytes]:
+def endless(
+    session: Session, settings: RunSettings, input_len: int, output_len: Span, *, ids_alone: bool = False
+) -> Iterator[bytes]:
     """Requests of random prompts without end. The first ones are made before they are needed, because making them
     costs the core that is measured; later ones are those again, whose prompts the service may have cached."""
     rng = random.Random(settings.seed)
     first = [
         session.encode(
-            Job(random_ids(rng, input_len, settings.max_id), rng.randint(output_len.low, output_len.high)),
+            Job(random_ids(rng, input_len, settings.max_id), rng.randint(output_len.low, output_len.high), ids_alone),
             settings.temperature,
         )
         for _ in range(_FRAMES_AHEAD)

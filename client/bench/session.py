@@ -94,6 +94,8 @@ class Session:
             "max_tokens": job.max_tokens,
             "ignore_eos": True,
         }
+        if job.ids_alone:
+            parameters["return_text"] = False
         return StreamGenerateRequest(generation=requests.generation(job.prompt, parameters)).SerializeToString()
 
     async def stream(self, frame: bytes, due_s: float | None = None, trace: Trace | None = None) -> Trace:

@@ -22,6 +22,8 @@ class Job:
 
     prompt: Prompt
     max_tokens: int
+    ids_alone: bool = False
+    """Ask for no text: text comes late where a token is not a whole character."""
 
 
 @dataclass(frozen=True, slots=True)

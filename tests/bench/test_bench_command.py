@@ -1,6 +1,7 @@
 """`pagewire bench` against a service on the sim device: what scripts read, and what it refuses."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_a_long_prompt_beside_decodes(service: Service, capsys: Captured) -> Non
         said["itl_without_ms"]["p99"] + said["prefill_chunk_ms"], abs=0.01
     )
     assert said["itl_with_ms"]["p99"] > 0
+    alone, chunk, allowed, seen = (float(part) for part in re.findall(r"([\d.]+) ms", said["itl_p99_bound"]))
+    assert (alone, chunk) == pytest.approx((said["itl_without_ms"]["p99"], said["prefill_chunk_ms"]), abs=0.06)
+    assert (allowed, seen) == pytest.approx((said["itl_allowed_p99_ms"], said["itl_with_ms"]["p99"]), abs=0.06)
     assert said["within_share"] == (said["itl_with_ms"]["p99"] <= said["itl_allowed_p99_ms"])
     assert said["long_prompt_ttft_ms"]["p50"] > 0
 
