@@ -14,9 +14,12 @@ from typing import Protocol
 import torch
 
 from pagewire.worker.batch import Batch
+from pagewire.worker.cuda.plan_packer import packed_capacity
+from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.sampling_workspace import SamplingWorkspace
+from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.step_tensors import SlotTensors, StepTensors
 
 
@@ -71,6 +74,25 @@ class StepKernels:
     sample: SampleKernel
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMemory:
+    """Everything on the device that steps work in, besides the model's own and the KV cache."""
+
+    slots: SlotTensors
+    buffers: StepBuffers
+    workspace: SamplingWorkspace
+
+    @classmethod
+    def allocate(cls, limits: SlotLimits, device: torch.device) -> "StepMemory":
+        """For the largest step that the limits allow; the number of blocks does not matter. Raises ValueError for a
+        vocabulary that the sampler does not take."""
+        return cls(
+            slots=SlotLayout.of(limits).allocate(device),
+            buffers=StepBuffers(limits, packed_capacity(limits), device),
+            workspace=SamplingWorkspace.allocate(limits.max_num_seqs, limits.vocab_size, device),
+        )
+
+
 class StepWork:
     """The work of steps of any shape, over one set of buffers."""
 
@@ -80,17 +102,15 @@ class StepWork:
         model: Model,
         kernels: StepKernels,
         kv: KVCache,
-        slots: SlotTensors,
-        buffers: StepBuffers,
-        workspace: SamplingWorkspace,
+        memory: StepMemory,
     ) -> None:
         self._model = model
         self._state = kernels.state
         self._sample = kernels.sample
-        self._workspace = workspace
         self._kv = kv
-        self._slots = slots
-        self._buffers = buffers
+        self._slots = memory.slots
+        self._buffers = memory.buffers
+        self._workspace = memory.workspace
 
     def apply_changes(self, first: int, num_changes: int) -> None:
         """Bring the packed plan's changes, which start at word `first`, into the slots."""

@@ -8,6 +8,9 @@ Signatures and results as in `pagewire.worker.torch_kernels.step_state`, the def
     prepare_step     programs (sequence, part): part p fills rows p · _ROWS …; part 0 also the sequence's own values and
                      its block table, _COLUMNS entries at a time
     finish_step      one program per _SEQS sequences
+
+What differs from plan to plan (counts, and where in the packed plan a part begins) is not specialized on: a plan must
+never wait for a compiler.
 """
 
 import torch
@@ -34,7 +37,7 @@ def prepare_step(
 ) -> None:
     """See `pagewire.worker.torch_kernels.step_state.prepare_step`."""
     table_len = slots.block_tables_RM.shape[1]
-    rows = min(_ROWS, triton.next_power_of_2(max_rows))
+    rows = 1 if max_rows == 1 else _ROWS
     _prepare[(seqs_BQ.shape[0], triton.cdiv(max_rows, rows))](
         seqs_BQ,
         ids_C,
@@ -70,13 +73,12 @@ def prepare_step(
 def finish_step(slots: SlotTensors, seqs_BQ: torch.Tensor, tokens_S: torch.Tensor) -> None:
     """See `pagewire.worker.torch_kernels.step_state.finish_step`."""
     num_seqs = seqs_BQ.shape[0]
-    seqs = min(_SEQS, triton.next_power_of_2(num_seqs))
-    _finish[(triton.cdiv(num_seqs, seqs),)](
-        seqs_BQ, tokens_S, slots.length_R, slots.last_token_R, num_seqs, FIELDS=SEQ_FIELDS, SEQS=seqs
+    _finish[(triton.cdiv(num_seqs, _SEQS),)](
+        seqs_BQ, tokens_S, slots.length_R, slots.last_token_R, num_seqs, FIELDS=SEQ_FIELDS, SEQS=_SEQS
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["indices", "values", "num_changes"])
 def _scatter(arena, indices, values, num_changes, WORDS: tl.constexpr):
     at = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     exists = at < num_changes
@@ -84,7 +86,7 @@ def _scatter(arena, indices, values, num_changes, WORDS: tl.constexpr):
     tl.store(arena + index, tl.load(values + at, mask=exists, other=0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ids"])
 def _prepare(
     seqs,
     ids,
@@ -160,7 +162,7 @@ def _prepare(
         tl.store(out_seeds + sample, tl.load(seeds + slot, mask=is_drawn, other=0), mask=samples)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs"])
 def _finish(seqs, tokens, lengths, last_tokens, num_seqs, FIELDS: tl.constexpr, SEQS: tl.constexpr):
     seq = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
     exists = seq < num_seqs

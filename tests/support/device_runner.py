@@ -1,0 +1,166 @@
+"""The CUDA worker's steps on the CPU: torch's kernels in place of Triton's, and a recorder that replays eagerly."""
+
+from collections.abc import Callable
+
+import torch
+
+from pagewire.wire.model import DecoderConfig, ModelSpec
+from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.batch import Batch
+from pagewire.worker.cuda.recorded_steps import record_steps
+from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
+from pagewire.worker.cuda.runner import CudaRunner
+from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
+from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.triton_ops import TritonOps, torch_ops_kernels
+from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.torch_kernels import step_state
+from pagewire.worker.torch_kernels.paged_decode import DecodeWorkspace, paged_decode
+from pagewire.worker.torch_kernels.paged_prefill import paged_prefill
+from pagewire.worker.torch_kernels.sampling import sample
+
+CPU = torch.device("cpu")
+TORCH_KERNELS = StepKernels(state=step_state, sample=sample)
+
+
+def tiny_config(vocab_size: int) -> DecoderConfig:
+    """A Qwen3 of two layers."""
+    return DecoderConfig(
+        architecture="qwen3",
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=vocab_size,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+        qk_norm=True,
+        qkv_bias=False,
+    )
+
+
+def plain_decoder(config: DecoderConfig) -> Decoder:
+    """Random weights, for `CpuRunner`, in fp32."""
+    spec = ModelSpec(
+        name="tiny",
+        decoder=config,
+        weights_format="random",
+        weights_files=(),
+        weights_digest="",
+        random_seed=5,
+        eos_token_ids=(),
+        tokenizer_file=None,
+    )
+    return load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+
+
+def device_decoder(decoder: Decoder, limits: SlotLimits) -> Decoder:
+    """The same weights, with the parts that a device uses."""
+    ops = TritonOps(
+        decoder.config,
+        torch.float32,
+        CPU,
+        torch_ops_kernels(),
+        max_rows=limits.max_num_batched_tokens,
+        max_positions=limits.max_model_len,
+    )
+    return Decoder(decoder.config, decoder.weights, decoder.rope, TensorAttention(decoder.config, limits), ops)
+
+
+class TensorAttention:
+    """An `AttentionBackend` that takes everything from the batch's tensors, as one on a device does."""
+
+    name = "torch-kernels"
+    block_size_multiple = 1
+    default_block_size = 16
+
+    def __init__(self, config: DecoderConfig, limits: SlotLimits) -> None:
+        self.workspace = DecodeWorkspace.allocate(
+            max_rows=limits.max_num_seqs,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            max_context=limits.max_model_len,
+            num_sms=1,
+            device=CPU,
+        )
+
+    def begin(self, batch: Batch, kv: KVCache) -> "TensorAttentionStep":
+        return TensorAttentionStep(self.workspace, batch, kv)
+
+
+class TensorAttentionStep:
+    def __init__(self, workspace: DecodeWorkspace, batch: Batch, kv: KVCache) -> None:
+        self._workspace = workspace
+        self._batch = batch
+        self._kv = kv
+
+    def attend(self, layer: int, q_THD: torch.Tensor) -> torch.Tensor:
+        batch, kv_layer, scale = self._batch, self._kv.layers[layer], q_THD.shape[2] ** -0.5
+        out_THD = torch.empty(q_THD.shape)
+        n = batch.num_decodes
+        if n:
+            paged_decode(
+                q_THD[:n],
+                kv_layer,
+                batch.block_tables_BM[:n],
+                batch.context_lens_B[:n],
+                out_THD[:n],
+                scale=scale,
+                workspace=self._workspace,
+            )
+        if n < len(batch.seq_rows):
+            paged_prefill(
+                q_THD[n:],
+                kv_layer,
+                batch.block_tables_BM[n:],
+                batch.query_starts[n:] - n,
+                batch.context_lens_B[n:],
+                out_THD[n:],
+                scale=scale,
+                max_query_len=max(rows for _, rows, _ in batch.seq_rows),
+            )
+        return out_THD
+
+
+def make_runner(
+    model: Model,
+    kv: KVCache,
+    limits: SlotLimits,
+    *,
+    recorder: Recorder | None = None,
+    eager: bool = False,
+    timeline: Timeline | None = None,
+    watch: Callable[[StepTimes], None] = lambda times: None,
+) -> CudaRunner:
+    """A runner on the CPU with epoch 1 open; `eager` as --enforce-eager."""
+    memory = StepMemory.allocate(limits, CPU)
+    work = StepWork(model=model, kernels=TORCH_KERNELS, kv=kv, memory=memory)
+    recorded = None if eager else record_steps(work, memory.buffers, recorder or EagerRecorder(), limits)
+    runner = CudaRunner(
+        limits=limits,
+        buffers=memory.buffers,
+        work=work,
+        recorded=recorded,
+        timeline=timeline or HostTimeline(),
+        watch=watch,
+    )
+    runner.begin(1)
+    return runner
+
+
+def run(runner: CudaRunner, plan: StepPlan) -> StepResult:
+    """Submit one plan and take its result at once."""
+    runner.submit(plan)
+    result = runner.take()
+    assert result is not None
+    assert (result.epoch, result.step_id) == (plan.epoch, plan.step_id)
+    return result
