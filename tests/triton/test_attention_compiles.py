@@ -1,0 +1,54 @@
+"""The attention kernels compiled for real devices, which needs none: what the interpreter lets pass and a compiler does
+not, and whether tiles fit the shared memory they were chosen for.
+
+In a process of its own: here, Triton interprets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_COMPILE = Path(__file__).parents[1] / "support" / "compile_attention.py"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, str(_COMPILE)], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kind_was_compiled(compiled: list[dict[str, Any]]) -> None:
+    kinds = {(kernel["name"], kernel["arch"], kernel["dtype"]) for kernel in compiled}
+    assert {(name, 90, dtype) for name in ("decode", "prefill") for dtype in ("bf16", "fp32")} <= kinds
+    assert {("decode", 86, "bf16"), ("prefill", 86, "bf16")} <= kinds
+
+
+def test_tiles_fit(compiled: list[dict[str, Any]]) -> None:
+    for kernel in compiled:
+        assert kernel["shared"] <= kernel["shared_limit"], kernel
+
+
+def test_nothing_spills_on_hopper_in_bf16(compiled: list[dict[str, Any]]) -> None:
+    for kernel in compiled:
+        if (kernel["arch"], kernel["dtype"]) == (90, "bf16"):
+            assert kernel["spilled_bytes"] == 0, kernel
+
+
+def test_products_use_tensor_cores_and_tiles_are_requested_early(compiled: list[dict[str, Any]]) -> None:
+    """Two tiles or more under way on Hopper: shared memory holds more than one tile of keys and values."""
+    for kernel in compiled:
+        if kernel["dtype"] == "bf16":
+            assert kernel["tensor_core_products"] > 0, kernel
+            assert kernel["asynchronous_copies"] > 0, kernel
+        if (kernel["arch"], kernel["dtype"]) == (90, "bf16"):
+            assert kernel["shared"] >= 2 * kernel["tile_bytes"], kernel
