@@ -1,6 +1,6 @@
-"""Chooses what runs between the linears on a CPU: the native library's kernels, or torch's operators.
+"""Chooses what computes on a CPU: the native library's kernels, or torch's operators.
 
-Both are complete, and a worker uses one or the other for all of attention, elementwise operations and sampling.
+Both are complete, and a worker uses one or the other for all of it: linears, attention, what lies between, sampling.
 
 Measured on 2 Zen 4 cores that other processes shared (alternating runs, two threads), one step of Qwen3-0.6B's shape in
 bf16, 230 tokens of context, ms, median:
@@ -8,9 +8,6 @@ bf16, 230 tokens of context, ms, median:
     sequences       8        32
     native         64       185
     torch         107       347
-
-Only large work is spread over threads: an OpenMP region ends when its last thread has arrived, and where another
-process has that thread's core, this took 8 ms (28 attentions of one sequence: 2.3 ms on one thread, 216 on two).
 """
 
 from collections.abc import Callable
@@ -23,6 +20,8 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.model.linear import LinearKind, TorchLinears, choose_linear
+from pagewire.worker.model.native_linear import NativeLinears
 from pagewire.worker.model.native_ops import NativeOps, unsupported_shape
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.native.library import NativeUnavailable, load_library
@@ -39,6 +38,7 @@ class CpuKernels:
     """`native (avx512bf16)` or `torch`."""
     attention: AttentionBackend
     ops: DecoderOps
+    linears: LinearKind
     sampler: Callable[[int], TokenSampler]
     """Makes the sampler for a vocabulary."""
     note: str
@@ -53,7 +53,7 @@ def choose_kernels(
     Raises NativeUnavailable where `wanted` is native and they do not.
     """
     if wanted == "torch":
-        return _torch_kernels(config, "")
+        return _torch_kernels(config, dtype, num_threads, "")
     try:
         if reason := unsupported_shape(config):
             raise NativeUnavailable(reason)
@@ -61,15 +61,26 @@ def choose_kernels(
     except NativeUnavailable as error:
         if wanted == "native":
             raise
-        return _torch_kernels(config, str(error))
+        return _torch_kernels(config, dtype, num_threads, str(error))
+    # The library has threads of its own, and torch's would wait for the same cores.
+    torch.set_num_threads(1)
     return CpuKernels(
         name=f"native ({library.level})",
         attention=PagedNativeAttention(library, config, dtype),
         ops=NativeOps(library, config, dtype),
+        linears=NativeLinears(library, dtype),
         sampler=lambda vocab_size: NativeSampler(library, vocab_size),
         note="",
     )
 
 
-def _torch_kernels(config: DecoderConfig, note: str) -> CpuKernels:
-    return CpuKernels(name="torch", attention=PagedTorchAttention(), ops=TorchOps(config), sampler=Sampler, note=note)
+def _torch_kernels(config: DecoderConfig, dtype: torch.dtype, num_threads: int, note: str) -> CpuKernels:
+    torch.set_num_threads(num_threads)
+    return CpuKernels(
+        name="torch",
+        attention=PagedTorchAttention(),
+        ops=TorchOps(config),
+        linears=TorchLinears(choose_linear(torch.device("cpu"), dtype)),
+        sampler=Sampler,
+        note=note,
+    )

@@ -107,7 +107,6 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
     from pagewire.worker.runner import CpuRunner
 
     num_threads = launch.num_threads or usable_cores()
-    torch.set_num_threads(num_threads)
     dtype = torch.bfloat16 if launch.dtype == "bfloat16" else torch.float32
     try:
         kernels = choose_kernels(launch.model.decoder, dtype, num_threads, launch.cpu_kernels)
@@ -120,7 +119,7 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
             f"{attention.block_size_multiple}"
         )
     try:
-        decoder = load_decoder(launch.model, launch.dtype, attention, progress, kernels.ops)
+        decoder = load_decoder(launch.model, launch.dtype, attention, progress, kernels.ops, kernels.linears, num_threads)
         num_blocks = plan_num_blocks(
             decoder.config,
             block_size=launch.block_size,

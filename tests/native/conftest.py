@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from pagewire.worker.native.library import LEVELS, LIBRARY_FILE, NativeLibrary, NativeUnavailable, load_library
 
@@ -14,10 +13,9 @@ if not LIBRARY_FILE.exists():
 @pytest.fixture(params=LEVELS)
 def library(request: pytest.FixtureRequest) -> Iterator[NativeLibrary]:
     """On two threads. The instruction set is the process's, so the best is chosen again afterwards."""
-    threads = torch.get_num_threads()
     try:
         yield load_library(2, request.param)
     except NativeUnavailable as error:
         pytest.skip(str(error))
     finally:
-        load_library(threads)
+        load_library(2)

@@ -11,20 +11,31 @@ from pagewire.worker.native import library as native
 from pagewire.worker.native.library import NativeUnavailable, load_library
 
 
-def test_torchs_openmp_runtime_is_the_only_one(tmp_path: Path) -> None:
+def test_it_brings_no_openmp_and_needs_no_torch() -> None:
     script = (
-        "import torch\n"
-        "from pagewire.worker.native.library import load_library, loaded_openmp_runtimes\n"
-        "before = loaded_openmp_runtimes()\n"
-        "library = load_library(2)\n"
-        "assert library.num_threads == 2, library.num_threads\n"
-        "assert loaded_openmp_runtimes() == before and len(before) == 1, loaded_openmp_runtimes()\n"
+        "from pathlib import Path\n"
+        "from pagewire.worker.native.library import load_library\n"
+        "assert load_library(2).num_threads == 2\n"
+        "loaded = Path('/proc/self/maps').read_text()\n"
+        "assert 'libpagewire_native' in loaded and 'omp' not in loaded and 'torch' not in loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_without_openmp_it_runs_on_one_thread() -> None:
-    script = "from pagewire.worker.native.library import load_library\nassert load_library(2).num_threads == 1\n"
+def test_its_threads_sleep_when_there_is_nothing_to_do() -> None:
+    """After a region on four threads, a second of the main thread's sleep costs next to no processor time."""
+    script = (
+        "import time, torch\n"
+        "from pagewire.worker.model.native_linear import NativeLinears\n"
+        "from pagewire.worker.native.library import load_library\n"
+        "linears = NativeLinears(load_library(4), torch.float32)\n"
+        "linear = linears.linear(torch.ones(1024, 256), None)\n"
+        "assert torch.equal(linear(torch.ones(1, 256)), torch.full((1, 1024), 256.0))\n"
+        "before = time.process_time()\n"
+        "time.sleep(1)\n"
+        "spent = time.process_time() - before\n"
+        "assert spent < 0.2, spent\n"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

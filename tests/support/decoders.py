@@ -26,4 +26,4 @@ def kernels_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind) -> CpuKernel
 def decoder_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind) -> Decoder:
     """The model with kernels of its own."""
     kernels = kernels_for(spec, dtype, kind)
-    return load_decoder(spec, dtype, kernels.attention, lambda stage, fraction: None, kernels.ops)
+    return load_decoder(spec, dtype, kernels.attention, lambda stage, fraction: None, kernels.ops, kernels.linears)

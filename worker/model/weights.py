@@ -1,18 +1,20 @@
 """Builds a decoder from a model's tensors: checks them, fuses what runs together, hands each linear to its backend.
 
-One linear is assembled, packed and freed before the next is read, so that peak memory is the finished weights and one
-linear (or, at the end, the embedding with its packed copy).
+Layers are read and packed by as many threads as the worker has. A thread assembles, packs and frees one linear before
+it reads the next, and the embedding and the head, the largest, come before the layers: so peak memory is the finished
+weights and a linear for each thread.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from pagewire.wire.model import DecoderConfig, DType, ModelSpec
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
-from pagewire.worker.model.embedding import TableEmbedding
-from pagewire.worker.model.linear import Linear, choose_linear
+from pagewire.worker.model.embedding import Embedding, TableEmbedding
+from pagewire.worker.model.linear import Linear, LinearKind, TorchLinears, choose_linear
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.random_source import RandomSource
@@ -46,17 +48,22 @@ def load_decoder(
     attention: AttentionBackend,
     progress: Callable[[str, float], None],
     ops: DecoderOps | None = None,
+    linears: LinearKind | None = None,
+    num_threads: int = 1,
 ) -> Decoder:
-    """The model on the CPU, its weights in `dtype`. Without `ops`, torch's operators run between its linears.
+    """The model on the CPU, its weights in `dtype`. Without `ops` and `linears`, torch's operators compute it.
 
-    `progress` is called with ("weights", fraction) after every layer. Raises WeightsError where files and
-    configuration do not fit each other, naming tensor and file; ValueError where the configuration does not fit
+    `progress` is called with ("weights", fraction) after every layer, on this thread. Raises WeightsError where files
+    and configuration do not fit each other, naming tensor and file; ValueError where the configuration does not fit
     itself.
     """
     config = spec.decoder
     source = open_source(spec)
     check_tensors(source, config)
-    assembler = _Assembler(source, config, TORCH_DTYPES[dtype])
+    torch_dtype = TORCH_DTYPES[dtype]
+    if linears is None:
+        linears = TorchLinears(choose_linear(torch.device("cpu"), torch_dtype))
+    assembler = _Assembler(source, config, torch_dtype, linears)
     freq_factors = None
     if ROPE_FACTORS in source.shapes:
         freq_factors = assembler.fused([ROPE_FACTORS], dtype=torch.float32)
@@ -67,31 +74,31 @@ def load_decoder(
         (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 3 * config.intermediate_size
     )
     head_share = config.vocab_size * config.hidden_size / layer_values
+    embedding: Embedding
+    if config.tie_word_embeddings:
+        embedding, head = linears.tied(assembler.fused(["model.embed_tokens.weight"]))
+    else:
+        embedding = TableEmbedding(assembler.fused(["model.embed_tokens.weight"]))
+        head = linears.linear(assembler.fused(["lm_head.weight"]), None)
     layers = []
-    for index in range(config.num_layers):
-        layers.append(assembler.layer(index))
-        progress("weights", (index + 1) / (config.num_layers + head_share))
-    embedding = assembler.fused(["model.embed_tokens.weight"])
-    # A tied head is packed as a copy of its own. Decoding one token with the unpacked matrix takes 3.7 ms instead of
-    # 0.7 for SmolLM2-135M and 11 instead of 6.4 for Qwen3-0.6B; the copy takes 57 MB (21% of the weights) and 311 MB
-    # (26%). Rows of the packed matrix cannot be looked up, so the embedding has to stay as well.
-    head_matrix = embedding if config.tie_word_embeddings else assembler.fused(["lm_head.weight"])
-    head = assembler.linear_of(head_matrix, None)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for layer in pool.map(assembler.layer, range(config.num_layers)):
+            layers.append(layer)
+            progress("weights", (len(layers) + head_share) / (config.num_layers + head_share))
     weights = DecoderWeights(
-        embedding=TableEmbedding(embedding), layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
+        embedding=embedding, layers=layers, final_norm=assembler.norm("model.norm.weight"), head=head
     )
-    progress("weights", 1.0)
     return Decoder(config, weights, rope, attention, TorchOps(config) if ops is None else ops)
 
 
 class _Assembler:
     """Reads tensors and makes a decoder's parts of them."""
 
-    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype, linears: LinearKind) -> None:
         self._source = source
         self._config = config
         self._dtype = dtype
-        self.linear_of: type[Linear] = choose_linear(torch.device("cpu"), dtype)
+        self._linears = linears
 
     def layer(self, index: int) -> DecoderLayer:
         c = self._config
@@ -115,7 +122,7 @@ class _Assembler:
     def _linear(self, names: Sequence[str], has_bias: bool) -> Linear:
         weight = self.fused([name + ".weight" for name in names])
         bias = self.fused([name + ".bias" for name in names]) if has_bias else None
-        return self.linear_of(weight, bias)
+        return self._linears.linear(weight, bias)
 
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.fused([name]), self._config.rms_norm_eps)

@@ -82,6 +82,18 @@ struct NormArgs {
   float norm_floor;  // E × eps
 };
 
+struct LinearArgs {
+  const void *x;       // [num_rows, k] in dtype, rows x_stride apart
+  const void *weight;  // packed
+  const void *bias;    // [n] in dtype, or null
+  void *out;           // [num_rows, n] in dtype, contiguous
+  int64_t x_stride;
+  int64_t num_rows;
+  int64_t k;
+  int64_t n;
+  int32_t dtype;
+};
+
 // Rows of logits, of which each has maxima and sums by blocks of kSumBlock ids.
 struct LogitsRow {
   const void *logits;
@@ -96,6 +108,14 @@ struct Kernels {
   void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
   void (*norm)(const NormArgs *args, int64_t first, int64_t end);
   void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);
+  int64_t panel;  // columns of a linear's result that are packed together
+  // Panels [first, end) of the result; `next` is the one that this thread will probably do then.
+  void (*linear)(const LinearArgs *args, int64_t first, int64_t end, int64_t next);
+  // Panels [first, end) of a weight [n, k].
+  void (*pack)(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype, int64_t first, int64_t end);
+  // Rows ids[first … end) of the weight that was packed.
+  void (*unpack)(const int64_t *ids, const void *packed, void *out, int64_t k, int32_t dtype, int64_t first,
+                 int64_t end);
   // Block maxima; returns the largest logit, NaN where the row has one.
   float (*row_maxima)(const LogitsRow *row, float *maxima);
   // weights[i] = exp((logit - largest) / temperature) for ids of one block range; sums by blocks.

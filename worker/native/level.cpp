@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "linear.h"
 #include "logits.h"
 
 #define PW_JOIN_(a, b) a##b
@@ -13,7 +14,8 @@ namespace pagewire {
 
 extern const Kernels PW_JOIN(kernels_, PW_LEVEL);
 const Kernels PW_JOIN(kernels_, PW_LEVEL) = {
-    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul, row_maxima, row_weights, at_least, widen,
+    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul,
+    kPanel, linear, pack, unpack, row_maxima, row_weights, at_least, widen,
 };
 
 }  // namespace pagewire

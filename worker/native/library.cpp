@@ -1,15 +1,13 @@
-// The library's interface: chooses an instruction set, spreads kernels over threads, and owns nothing else.
+// The library's interface: chooses an instruction set, cuts kernels into tasks, and owns nothing else.
 //
-// Threads are those of the OpenMP runtime that the process already has: the caller hands over its GOMP_parallel, so
-// that there can never be two pools. Without one, everything runs on the calling thread.
-//
-// Small work is not spread: waking and awaiting a thread costs more than doing it, and much more when another process
-// has the core. Every function is called from one thread at a time.
+// Small work is not spread over threads: waking and awaiting one costs more than doing it. Every function is called
+// from one thread at a time, but for pw_pack.
 
 #include "library.h"
 
-#include <atomic>
 #include <cstring>
+
+#include "thread_pool.h"
 
 namespace pagewire {
 
@@ -23,10 +21,6 @@ PW_DECLARE(avx512bf16)
 
 namespace {
 
-typedef void (*GompParallel)(void (*)(void *), void *, unsigned, unsigned);
-
-GompParallel gomp_parallel = nullptr;
-int thread_limit = 1;
 const Kernels *chosen = &kernels_base;
 
 struct Level {
@@ -51,24 +45,6 @@ const Level kLevels[] = {
     {&kernels_base, [] { return true; }},
 };
 
-struct Region {
-  void (*body)(void *, int64_t, int);
-  void *context;
-  int64_t tasks;
-  std::atomic<int64_t> next;
-  std::atomic<int> threads;
-};
-
-void work(void *data) {
-  Region *region = static_cast<Region *>(data);
-  const int thread = region->threads.fetch_add(1, std::memory_order_relaxed);
-  for (;;) {
-    const int64_t task = region->next.fetch_add(1, std::memory_order_relaxed);
-    if (task >= region->tasks) return;
-    region->body(region->context, task, thread);
-  }
-}
-
 // Rows [0, num_rows) of an elementwise kernel, in as many pieces as are worth a thread each.
 template <class Body>
 void over_rows(int64_t num_rows, int64_t bytes_per_row, const Body &body) {
@@ -84,7 +60,7 @@ void over_rows(int64_t num_rows, int64_t bytes_per_row, const Body &body) {
         const Call *c = static_cast<const Call *>(context);
         (*c->body)(c->num_rows * task / c->pieces, c->num_rows * (task + 1) / c->pieces);
       },
-      &call, pieces, thread_limit);
+      &call, pieces, true);
 }
 
 int64_t size_of(int32_t dtype) { return dtype == kBFloat16 ? 2 : 4; }
@@ -92,19 +68,6 @@ int64_t size_of(int32_t dtype) { return dtype == kBFloat16 ? 2 : 4; }
 }  // namespace
 
 const Kernels *kernels() { return chosen; }
-
-int max_threads() { return gomp_parallel ? thread_limit : 1; }
-
-void parallel(void (*body)(void *, int64_t, int), void *context, int64_t tasks, int threads) {
-  if (threads > max_threads()) threads = max_threads();
-  if (threads > tasks) threads = int(tasks);
-  if (threads <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
-    return;
-  }
-  Region region{body, context, tasks, {0}, {0}};
-  gomp_parallel(work, &region, unsigned(threads), 0);
-}
 
 }  // namespace pagewire
 
@@ -127,10 +90,7 @@ PW_EXPORT const char *pw_choose(const char *wanted) {
   return nullptr;
 }
 
-PW_EXPORT void pw_set_threads(void *parallel_function, int32_t threads) {
-  gomp_parallel = reinterpret_cast<GompParallel>(parallel_function);
-  thread_limit = threads;
-}
+PW_EXPORT void pw_set_threads(int32_t threads) { set_threads(threads); }
 
 // Splits a step's attention into items, written to `items` (room for one per kChunkTokens of context and one per row
 // at most). Returns their number; *num_partials gets the number of partial results they need.
@@ -174,7 +134,7 @@ PW_EXPORT void pw_attend(const AttentionArgs *args, int64_t work_bytes, int64_t 
         chosen->merge(a, item, head);
       },
       const_cast<AttentionArgs *>(args), args->num_items * args->num_kv_heads,
-      work_bytes < spread_from_bytes ? 1 : thread_limit);
+      work_bytes >= spread_from_bytes);
 }
 
 PW_EXPORT void pw_rotate_and_store(const RotateArgs *args) {
@@ -191,4 +151,50 @@ PW_EXPORT void pw_silu_mul(const void *gate_up, void *out, int64_t num_rows, int
   over_rows(num_rows, width * 6 * size_of(dtype), [=](int64_t first, int64_t end) {
     chosen->silu_mul(gate_up, out, first, end, width, dtype);
   });
+}
+
+namespace {
+
+constexpr int64_t kTaskBytes = 128 << 10;  // of weight: large against taking a task, small against a step
+constexpr int64_t kLeastTasks = 8;
+
+int64_t panels_of(int64_t n) { return (n + chosen->panel - 1) / chosen->panel; }
+
+int64_t panel_bytes(int64_t k, int32_t dtype) {
+  return (dtype == kBFloat16 ? (k + 1) / 2 * 4 : k * 4) * chosen->panel;
+}
+
+}  // namespace
+
+// Memory of a packed weight [n, k].
+PW_EXPORT int64_t pw_packed_bytes(int64_t n, int64_t k, int32_t dtype) { return panels_of(n) * panel_bytes(k, dtype); }
+
+// Packs a weight on the calling thread; others may pack others at the same time.
+PW_EXPORT void pw_pack(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype) {
+  chosen->pack(weight, packed, n, k, dtype, 0, panels_of(n));
+}
+
+PW_EXPORT void pw_linear(const LinearArgs *args) {
+  const int64_t panels = panels_of(args->n);
+  int64_t per_task = kTaskBytes / panel_bytes(args->k, args->dtype);
+  if (per_task > panels / kLeastTasks) per_task = panels / kLeastTasks;
+  if (per_task < 1) per_task = 1;
+  struct Call {
+    const LinearArgs *args;
+    int64_t panels, per_task;
+  } call{args, panels, per_task};
+  parallel(
+      [](void *context, int64_t task, int) {
+        const Call *c = static_cast<const Call *>(context);
+        const int64_t end = (task + 1) * c->per_task;
+        chosen->linear(c->args, task * c->per_task, end < c->panels ? end : c->panels,
+                       (task + max_threads()) * c->per_task);
+      },
+      &call, (panels + per_task - 1) / per_task, true);
+}
+
+PW_EXPORT void pw_unpack_rows(const int64_t *ids, int64_t num_ids, const void *packed, void *out, int64_t k,
+                              int32_t dtype) {
+  // A row's values lie in as many lines of memory.
+  over_rows(num_ids, k * 64, [=](int64_t first, int64_t end) { chosen->unpack(ids, packed, out, k, dtype, first, end); });
 }

@@ -1,13 +1,11 @@
 """Loads the native library and says why not, where it cannot.
 
 The library is called through ctypes on raw addresses, so it needs no header of Python's or torch's; whoever calls
-keeps the memory alive and its layout right. It brings no threads of its own: it runs on those of the OpenMP runtime
-that torch has loaded, whose `GOMP_parallel` it is handed (GNU's runtime and LLVM's both have it). So torch is imported
-first, and there is never a second pool whose threads would wait beside the first one's.
+keeps the memory alive and its layout right. It has threads of its own (thread_pool.cpp says why); beside them torch
+needs no more than one.
 """
 
 import ctypes
-from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -22,8 +20,6 @@ FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 16
 CHUNK_TOKENS = 256
-
-_OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 
 class NativeUnavailable(Exception):
@@ -95,6 +91,22 @@ class NormArgs(ctypes.Structure):
     )
 
 
+class LinearArgs(ctypes.Structure):
+    """`LinearArgs` of kernels.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("x_stride", c_int64),
+        ("num_rows", c_int64),
+        ("k", c_int64),
+        ("n", c_int64),
+        ("dtype", c_int32),
+    )
+
+
 class NativeLibrary:
     """The library's functions. The instruction set and the threads are the process's: the last one loaded decides."""
 
@@ -102,7 +114,6 @@ class NativeLibrary:
         """`load_library` makes them."""
         self.level = level
         self.num_threads = num_threads
-        """1 where torch runs without OpenMP."""
         self.plan_attention = functions.pw_plan_attention
         self.plan_attention.argtypes = (c_void_p, c_void_p, c_int32, c_int32, c_void_p, POINTER(c_int64))
         self.plan_attention.restype = c_int64
@@ -118,6 +129,18 @@ class NativeLibrary:
         self.silu_mul = functions.pw_silu_mul
         self.silu_mul.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
         self.silu_mul.restype = None
+        self.linear = functions.pw_linear
+        self.linear.argtypes = (POINTER(LinearArgs),)
+        self.linear.restype = None
+        self.packed_bytes = functions.pw_packed_bytes
+        self.packed_bytes.argtypes = (c_int64, c_int64, c_int32)
+        self.packed_bytes.restype = c_int64
+        self.pack = functions.pw_pack
+        self.pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
+        self.pack.restype = None
+        self.unpack_rows = functions.pw_unpack_rows
+        self.unpack_rows.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32)
+        self.unpack_rows.restype = None
         self.sample = functions.pw_sample
         self.sample.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int32, *(c_void_p,) * 6)
         self.sample.restype = None
@@ -129,7 +152,7 @@ class NativeLibrary:
 def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
     """The library with the best instruction set of this processor, or with `level`, on up to `num_threads` threads.
 
-    torch must have been imported. Raises NativeUnavailable.
+    Raises NativeUnavailable.
     """
     if not LIBRARY_FILE.exists():
         raise NativeUnavailable("the package was built without its native library (no C++ compiler then)")
@@ -144,35 +167,7 @@ def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
     chosen = functions.pw_choose(None if level is None else level.encode())
     if chosen is None:
         raise NativeUnavailable(f"this processor lacks instruction set {level!r}")
-    openmp = _openmp_parallel()
-    functions.pw_set_threads.argtypes = (c_void_p, c_int32)
+    functions.pw_set_threads.argtypes = (c_int32,)
     functions.pw_set_threads.restype = None
-    functions.pw_set_threads(openmp, num_threads)
-    return NativeLibrary(functions, chosen.decode(), 1 if openmp is None else num_threads)
-
-
-def _openmp_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that is loaded already; torch's own, where there are several."""
-    runtimes = sorted(loaded_openmp_runtimes(), key=lambda path: "torch" not in path)
-    for path in runtimes:
-        try:
-            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, c_void_p).value
-        except (OSError, AttributeError):  # gone from the disk, or a runtime without GNU's entry points
-            continue
-    return None
-
-
-def loaded_openmp_runtimes() -> set[str]:
-    """Paths of the OpenMP runtimes mapped into this process."""
-    return {path for path in _mapped_files() if Path(path).name.startswith(_OPENMP_RUNTIMES)}
-
-
-def _mapped_files() -> Iterator[str]:
-    try:
-        with open("/proc/self/maps") as lines:
-            for line in lines:
-                fields = line.split(maxsplit=5)
-                if len(fields) == 6:
-                    yield fields[5].rstrip("\n")
-    except OSError:
-        return
+    functions.pw_set_threads(num_threads)
+    return NativeLibrary(functions, chosen.decode(), num_threads)

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "library.h"
+#include "thread_pool.h"
 
 namespace pagewire {
 namespace {
@@ -217,5 +218,5 @@ PW_EXPORT void pw_sample(const void *logits, int64_t num_rows, int64_t vocab, in
         const SampleArgs &a = *static_cast<const SampleArgs *>(context);
         a.tokens[task] = sample_row(a, task, Scratch(a.scratch + thread * a.scratch_stride, a.vocab));
       },
-      &args, num_rows, num_rows * vocab < (128 << 10) ? 1 : max_threads());
+      &args, num_rows, num_rows * vocab >= (128 << 10));
 }

@@ -1,0 +1,98 @@
+"""Linears by the native library, and the embedding that a tied head holds.
+
+A weight is packed once into panels (linear.h says how). One kind of memory serves every number of rows, and rows of the
+weight can still be looked up, so a tied head needs no copy of its own beside the embedding.
+"""
+
+import ctypes
+from typing import ClassVar
+
+import torch
+
+from pagewire.worker.model.embedding import Embedding
+from pagewire.worker.model.linear import Linear
+from pagewire.worker.native.library import LinearArgs, NativeLibrary
+from pagewire.worker.native.memory import Buffer, HugePages, dtype_code
+
+
+class NativeLinears:
+    """A `LinearKind`, and what the linears of one decoder share: the library, the weights' and the results' memory."""
+
+    def __init__(self, library: NativeLibrary, dtype: torch.dtype) -> None:
+        """Raises ValueError for a dtype that is neither float32 nor bfloat16."""
+        self.library = library
+        self.dtype = dtype
+        self.dtype_code = dtype_code(dtype)
+        self.memory = HugePages()
+        self._results: dict[int, Buffer] = {}
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return NativeLinear(self, weight, bias)
+
+    def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
+        head = NativeLinear(self, weight_VE, None)
+        return TiedEmbedding(head), head
+
+    def result(self, num_rows: int, width: int) -> torch.Tensor:
+        """[num_rows, width] of no particular content, the same memory in every call for this width."""
+        buffer = self._results.get(width)
+        if buffer is None:
+            buffer = self._results[width] = Buffer(self.dtype)
+        return buffer.take(num_rows, width)
+
+
+class NativeLinear:
+    """A `Linear` whose weight is packed."""
+
+    name: ClassVar[str] = "native-packed"
+
+    def __init__(self, shared: NativeLinears, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Packs on the calling thread; several may be made at the same time."""
+        self.out_features, self.in_features = weight.shape
+        library, dtype = shared.library, shared.dtype_code
+        self._packed = shared.memory.take(library.packed_bytes(self.out_features, self.in_features, dtype))
+        self._bias = bias
+        self.num_bytes = self._packed.nbytes + (0 if bias is None else bias.nbytes)
+        weight = weight.contiguous()
+        library.pack(weight.data_ptr(), self._packed.data_ptr(), self.out_features, self.in_features, dtype)
+        self._shared = shared
+        self._run = library.linear
+        self._args = LinearArgs(
+            weight=self._packed.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            k=self.in_features,
+            n=self.out_features,
+            dtype=dtype,
+        )
+        self._args_ref = ctypes.byref(self._args)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        args = self._args
+        num_rows = x.shape[0]
+        out = self._shared.result(num_rows, self.out_features)
+        args.x = x.data_ptr()
+        args.x_stride = x.stride(0)
+        args.out = out.data_ptr()
+        args.num_rows = num_rows
+        self._run(self._args_ref)
+        return out
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight: int64 [T] → [T, in], a new tensor."""
+        out = torch.empty((ids.shape[0], self.in_features), dtype=self._shared.dtype)
+        self._shared.library.unpack_rows(
+            ids.data_ptr(), ids.shape[0], self._packed.data_ptr(), out.data_ptr(), self.in_features, self._args.dtype
+        )
+        return out
+
+
+class TiedEmbedding:
+    """The `Embedding` whose table is the head's weight."""
+
+    num_bytes = 0
+
+    def __init__(self, head: NativeLinear) -> None:
+        self._head = head
+
+    def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
+        return self._head.rows(ids_T)

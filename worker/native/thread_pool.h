@@ -1,0 +1,17 @@
+// The library's own threads, and how work is spread over them. Its units of the baseline instruction set share it.
+
+#pragma once
+
+#include <cstdint>
+
+namespace pagewire {
+
+// Calls body(context, task, thread) once for every task in [0, tasks), in ascending order as threads become free, and
+// returns when all are done; thread is below max_threads(). Called from one thread at a time.
+void parallel(void (*body)(void *, int64_t, int), void *context, int64_t tasks, bool spread);
+
+// Threads that work, the caller's among them.
+void set_threads(int threads);
+int max_threads();
+
+}  // namespace pagewire
