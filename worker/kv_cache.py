@@ -7,8 +7,8 @@ that a head's part of a block is contiguous.
            │          ├─ block 1  ├─ head 1: P slots × D
            └─ values   …           …
 
-It does not know who owns a block; the engine does. Memory is reserved at start and committed by the operating system
-when a block is first written, so a large cache costs nothing until it is used.
+It does not know who owns a block; the engine does. On a CPU, memory is reserved at start and committed by the operating
+system when a block is first written, so a large cache costs nothing until it is used.
 """
 
 import mmap
@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 
 from pagewire.wire.model import DecoderConfig
+
+_CPU = torch.device("cpu")
 
 DEFAULT_MAX_BYTES = 4 << 30
 DEFAULT_SHARE = 0.25
@@ -47,18 +49,42 @@ def plan_num_blocks(
     The budget is kv_cache_bytes or, where that is none, derived from available_bytes (see DEFAULT_MAX_BYTES). Raises
     ValueError where it does not hold one sequence of max_model_len, because the server promises that length.
     """
-    per_block = bytes_per_block(config, block_size, dtype)
-    blocks_per_seq = -(-max_model_len // block_size)
-    one_seq_bytes = blocks_per_seq * per_block
     if kv_cache_bytes is not None:
         budget = kv_cache_bytes
         name = f"kv_cache_bytes {kv_cache_bytes}"
     else:
+        one_seq_bytes = -(-max_model_len // block_size) * bytes_per_block(config, block_size, dtype)
         budget = min(DEFAULT_MAX_BYTES, int(available_bytes * DEFAULT_SHARE))
         budget = max(budget, min(one_seq_bytes, available_bytes // 2))
         name = f"the default budget of {budget} bytes ({available_bytes} are available)"
+    return num_blocks_within(
+        budget,
+        name,
+        config,
+        block_size=block_size,
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+    )
+
+
+def num_blocks_within(
+    budget: int,
+    name: str,
+    config: DecoderConfig,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    max_num_seqs: int,
+    max_model_len: int,
+) -> int:
+    """How many blocks `budget` bytes pay for, never more than can be used. Raises ValueError, with the budget's name in
+    its message, where it does not hold one sequence of max_model_len."""
+    per_block = bytes_per_block(config, block_size, dtype)
+    blocks_per_seq = -(-max_model_len // block_size)
+    one_seq_bytes = blocks_per_seq * per_block
     if budget < one_seq_bytes:
-        fitting = budget // per_block * block_size
+        fitting = max(0, budget // per_block * block_size)
         raise ValueError(
             f"{name} holds {fitting} tokens of KV, fewer than one sequence of max_model_len {max_model_len}; "
             f"set kv_cache_bytes to at least {one_seq_bytes} or max_model_len to at most {fitting}"
@@ -85,7 +111,14 @@ def available_memory_bytes() -> int:
 class KVCache:
     """Keys and values of all blocks. The decoder's forward pass writes them, at the plan's slots alone."""
 
-    def __init__(self, config: DecoderConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device = _CPU,
+    ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be at least 1")
         self.num_blocks = num_blocks
@@ -95,7 +128,7 @@ class KVCache:
         self.dtype = dtype
         self.num_bytes = num_blocks * bytes_per_block(config, block_size, dtype)
         shape = (2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self.layers = [_lazy_zeros(shape, dtype) for _ in range(config.num_layers)]
+        self.layers = [_zeros(shape, dtype, device) for _ in range(config.num_layers)]
         """Per layer [2, N, K, P, D]."""
         self._rows = [layer.view(-1, config.head_dim) for layer in self.layers]
         self._parts = [layer.view(-1, block_size * config.head_dim) for layer in self.layers]
@@ -132,8 +165,10 @@ class KVCache:
         torch.index_select(self._parts[layer], 0, index, out=out)
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros in page-aligned anonymous memory. `torch.zeros` would touch every page at once."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU in page-aligned anonymous memory, because `torch.zeros` would touch every page at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     num_values = 1
     for size in shape:
         num_values *= size

@@ -109,6 +109,23 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     """Time between the end of the step before and the arrival of this plan; 0 for an epoch's first."""
 
 
+class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a device's memory went, beside weights and KV cache. Bytes; the sum over ranks where there are several."""
+
+    total_bytes: int
+    """All that the device has."""
+    before_model_bytes: int
+    """In use before the model was loaded: driver, context and libraries, other processes."""
+    buffer_bytes: int
+    """Slots, inputs of a step and workspaces; allocated once."""
+    activation_bytes: int
+    """What the worst step allocates and frees again, as profiled at start."""
+    graph_bytes: int
+    """CUDA graphs."""
+    free_bytes: int
+    """Free once everything was loaded. Activations come from it."""
+
+
 class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="hello"):
     """A worker's first message: it has loaded its model and waits for `Begin`."""
 
@@ -128,6 +145,8 @@ class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h
     versions: dict[str, str]
     terms_digest: str = ""
     """`pagewire.wire.launch.terms_digest`: ranks that differ in it are no group."""
+    device_memory: DeviceMemory | None = None
+    """Of a worker on a CUDA device."""
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):

@@ -11,7 +11,7 @@ import enum
 
 import msgspec
 
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.plan import DeviceMemory, SamplingParams
 
 
 class FinishKind(enum.IntEnum):
@@ -150,6 +150,8 @@ class EngineInfo(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="in
     linear_backend: str
     versions: dict[str, str]
     worker_restarts: int
+    device_memory: DeviceMemory | None = None
+    """Of workers on CUDA devices, all together."""
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import msgspec
 
 from pagewire.scheduler_svc.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.engine_client import EngineClient
@@ -68,6 +69,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             response.memory.kv_cache_bytes = info.kv_cache_bytes
             response.memory.num_blocks = info.num_blocks
             response.memory.block_size = info.block_size
+            if info.device_memory is not None:
+                response.memory.device.CopyFrom(pb.DeviceMemory(**msgspec.structs.asdict(info.device_memory)))
         return response
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:

@@ -102,6 +102,9 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
             assert (info.model, info.device, info.attention_backend) == ("tiny", "sim", "scripted")
             assert info.worker_restarts == 3
             assert (info.memory.num_blocks, info.memory.block_size, info.memory.kv_cache_bytes) == (64, 16, 2000)
+            device = info.memory.device
+            assert (device.total_bytes, device.before_model_bytes, device.buffer_bytes) == (90, 1, 2)
+            assert (device.activation_bytes, device.graph_bytes, device.free_bytes) == (3, 4, 5)
             assert info.versions["torch"] == "0"
             assert "grpcio" in info.versions
             assert info.settings["listen"] == "127.0.0.1:0"

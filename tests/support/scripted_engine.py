@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from pagewire.wire.codec import Codec
 from pagewire.wire.columns import pack, unpack
+from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.requests import (
     Abort,
     Answer,
@@ -146,6 +147,7 @@ class ScriptedEngine:
                 linear_backend="scripted",
                 versions={"torch": "0"},
                 worker_restarts=3,
+                device_memory=DeviceMemory(90, 1, 2, 3, 4, 5),
             )
         )
 

@@ -66,16 +66,34 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., settings: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., worker_restarts: _Optional[int] = ...) -> None: ...
 
 class Memory(_message.Message):
-    __slots__ = ("weights_bytes", "kv_cache_bytes", "num_blocks", "block_size")
+    __slots__ = ("weights_bytes", "kv_cache_bytes", "num_blocks", "block_size", "device")
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     weights_bytes: int
     kv_cache_bytes: int
     num_blocks: int
     block_size: int
-    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    device: DeviceMemory
+    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., device: _Optional[_Union[DeviceMemory, _Mapping]] = ...) -> None: ...
+
+class DeviceMemory(_message.Message):
+    __slots__ = ("total_bytes", "before_model_bytes", "buffer_bytes", "activation_bytes", "graph_bytes", "free_bytes")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    before_model_bytes: int
+    buffer_bytes: int
+    activation_bytes: int
+    graph_bytes: int
+    free_bytes: int
+    def __init__(self, total_bytes: _Optional[int] = ..., before_model_bytes: _Optional[int] = ..., buffer_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., graph_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
