@@ -113,7 +113,13 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
 def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
     from pagewire.scheduler_svc.models.resolve import resolve_model
     from pagewire.scheduler_svc.progress import closing_progress, make_progress
-    from pagewire.scheduler_svc.settings.device import choose_device, choose_dtype, choose_max_model_len, read_cpuinfo
+    from pagewire.scheduler_svc.settings.device import (
+        check_tensor_parallel,
+        choose_device,
+        choose_dtype,
+        choose_max_model_len,
+        read_cpuinfo,
+    )
     from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys
     from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
     from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
@@ -138,6 +144,7 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
             environ=os.environ,
             progress=progress,
         )
+        check_tensor_parallel(settings, device, model.decoder)
         plan = ServerPlan(
             settings=settings,
             model=model,

@@ -96,7 +96,8 @@ class WorkerLoop:
                 return self._report("a step on the device", error)
             if result is None:
                 return None
-            self._link.send(result)
+            if self._hello.rank == 0:  # the others' results are the same
+                self._link.send(result)
 
     def _receive(self) -> str | None:
         """Act on one message, or sleep; returns what went wrong with a plan, if anything did."""

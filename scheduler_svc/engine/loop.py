@@ -200,6 +200,11 @@ class EngineLoop:
     def _greet(self, rank: int, hello: WorkerHello) -> None:
         if rank in self._group:
             self._lose(rank)  # it began anew before anybody said that it had ended
+        refusal = self._group.refusal(hello)
+        if refusal is not None:
+            _log.error("a worker is refused: %s", refusal)
+            self._workers.forget(rank)
+            return
         self._group.join(rank, hello)
         if not self._group.is_complete:
             return
@@ -217,8 +222,10 @@ class EngineLoop:
         self._frontends.broadcast(self._group.info(self._state()))
 
     def _lose(self, rank: int) -> None:
-        if not self._group.leave(rank) or self._scheduler is None:
-            return
+        was_complete = self._group.is_complete
+        self._group.leave(rank)
+        if not was_complete or self._scheduler is None:
+            return  # of a group that ends, the first rank's loss is the group's
         failed = self._scheduler.restart()
         if failed:
             _log.error("%d sequences were running whenever a worker was lost, and end", len(failed))

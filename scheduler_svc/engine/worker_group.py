@@ -3,9 +3,11 @@
 Owns the hellos. It does not know sockets, steps or sequences.
 """
 
+import msgspec
+
 from pagewire.scheduler_svc.engine.steps import SchedulerConfig
 from pagewire.scheduler_svc.launch import EngineLaunch
-from pagewire.wire.plan import WorkerHello
+from pagewire.wire.plan import DeviceMemory, WorkerHello
 from pagewire.wire.requests import EngineInfo, EngineState
 
 
@@ -14,7 +16,8 @@ class WorkerMismatchError(Exception):
 
 
 class WorkerGroup:
-    """Complete once every rank has said hello."""
+    """Complete once every rank of one start has said hello: ranks begin and end together, because those that are left
+    of a group cannot take another rank in."""
 
     def __init__(self, launch: EngineLaunch) -> None:
         self._launch = launch
@@ -25,19 +28,29 @@ class WorkerGroup:
     @property
     def is_complete(self) -> bool:
         """Whether every rank waits for plans."""
-        return len(self._hellos) == self._launch.world_size
+        starts = {hello.incarnation for hello in self._hellos.values()}
+        return len(self._hellos) == self._launch.world_size and len(starts) == 1
 
     def __contains__(self, rank: int) -> bool:
         return rank in self._hellos
+
+    def refusal(self, hello: WorkerHello) -> str | None:
+        """Why a rank cannot be one of this group; none where it can."""
+        if not 0 <= hello.rank < self._launch.world_size:
+            return f"rank {hello.rank} came, of {self._launch.world_size} ranks from 0"
+        for other in self._hellos.values():
+            if other.incarnation == hello.incarnation and other.terms_digest != hello.terms_digest:
+                return f"ranks {other.rank} and {hello.rank} do not run the same model in the same way"
+        return None
 
     def join(self, rank: int, hello: WorkerHello) -> None:
         """A rank is ready."""
         self._hellos[rank] = hello
         self._incarnations[rank] = hello.incarnation
 
-    def leave(self, rank: int) -> bool:
-        """A rank is gone; false if it had not come."""
-        return self._hellos.pop(rank, None) is not None
+    def leave(self, rank: int) -> None:
+        """A rank is gone, if it had come."""
+        self._hellos.pop(rank, None)
 
     def config(self) -> SchedulerConfig:
         """What the scheduler may count on, from a complete group.
@@ -80,6 +93,14 @@ class WorkerGroup:
             attention_backend=first.attention_backend if first else "",
             linear_backend=first.linear_backend if first else "",
             versions=first.versions if first else {},
+            device_memory=_together([hello.device_memory for hello in hellos if hello.device_memory is not None]),
             # The supervisor's count, which an engine that was started again itself still has.
-            worker_restarts=sum(self._incarnations.values()),
+            worker_restarts=max(self._incarnations.values(), default=0),
         )
+
+
+def _together(memories: list[DeviceMemory]) -> DeviceMemory | None:
+    """The sum of every field; none where no rank has a device."""
+    if not memories:
+        return None
+    return DeviceMemory(*(sum(parts) for parts in zip(*map(msgspec.structs.astuple, memories), strict=True)))

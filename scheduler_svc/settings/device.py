@@ -9,6 +9,7 @@ from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.launch import Device
 from pagewire.wire.model import DecoderConfig, DType
+from pagewire.wire.sharding import local_decoder
 
 CPU_MAX_MODEL_LEN = 8192
 """What max_model_len defaults to on a CPU where the model could do more: 64 sequences of Qwen3-0.6B's 40,960 tokens
@@ -68,3 +69,13 @@ def context_length(decoder: DecoderConfig) -> int:
     if scaling is None or scaling.kind != "yarn" or scaling.original_max_position_embeddings is None:
         return decoder.max_position_embeddings
     return max(decoder.max_position_embeddings, int(scaling.original_max_position_embeddings * scaling.factor))
+
+
+def check_tensor_parallel(settings: Settings, device: Device, decoder: DecoderConfig) -> None:
+    """Raise SettingsError where the model does not divide over the ranks, or ranks of other hosts make no sense."""
+    try:
+        local_decoder(decoder, settings.tensor_parallel_size)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if settings.remote_workers and device == "sim":
+        raise SettingsError(f"remote_workers = {settings.remote_workers}: device sim has none on other hosts")

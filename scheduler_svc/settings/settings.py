@@ -173,6 +173,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Setting("worker", "How long a step of the sim device takes.", unit="µs", low=0, high=10_000_000)
     ] = 0
 
+    tensor_parallel_size: Annotated[
+        int,
+        Setting(
+            "parallel",
+            "Ranks that share the model, a process each: one per GPU, or on a CPU one per group of cores. Divides the "
+            "model's attention heads and KV heads.",
+            unit="ranks",
+            low=1,
+            high=64,
+        ),
+    ] = 1
+    remote_workers: Annotated[
+        int,
+        Setting(
+            "parallel",
+            "Ranks, the last ones, that `pagewire worker` starts on other hosts; needs a worker_transport of tcp.",
+            unit="ranks",
+            low=0,
+            high=63,
+        ),
+    ] = 0
+    distributed_address: Annotated[
+        str | None,
+        Setting(
+            "parallel",
+            "host:port where rank 0 listens for the ranks of other hosts (torch.distributed's address). It has neither "
+            "keys nor encryption, so it belongs on a network of one's own.",
+            unset="none: the ranks of one host meet in the runtime directory",
+        ),
+    ] = None
+
     drain_delay_s: Annotated[
         float,
         Setting(
@@ -223,6 +254,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             field.check(getattr(self, name))
         self._check_limits()
         self._check_network()
+        self._check_ranks()
 
     def _check_limits(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -270,6 +302,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         elif self.curve_dir is not None:
             raise SettingsError(f"curve_dir = {self.curve_dir!r} is of no use with worker_transport = 'ipc'")
 
+    def _check_ranks(self) -> None:
+        if self.distributed_address is not None:
+            check_address("distributed_address", self.distributed_address)
+            host, _, port = self.distributed_address.rpartition(":")
+            if self.distributed_address.startswith("unix:") or host in ("0.0.0.0", "[::]") or port == "0":
+                raise SettingsError(
+                    f"distributed_address = {self.distributed_address!r} must name a host and a port that other hosts "
+                    "can reach"
+                )
+        if self.remote_workers and self.remote_workers >= self.tensor_parallel_size:
+            raise SettingsError(
+                f"remote_workers = {self.remote_workers} must be less than tensor_parallel_size = "
+                f"{self.tensor_parallel_size}: rank 0 runs beside the engine"
+            )
+        if self.remote_workers and self.worker_transport == "ipc":
+            raise SettingsError(
+                f"remote_workers = {self.remote_workers} needs worker_transport = tcp://host:port, where other hosts "
+                "reach the engine"
+            )
+        if (self.remote_workers > 0) != (self.distributed_address is not None):
+            raise SettingsError(
+                f"remote_workers = {self.remote_workers} and distributed_address = {self.distributed_address!r}: "
+                "ranks of other hosts need both, and nothing else needs either"
+            )
+
 
 def exposure_warnings(settings: Settings) -> list[str]:
     """What is open to the network without TLS or keys."""
@@ -286,4 +343,9 @@ def exposure_warnings(settings: Settings) -> list[str]:
             found.append(f"listen = {settings.listen!r} is open to other machines, and API keys travel without TLS")
     if settings.admin_listen and not is_loopback(settings.admin_listen):
         found.append(f"admin_listen = {settings.admin_listen!r} is open to other machines: they can drain this server")
+    if settings.distributed_address is not None and not is_loopback(settings.distributed_address):
+        found.append(
+            f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
+            "neither keys nor encryption"
+        )
     return found

@@ -87,18 +87,21 @@ class Post:
         watched = self.role is not Role.WORKER and self.child is not None and self.ready
         return self._watchdog.is_stuck(self._num_heard if watched else None)
 
-    def emptied(self) -> float:
-        """The process has ended. Returns how long to wait before the next. Raises RestartLimit.
+    def restart_delay_s(self) -> float:
+        """The process has failed: how long to wait before the next. Raises RestartLimit.
 
         The first restart in a row is at once: most deaths are single ones, and streams wait meanwhile.
         """
         if self._ready_since_s is not None and self._clock() - self._ready_since_s >= _SERVED_LONG_ENOUGH_S:
             self._restarts_in_row = 0
-        self.child = None
-        self._ready_since_s = None
         self._restarts_in_row += 1
         if self._restarts_in_row > self._max_restarts:
             raise RestartLimit
         if self._restarts_in_row == 1:
             return 0.0
         return min(_LONGEST_BACKOFF_S, math.ldexp(_FIRST_BACKOFF_S, self._restarts_in_row - 2))
+
+    def emptied(self) -> None:
+        """The process has ended."""
+        self.child = None
+        self._ready_since_s = None

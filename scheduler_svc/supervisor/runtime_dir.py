@@ -80,13 +80,17 @@ class RuntimeDir:
             stream.write(content)
         return path
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Remove the directory where we made it, else what we put into it; then let the lock go."""
         if self._ours:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             for file in self.path.iterdir():
-                if file.suffix in (".sock", ".json") or file.name == _LOCK:
+                if file.suffix in (".sock", ".json", ".store") or file.name == _LOCK:
                     file.unlink(missing_ok=True)
         os.close(self._lock)
 

@@ -11,8 +11,11 @@ import msgspec
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, TlsFiles
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import as_text
-from pagewire.wire.launch import CurveKeys, Device, Endpoint, WorkerLaunch
+from pagewire.wire.launch import CurveKeys, Device, Endpoint, RankGroup, WorkerLaunch
 from pagewire.wire.model import DType, ModelSpec
+
+RANKS_STORE = "ranks.store"
+"""File in the runtime directory where this host's ranks meet."""
 
 _ENGINE_TIMEOUT_INTERVALS = 10
 _LEAST_ENGINE_TIMEOUT_S = 5.0
@@ -47,7 +50,16 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     curve: tuple[CurveKeys, CurveKeys] | None
     """The engine's and the workers' keys, where workers connect by TCP."""
     started_unix_s: float
-    world_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the model, wherever they run."""
+        return self.settings.tensor_parallel_size
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Those that the supervisor starts; the others come from other hosts."""
+        return self.world_size - self.settings.remote_workers
 
     def worker_launch(self, rank: int, incarnation: int) -> WorkerLaunch:
         """What rank `rank` is started with."""
@@ -68,7 +80,16 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             num_threads=settings.num_threads,
             cpu_kernels=settings.cpu_kernels,
             sim_step_us=settings.sim_step_us,
+            group=self._group(),
         )
+
+    def _group(self) -> RankGroup | None:
+        if self.world_size == 1:
+            return None
+        store = f"file://{self.runtime_dir}/{RANKS_STORE}"
+        if self.settings.remote_workers:
+            store = f"tcp://{self.settings.distributed_address}"
+        return RankGroup(store=store, num_local_ranks=self.num_local_ranks)
 
     def engine_launch(self, incarnation: int) -> EngineLaunch:
         """What the engine is started with."""

@@ -36,6 +36,12 @@ class RestartDue(NamedTuple):
     post: Post
 
 
+class RanksOverdue(NamedTuple):
+    """Ranks that were told to stop should have."""
+
+    incarnation: int
+
+
 class DrainOverdue(NamedTuple):
     """Frontends should have drained by now."""
 
@@ -44,7 +50,7 @@ class Tick(NamedTuple):
     """Time has passed: see who still makes progress."""
 
 
-Event = Heard | Signalled | RestartDue | DrainOverdue | Tick
+Event = Heard | Signalled | RestartDue | RanksOverdue | DrainOverdue | Tick
 
 
 class Outcome(NamedTuple):

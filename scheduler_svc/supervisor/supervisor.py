@@ -8,7 +8,8 @@ events from one queue (what a child said, an exit, a signal, a timer) and is the
 
 - While STARTING, a child's end is the server's end: status 1, and the reason on stderr.
 - Later, a child that ends is started again with the next incarnation. The engine is told of a lost worker; workers and
-  frontends are told of a new engine. More than `max_restarts` in a row end the server with status 1.
+  frontends are told of a new engine. Ranks of one model end and begin together. More than `max_restarts` in a row end
+  the server with status 1.
 - A child that stands still without ending is ended: the engine and frontends by their silence, workers when the engine
   says that a step is overdue. What follows is what follows any other end.
 - A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number.
@@ -27,15 +28,17 @@ from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.settings.addresses import check_port_unused
 from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
 from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
+from pagewire.scheduler_svc.supervisor.ranks import Ranks
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier
-from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.server_plan import RANKS_STORE, Addresses, Commands, ServerPlan
 from pagewire.scheduler_svc.supervisor.supervision import (
     DrainOverdue,
     Event,
     Heard,
     Outcome,
     Phase,
+    RanksOverdue,
     RestartDue,
     Signalled,
     Tick,
@@ -61,9 +64,10 @@ _log = logging.getLogger(__name__)
 _STOP_S = 5.0
 """How long children may take to stop before they are killed."""
 _HASTY_STOP_S = 1.0
+_RANKS_STOP_S = 2.0
+"""The same for ranks of a group that has lost one: those that wait for it within a step cannot obey."""
 _DRAIN_SLACK_S = 5.0
 """How much longer than delay and grace frontends may take to drain."""
-
 
 _TICK_S = 1.0
 """Between two looks at who still makes progress."""
@@ -94,7 +98,7 @@ class Supervisor:
         self._phase = Phase.STARTING
         self._outcome: Outcome | None = None
         self._engine = self._post(Role.ENGINE, 0)
-        self._workers = [self._post(Role.WORKER, rank) for rank in range(plan.world_size)]
+        self._ranks = Ranks([self._post(Role.WORKER, rank) for rank in range(plan.num_local_ranks)])
         self._frontends = [self._post(Role.FRONTEND, index) for index in range(self._settings.frontends)]
 
     async def run(self) -> Outcome:
@@ -108,7 +112,7 @@ class Supervisor:
         self._tick_later()
         try:
             # The other frontends follow the first: with port 0 it alone can say which port they share.
-            for post in (self._engine, *self._workers, self._frontends[0]):
+            for post in (self._engine, *self._ranks.posts, self._frontends[0]):
                 await self._start(post)
             while self._outcome is None:
                 # Whatever is done about an event is done before the next is looked at.
@@ -124,7 +128,7 @@ class Supervisor:
         return Post(role, index, self._settings.max_restarts, watchdog, self._around.clock)
 
     def _posts(self) -> list[Post]:
-        return [self._engine, *self._workers, *self._frontends]
+        return [self._engine, *self._ranks.posts, *self._frontends]
 
     async def _start(self, post: Post) -> None:
         post.incarnation += 1
@@ -164,6 +168,9 @@ class Supervisor:
                 self._on_signal(number)
             case RestartDue(post):
                 await self._restart(post)
+            case RanksOverdue(incarnation):
+                if self._ranks.is_ending and incarnation == self._ranks.incarnation:
+                    self._ranks.kill()
             case DrainOverdue():
                 waiting = ", ".join(str(post) for post in self._frontends if not post.drained)
                 self._outcome = Outcome(1, f"{waiting} did not drain in time")
@@ -180,10 +187,11 @@ class Supervisor:
             case Alive():
                 pass  # it has been heard
             case StepOverdue(waited_s):
-                for worker in self._workers:
+                for worker in self._ranks.posts:
                     self._abort(worker, f"has held a step for {waited_s:g} s")
             case Loading(stage, fraction):
-                if self._phase is Phase.STARTING and post.role is Role.WORKER:
+                # The other ranks load as long; rank 0 says whom it waits for.
+                if self._phase is Phase.STARTING and post is self._ranks.posts[0]:
                     self._around.progress.report(stage, fraction)
             case Ready():
                 await self._on_ready(post, news)
@@ -251,23 +259,56 @@ class Supervisor:
                 _log.error("%s %s while draining", post, reason)
             self._on_drained(post)
             return
+        if post.role is Role.WORKER and self._ranks.is_ending:
+            _log.info("%s %s, as its group did", post, reason)
+            post.emptied()
+            self._restart_ended_ranks()
+            return
         _log.error("%s %s", post, reason)
         try:
-            delay_s = post.emptied()
+            if post.role is Role.WORKER:
+                self._ranks.lose()
+            else:
+                delay_s = post.restart_delay_s()
         except RestartLimit:
             restarts = self._settings.max_restarts
             self._outcome = Outcome(1, f"{post} {reason}; it was started again {restarts} times in a row, the limit")
             return
+        post.emptied()
         if post.role is Role.WORKER:
-            self._tell([self._engine], WorkerLost(post.index))
+            self._end_ranks()
+            return
+        if post.role is Role.ENGINE and self._plan.world_size > 1 and not self._ranks.is_ending:
+            self._ranks.end(0.0)
+            self._end_ranks()
         asyncio.get_running_loop().call_later(delay_s, self._events.put_nowait, RestartDue(post))
+
+    def _end_ranks(self) -> None:
+        """The group ends: nothing that it still has in flight will be answered."""
+        for rank in range(self._plan.world_size):
+            self._tell([self._engine], WorkerLost(rank))
+        overdue = RanksOverdue(self._ranks.incarnation)
+        asyncio.get_running_loop().call_later(_RANKS_STOP_S, self._events.put_nowait, overdue)
+        self._restart_ended_ranks()
+
+    def _restart_ended_ranks(self) -> None:
+        if self._ranks.all_ended:
+            due = RestartDue(self._ranks.posts[0])
+            asyncio.get_running_loop().call_later(self._ranks.restart_delay_s, self._events.put_nowait, due)
 
     async def _restart(self, post: Post) -> None:
         if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
             return
+        if post.role is Role.WORKER:
+            self._ranks.is_ending = False
+            self._around.runtime_dir.remove(RANKS_STORE)
+            for rank in self._ranks.posts:
+                await self._start(rank)
+            return
         await self._start(post)
         if post.role is Role.ENGINE:
-            self._tell([*self._workers, *self._frontends], EngineRestarted(post.incarnation))
+            told = self._frontends if self._plan.world_size > 1 else [*self._ranks.posts, *self._frontends]
+            self._tell(told, EngineRestarted(post.incarnation))
             if self._phase is Phase.DRAINING:
                 self._tell([post], Drain(0.0, 0.0))
 

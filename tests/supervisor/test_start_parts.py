@@ -18,6 +18,7 @@ from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_c
 from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses, ServerPlan
+from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import RopeScaling
 
@@ -138,21 +139,27 @@ def test_runtime_dir_must_be_private() -> None:
 
 def test_a_post_backs_off_and_forgets_after_a_minute_of_service() -> None:
     now_s = 0.0
-    post = Post(Role.WORKER, 0, 3, lambda: now_s)
-    assert [post.emptied(), post.emptied(), post.emptied()] == [0.0, 0.5, 1.0]
-    with pytest.raises(RestartLimit):
+    post = Post(Role.WORKER, 0, 3, Watchdog(0.0, 1.0), lambda: now_s)
+
+    def ended() -> float:
+        delay_s = post.restart_delay_s()
         post.emptied()
-    post = Post(Role.WORKER, 0, 1, lambda: now_s)
+        return delay_s
+
+    assert [ended(), ended(), ended()] == [0.0, 0.5, 1.0]
+    with pytest.raises(RestartLimit):
+        ended()
+    post = Post(Role.WORKER, 0, 1, Watchdog(0.0, 1.0), lambda: now_s)
     for _ in range(5):
         post.became_ready()
         now_s += 30
         post.became_ready()  # an engine says so again after each recovery
         now_s += 30
-        assert post.emptied() == 0.0
+        assert ended() == 0.0
     post.became_ready()
     now_s += 59
     with pytest.raises(RestartLimit):
-        post.emptied()
+        ended()
 
 
 def test_plain_progress_says_each_stage_begins_and_ends() -> None:
