@@ -41,7 +41,6 @@ def open_source(spec: ModelSpec) -> TensorSource:
             return RandomSource(spec.decoder, spec.random_seed)
 
 
-@torch.inference_mode()
 def load_decoder(
     spec: ModelSpec,
     dtype: DType,
@@ -53,7 +52,7 @@ def load_decoder(
 ) -> Decoder:
     """The model on the CPU, its weights in `dtype`. Without `ops` and `linears`, torch's operators compute it.
 
-    `progress` is called with ("weights", fraction) after every layer, on this thread. Raises WeightsError where files
+    `progress` is called with ("weights", fraction) after the head and every layer, on this thread. Raises WeightsError where files
     and configuration do not fit each other, naming tensor and file; ValueError where the configuration does not fit
     itself.
     """
@@ -80,8 +79,9 @@ def load_decoder(
     else:
         embedding = TableEmbedding(assembler.fused(["model.embed_tokens.weight"]))
         head = linears.linear(assembler.fused(["lm_head.weight"]), None)
+    progress("weights", head_share / (config.num_layers + head_share))
     layers = []
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="load") as pool:
         for layer in pool.map(assembler.layer, range(config.num_layers)):
             layers.append(layer)
             progress("weights", (len(layers) + head_share) / (config.num_layers + head_share))
