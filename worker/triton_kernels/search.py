@@ -1,0 +1,177 @@
+"""Top-k, top-p and the draw for one row, by bisection, in one program.
+
+Ranks (`pagewire.worker.triton_kernels.logits.rank_of`) are unique, so "the k largest, the lower id first among equals"
+is simply "every rank from some threshold on", and so is what top-p keeps. The thresholds and the drawn id are found by
+counting and summing what lies above a pivot: numbers that no order of the ids can change, so the ids may be written
+down in any.
+
+A pivot costs one pass over the ids: about as many as separate the k-th from its neighbour, five to ten for a few dozen
+ids, at most 52 where logits are equal to the last bit.
+"""
+
+import triton
+import triton.language as tl
+
+from pagewire.worker.triton_kernels.logits import LEAST_RANK, MOST_RANK, is_distribution, load_chunk_maxima, rank_of
+from pagewire.worker.triton_kernels.uniform import uniform_bits
+from pagewire.worker.triton_kernels.weights import is_filtered, scaled_draw, top_p_target, weight_of
+
+
+@triton.jit
+def search(
+    logits_ptr,
+    row_stride,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    seed_ptr,
+    position_ptr,
+    chunk_max_ptr,
+    chunk_mass_ptr,
+    num_candidates_ptr,
+    candidates_ptr,
+    tokens_ptr,
+    VOCAB: tl.constexpr,
+    NUM_CHUNKS: tl.constexpr,
+    CHUNKS_BLOCK: tl.constexpr,
+    IS_SMALL: tl.constexpr,
+    MAX_CANDIDATES: tl.constexpr,
+    FEW_TILE: tl.constexpr,
+    MANY_TILE: tl.constexpr,
+):
+    """One row; see `pagewire.worker.triton_kernels.sampling`. Writes its token, if it is one of top-k or top-p."""
+    row = tl.program_id(0)
+    temperature, top_k, top_p = tl.load(temperature_ptr + row), tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+    if (temperature > 0) & is_filtered(top_k, top_p, VOCAB):
+        largest = tl.max(load_chunk_maxima(chunk_max_ptr, row, NUM_CHUNKS, CHUNKS_BLOCK), 0)
+        if is_distribution(largest):
+            chunks = tl.arange(0, CHUNKS_BLOCK)
+            mass = tl.load(chunk_mass_ptr + row * NUM_CHUNKS + chunks, mask=chunks < NUM_CHUNKS, other=0)
+            total = tl.sum(mass, 0)
+            draw = uniform_bits(tl.load(seed_ptr + row), tl.load(position_ptr + row))
+            row_ptr = logits_ptr + row.to(tl.int64) * row_stride
+            listed_ptr = candidates_ptr + row.to(tl.int64) * MAX_CANDIDATES
+            num_listed = tl.load(num_candidates_ptr + row)
+            if IS_SMALL | (num_listed > MAX_CANDIDATES):
+                num_ids = num_listed * 0 + VOCAB
+                token = _draw_among(
+                    row_ptr, listed_ptr, num_ids, total, largest, temperature, top_k, top_p, draw,
+                    VOCAB, MANY_TILE, False,
+                )  # fmt: skip
+                tl.store(tokens_ptr + row, token)
+            else:
+                token = _draw_among(
+                    row_ptr, listed_ptr, num_listed, total, largest, temperature, top_k, top_p, draw,
+                    VOCAB, FEW_TILE, True,
+                )  # fmt: skip
+                tl.store(tokens_ptr + row, token)
+
+
+@triton.jit
+def _draw_among(
+    row_ptr,
+    listed_ptr,
+    num_ids,
+    total,
+    largest,
+    temperature,
+    top_k,
+    top_p,
+    draw,
+    VOCAB: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_LISTED: tl.constexpr,
+):
+    """The drawn id. num_ids (int32) ids are looked at: those at listed_ptr, which include all that top-k or, without
+    it, top-p keeps; or all of the row. total is the weight of the whole row."""
+    low, highest = _range(row_ptr, listed_ptr, num_ids, VOCAB, TILE, IS_LISTED)
+    num_low = num_ids
+    if (top_k > 0) & (top_k < VOCAB):
+        high = highest + 1
+        while (high - low > 1) & (num_low != top_k):
+            middle = low + ((high - low) >> 1)
+            count, _ = _measure(
+                row_ptr, listed_ptr, num_ids, middle, VOCAB, largest, temperature, VOCAB, TILE, IS_LISTED
+            )
+            is_enough = count >= top_k
+            num_low = tl.where(is_enough, count, num_low)
+            low = tl.where(is_enough, middle, low)
+            high = tl.where(is_enough, high, middle)
+        num_low, total = _measure(
+            row_ptr, listed_ptr, num_ids, low, VOCAB, largest, temperature, VOCAB, TILE, IS_LISTED
+        )
+    if top_p < 1:
+        target = top_p_target(total, top_p)
+        high = highest + 1
+        num_high = tl.zeros((), tl.int32)
+        while (high - low > 1) & (num_low - num_high > 1):
+            middle = low + ((high - low) >> 1)
+            count, weight = _measure(
+                row_ptr, listed_ptr, num_ids, middle, VOCAB, largest, temperature, VOCAB, TILE, IS_LISTED
+            )
+            is_enough = weight >= target
+            num_low = tl.where(is_enough, count, num_low)
+            num_high = tl.where(is_enough, num_high, count)
+            low = tl.where(is_enough, middle, low)
+            high = tl.where(is_enough, high, middle)
+        num_low, total = _measure(
+            row_ptr, listed_ptr, num_ids, low, VOCAB, largest, temperature, VOCAB, TILE, IS_LISTED
+        )
+    passed = scaled_draw(total, draw)
+    # The running sum has not passed the draw at `before`, and has at `token`.
+    before = tl.zeros((), tl.int32) - 1
+    token = tl.zeros((), tl.int32) + (VOCAB - 1)
+    while token - before > 1:
+        middle_id = (before + token) >> 1
+        _, weight = _measure(row_ptr, listed_ptr, num_ids, low, middle_id, largest, temperature, VOCAB, TILE, IS_LISTED)
+        token = tl.where(weight > passed, middle_id, token)
+        before = tl.where(weight > passed, before, middle_id)
+    return token
+
+
+@triton.jit
+def _load(row_ptr, listed_ptr, start, num_ids, TILE: tl.constexpr, IS_LISTED: tl.constexpr):
+    """(ids, logits, ranks) of a tile; past the end a rank is LEAST_RANK."""
+    index = start + tl.arange(0, TILE)
+    mask = index < num_ids
+    ids = index
+    if IS_LISTED:
+        ids = tl.load(listed_ptr + index, mask=mask, other=0)
+    logits = tl.load(row_ptr + ids, mask=mask, other=-float("inf")).to(tl.float32)
+    return ids, logits, tl.where(mask, rank_of(logits, ids), LEAST_RANK)
+
+
+@triton.jit
+def _range(row_ptr, listed_ptr, num_ids, VOCAB: tl.constexpr, TILE: tl.constexpr, IS_LISTED: tl.constexpr):
+    """The lowest and the highest rank."""
+    lowest = tl.zeros((), tl.int64) + MOST_RANK
+    highest = tl.zeros((), tl.int64) + LEAST_RANK
+    for start in range(0, num_ids, TILE):
+        _, _, ranks = _load(row_ptr, listed_ptr, start, num_ids, TILE, IS_LISTED)
+        highest = tl.maximum(highest, tl.max(ranks, 0))
+        lowest = tl.minimum(lowest, tl.min(tl.where(ranks == LEAST_RANK, MOST_RANK, ranks), 0))
+    return lowest, highest
+
+
+@triton.jit
+def _measure(
+    row_ptr,
+    listed_ptr,
+    num_ids,
+    least_rank,
+    last_id,
+    largest,
+    temperature,
+    VOCAB: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_LISTED: tl.constexpr,
+):
+    """(number, weight) of the ids up to last_id whose rank is at least least_rank."""
+    count = tl.full((), 0, tl.int32)
+    weight = tl.full((), 0, tl.int64)
+    for start in range(0, num_ids, TILE):
+        ids, logits, ranks = _load(row_ptr, listed_ptr, start, num_ids, TILE, IS_LISTED)
+        is_counted = (ranks >= least_rank) & (ids <= last_id)
+        count += tl.sum(is_counted.to(tl.int32), 0)
+        weight += tl.sum(tl.where(is_counted, weight_of(logits, largest, temperature), 0), 0)
+    return count, weight

@@ -1,0 +1,27 @@
+"""How the elementwise kernels are cut into programs, reasoned for an H200 (132 multiprocessors, 4.3 TB/s copied).
+
+They read and write every byte once, so what matters is that a thread has 16 bytes to load at a time and that a large
+step has many more programs than multiprocessors. One row is bounded by latency whatever the cut.
+"""
+
+import triton
+
+ACTIVATION_BLOCK = 1024
+"""Values of gate, and as many of up, per program of 4 warps: 8 bf16 values per thread, one 16-byte load each. One row
+of Qwen3-8B (12,288 values) is 12 programs."""
+
+ROTATED_HEADS = 8
+"""Heads per program of 4 warps: 8 × 128 values are 8 per thread. One row of Qwen3-0.6B (32 heads) is 4 programs."""
+
+SEARCH_WARPS = 8
+FEW_TILE = 1024
+MANY_TILE = 4096
+"""Ids per pass of the search in a row, in one program of SEARCH_WARPS: a few dozen are one tile, whose loads stay in
+the multiprocessor's own cache from pivot to pivot; a whole row is read in tiles that keep 16 loads per thread under
+way."""
+
+
+def norm_warps(width: int) -> int:
+    """One program per row, because the sum needs the whole of it: 8 values per thread, one 16-byte load of bf16, and 16
+    past a width of 4,096; they stay in registers between the sum and the store."""
+    return int(min(16, max(1, triton.next_power_of_2(width) // 256)))
