@@ -232,7 +232,7 @@ class Scheduler:
         return {sequence.slot: list(sequence.blocks) for sequence in self._batch.slots.running()}
 
     def check_integrity(self) -> None:
-        """Recount everything. Raises AssertionError; for tests and for an idle engine."""
+        """Recount everything. Raises AssertionError; for tests."""
         slots = self._batch.slots
         running = slots.running()
         waiting = list(self._waiting)

@@ -16,9 +16,6 @@ from pagewire.wire.launch import CurveKeys, Endpoint
 HIGH_WATER_MARK = 16_384
 """Messages that may wait for one peer; a peer that leaves more unread is treated as gone."""
 
-MAX_FRAMES_PER_WAKE = 1_024
-"""Most frames read from a socket before the loop turns to its other duties."""
-
 
 class _PeerKeys:
     """Tells ZeroMQ's authenticator which client keys may connect."""

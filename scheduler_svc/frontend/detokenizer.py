@@ -27,7 +27,6 @@ import msgspec
 
 from pagewire.scheduler_svc.startup_errors import StartupError
 
-_REPLACEMENT = "�".encode()
 _UNDERLINE = "▁"  # SentencePiece writes a space so
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")

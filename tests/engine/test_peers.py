@@ -1,0 +1,116 @@
+"""The engine's links against real sockets: who counts as a peer, and who does not."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
+from pagewire.scheduler_svc.engine.sockets import RouterSockets
+from pagewire.scheduler_svc.engine.worker_link import WorkerLink
+from pagewire.wire.codec import Codec
+from pagewire.wire.columns import pack
+from pagewire.wire.launch import Endpoint
+from pagewire.wire.plan import PROTOCOL_VERSION, Begin, StepResult, ToWorker, WorkerHello
+from pagewire.wire.requests import Abort, Answer, Register, ToFrontend
+
+ABORT = Abort(pack([1]))
+HELLO = WorkerHello(
+    protocol_version=PROTOCOL_VERSION,
+    rank=0,
+    incarnation=0,
+    num_blocks=1,
+    block_size=1,
+    max_num_seqs=1,
+    max_model_len=1,
+    vocab_size=1,
+    weights_bytes=1,
+    kv_cache_bytes=1,
+    attention_backend="",
+    linear_backend="",
+    versions={},
+)
+
+Dial = Callable[[bytes], "zmq.Socket[bytes]"]
+
+
+@pytest.fixture
+def router() -> Iterator["zmq.Socket[bytes]"]:
+    with RouterSockets() as sockets:
+        yield sockets.bind(Endpoint(address="ipc://@pagewire-test-peers"))
+
+
+@pytest.fixture
+def dial() -> Iterator[Dial]:
+    opened: list[zmq.Socket[bytes]] = []
+
+    def connect(identity: bytes) -> "zmq.Socket[bytes]":
+        dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IDENTITY, identity)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RCVTIMEO, 5000)
+        dealer.connect("ipc://@pagewire-test-peers")
+        opened.append(dealer)
+        return dealer
+
+    yield connect
+    for dealer in opened:
+        dealer.close(0)
+
+
+def say(link: FrontendLink | WorkerLink, dealer: "zmq.Socket[bytes]", *messages: object) -> list[tuple[int, Any]]:
+    """What the link makes of messages, sent one by one."""
+    heard: list[tuple[int, Any]] = []
+    for message in messages:
+        dealer.send(message if isinstance(message, bytes) else Codec(object).encode(message))
+        assert link.socket.poll(5000)
+        heard += link.receive()
+    return heard
+
+
+def test_who_is_not_registered_is_nobody(router: "zmq.Socket[bytes]", dial: Dial) -> None:
+    link = FrontendLink(router)
+    frontend = dial(b"a")
+    assert say(link, frontend, ABORT, b"\xc1", Register(3, 0), ABORT) == [(3, Register(3, 0)), (3, ABORT)]
+    assert link.dropped_frames == 2
+    link.send(3, Answer(1, 2))
+    link.send(4, Answer(1, 2))  # nobody, and no error
+    assert Codec[ToFrontend](ToFrontend).decode(frontend.recv()) == Answer(1, 2)
+
+
+def test_an_earlier_incarnation_does_not_come_back(router: "zmq.Socket[bytes]", dial: Dial) -> None:
+    link = FrontendLink(router)
+    old, new = dial(b"old"), dial(b"new")
+    assert say(link, old, Register(0, 4)) == [(0, Register(0, 4))]
+    assert say(link, new, Register(0, 5)) == [(0, Register(0, 5))]
+    assert say(link, old, ABORT, Register(0, 4)) == []
+    assert link.dropped_frames == 2
+    assert say(link, new, ABORT) == [(0, ABORT)]
+
+
+def test_an_unreachable_frontend_is_gone_once(router: "zmq.Socket[bytes]", dial: Dial) -> None:
+    link = FrontendLink(router)
+    frontend = dial(b"a")
+    say(link, frontend, Register(7, 0))
+    frontend.close(0)
+    while not (gone := link.take_gone()):
+        link.broadcast(Answer(1, 1))  # until the socket has noticed
+    assert gone == {7}
+    link.broadcast(Answer(1, 1))
+    assert link.take_gone() == set()
+
+
+def test_a_worker_of_another_protocol_is_nobody(router: "zmq.Socket[bytes]", dial: Dial) -> None:
+    link = WorkerLink(router)
+    worker = dial(b"w")
+    result = StepResult(0, 0, b"", 1, 1)
+    stranger = msgspec.structs.replace(HELLO, protocol_version=PROTOCOL_VERSION + 1)
+    assert say(link, worker, stranger, result) == []
+    assert say(link, worker, HELLO, result) == [(0, HELLO), (0, result)]
+    link.send(Begin(9))
+    assert Codec[ToWorker](ToWorker).decode(worker.recv()) == Begin(9)
+    link.forget(0)
+    assert say(link, worker, result) == []
+    assert link.dropped_frames == 3
