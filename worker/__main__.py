@@ -1,10 +1,12 @@
 """`python -m pagewire.worker run`: a worker process under a supervisor. `… probe`: what this machine has, as JSON.
 
-Exit status of `run`: 0 told to stop; 1 could not load; 3 a plan or step failed; 70 the supervisor went away.
+Exit status of `run`: 0 told to stop; 1 could not load; 3 a plan or step failed; 70 the supervisor went away;
+75 another rank did.
 """
 
 import argparse
 import gc
+import os
 import signal
 import sys
 import traceback
@@ -13,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.wire.control import Failed, Loading, Ready, Stop
-from pagewire.wire.lifeline import Lifeline
+from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink, LinkError
 from pagewire.worker.loop import WorkerLoop
@@ -66,9 +68,15 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
                 raise _StopRequested
         lifeline.send(Loading(stage, fraction))
 
+    def rank_lost(reason: str) -> None:
+        # The main thread may be waiting for that rank within a step, where nothing can wake it.
+        _log(reason)
+        lifeline.send(Failed(reason))
+        os._exit(RANKS_LOST_STATUS)
+
     try:
         launch = read_launch(launch_file)
-        loaded = load_device(launch, progress)
+        loaded = load_device(launch, progress, rank_lost)
     except _StopRequested:
         return STOPPED_STATUS
     except LaunchError as error:
@@ -82,7 +90,7 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
     # What is loaded stays: a full collection over torch's objects would stall a step for tens of milliseconds.
     gc.collect()
     gc.freeze()
-    link = EngineLink(launch.engine, f"{launch.rank}:{launch.incarnation}")
+    link = EngineLink(launch.engine, f"{loaded.hello.rank}:{loaded.hello.incarnation}")
     loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
     lifeline.send(Ready())
     try:

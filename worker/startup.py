@@ -4,19 +4,23 @@ Whatever is wrong with the launch, the machine or the model's files and is nobod
 one clear line for the person who started the server.
 """
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
+
 from pagewire.wire.codec import JsonCodec, WireError
-from pagewire.wire.launch import WorkerLaunch
+from pagewire.wire.launch import UNKNOWN_INCARNATION, WorkerLaunch, terms_digest
 from pagewire.wire.plan import PROTOCOL_VERSION, WorkerHello
+from pagewire.wire.sharding import local_decoder
 from pagewire.worker.cpu_info import usable_cores
 from pagewire.worker.immediate import ImmediateRunner
 from pagewire.worker.loop import Runner
-from pagewire.worker.sim import SimRunner, sim_num_blocks
+from pagewire.worker.sim import DEFAULT_BLOCK_SIZE, SimRunner, sim_num_blocks
 from pagewire.worker.slot_columns import SlotLimits
 
 Progress = Callable[[str, float], None]
@@ -44,11 +48,12 @@ def read_launch(path: Path) -> WorkerLaunch:
         raise LaunchError(f"cannot read the launch file {path}: {error.strerror}") from error
     except WireError as error:
         raise LaunchError(f"the launch file {path} is wrong: {error}") from error
-    if (launch.world_size, launch.rank) != (1, 0):
-        raise LaunchError(
-            f"world_size is {launch.world_size} and rank {launch.rank}: tensor parallelism is not built yet; "
-            "this version runs world_size 1, rank 0"
-        )
+    if not 0 <= launch.rank < launch.world_size:
+        raise LaunchError(f"rank is {launch.rank}; ranks are numbered from 0, and world_size is {launch.world_size}")
+    if launch.world_size > 1 and launch.device != "sim" and launch.group is None:
+        raise LaunchError(f"world_size is {launch.world_size}, and no group says where the ranks meet")
+    if launch.incarnation == UNKNOWN_INCARNATION and (launch.group is None or launch.rank == 0):
+        raise LaunchError(f"incarnation is {launch.incarnation}, which only a rank after 0 of a group may have")
     if launch.max_num_batched_tokens < launch.max_num_seqs:
         raise LaunchError(
             f"max_num_batched_tokens is {launch.max_num_batched_tokens}; it must be at least max_num_seqs, "
@@ -57,7 +62,7 @@ def read_launch(path: Path) -> WorkerLaunch:
     for name, value, least in (
         ("max_num_seqs", launch.max_num_seqs, 1),
         ("max_model_len", launch.max_model_len, 1),
-        ("block_size", launch.block_size, 1),
+        ("block_size", 1 if launch.block_size is None else launch.block_size, 1),
         ("num_threads", 1 if launch.num_threads is None else launch.num_threads, 1),
         ("sim_step_us", launch.sim_step_us, 0),
     ):
@@ -66,20 +71,27 @@ def read_launch(path: Path) -> WorkerLaunch:
     return launch
 
 
-def load_device(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
-    """Load the model onto the launch's device. Raises LaunchError, and whatever `progress` raises."""
+def load_device(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[str], None]) -> LoadedDevice:
+    """Load the model onto the launch's device. Raises LaunchError, and whatever `progress` raises.
+
+    `on_rank_lost` is called with a reason, on a thread of its own and at any time from now on, where another host's
+    rank is gone and this process must end.
+    """
     match launch.device:
         case "sim":
             return _load_sim(launch)
         case "cpu":
-            return _load_cpu(launch, progress)
+            return _load_cpu(launch, progress, on_rank_lost)
         case "cuda":
             raise LaunchError("device cuda is not built yet: this version runs on cpu and sim")
 
 
 def _load_sim(launch: WorkerLaunch) -> LoadedDevice:
+    if launch.attention_backend != "auto":
+        raise LaunchError(f"attention_backend is {launch.attention_backend}; device sim has no attention")
+    block_size = launch.block_size or DEFAULT_BLOCK_SIZE
     try:
-        limits = _limits(launch, sim_num_blocks(launch))
+        limits = _limits(launch, block_size, sim_num_blocks(launch, block_size))
         runner = SimRunner(limits, eos_token_ids=launch.model.eos_token_ids, step_us=launch.sim_step_us)
     except ValueError as error:
         raise LaunchError(str(error)) from error
@@ -95,44 +107,66 @@ def _load_sim(launch: WorkerLaunch) -> LoadedDevice:
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 
-def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
+def _load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[str], None]) -> LoadedDevice:
+    # Before torch is imported: what its sockets meet while ranks come and go is told in our own words.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         import torch
     except ImportError as error:
         raise LaunchError(f"device cpu needs torch ({error}): pip install 'pagewire[worker]'") from error
-    from pagewire.worker.cpu_kernels import choose_kernels
+    from pagewire.worker.attention.base import block_size_of
+    from pagewire.worker.cpu_kernels import choose_kernels, kernels_of_attention
     from pagewire.worker.kv_cache import KVCache, available_memory_bytes, plan_num_blocks
     from pagewire.worker.model.weights import load_decoder
     from pagewire.worker.native.library import NativeUnavailable
+    from pagewire.worker.parallel.ranks import RankStart
+    from pagewire.worker.parallel.rendezvous import RendezvousError
     from pagewire.worker.runner import CpuRunner
 
-    num_threads = launch.num_threads or usable_cores()
+    num_local_ranks = 1 if launch.group is None else launch.group.num_local_ranks
+    num_threads = launch.num_threads or max(1, usable_cores() // num_local_ranks)
     dtype = torch.bfloat16 if launch.dtype == "bfloat16" else torch.float32
     try:
-        kernels = choose_kernels(launch.model.decoder, dtype, num_threads, launch.cpu_kernels)
+        local_config = local_decoder(launch.model.decoder, launch.world_size)
+        wanted = kernels_of_attention(launch.attention_backend, launch.cpu_kernels)
+        kernels = choose_kernels(local_config, dtype, num_threads, wanted)
+        block_size = block_size_of(kernels.attention, launch.block_size)
     except NativeUnavailable as error:
-        raise LaunchError(f"cpu_kernels is native: {error}") from error
+        asked = "cpu_kernels is native" if launch.cpu_kernels == "native" else "attention_backend is paged-native"
+        raise LaunchError(f"{asked}: {error}") from error
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
     attention = kernels.attention
-    if launch.block_size % attention.block_size_multiple:
-        raise LaunchError(
-            f"block_size is {launch.block_size}; attention backend {attention.name} takes multiples of "
-            f"{attention.block_size_multiple}"
-        )
+    # Ranks must agree on it, also where each took its backend's own.
+    launch = msgspec.structs.replace(launch, block_size=block_size)
     try:
-        decoder = load_decoder(launch.model, launch.dtype, attention, progress, kernels.ops, kernels.linears, num_threads)
+        if launch.group is None:
+            decoder = load_decoder(
+                launch.model, launch.dtype, attention, progress, kernels.ops, kernels.linears, num_threads
+            )
+            available_bytes = available_memory_bytes()
+        else:
+            start = RankStart(launch, launch.group, progress, on_rank_lost)
+            launch = msgspec.structs.replace(launch, incarnation=start.incarnation)
+            decoder = start.load(
+                launch.model, launch.dtype, attention, progress, kernels.ops, kernels.linears, num_threads
+            )
+            collectives = start.join(kernels.name, torch.device("cpu"), progress)
+            decoder = start.parallel(decoder, launch.model.decoder.vocab_size, collectives)
+            available_bytes = start.memory_share(available_memory_bytes(), collectives, torch.device("cpu"))
         num_blocks = plan_num_blocks(
             decoder.config,
-            block_size=launch.block_size,
+            block_size=block_size,
             dtype=dtype,
             max_num_seqs=launch.max_num_seqs,
             max_model_len=launch.max_model_len,
             kv_cache_bytes=launch.kv_cache_bytes,
-            available_bytes=available_memory_bytes(),
+            available_bytes=available_bytes,
         )
-        kv = KVCache(decoder.config, num_blocks, launch.block_size, dtype)
-    except (OSError, ValueError) as error:
+        kv = KVCache(decoder.config, num_blocks, block_size, dtype)
+    except (OSError, ValueError, RendezvousError) as error:
         raise LaunchError(str(error)) from error
-    limits = _limits(launch, num_blocks)
+    limits = _limits(launch, block_size, num_blocks)
     hello = _hello(
         launch,
         limits,
@@ -146,12 +180,12 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress) -> LoadedDevice:
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 
-def _limits(launch: WorkerLaunch, num_blocks: int) -> SlotLimits:
+def _limits(launch: WorkerLaunch, block_size: int, num_blocks: int) -> SlotLimits:
     return SlotLimits(
         max_num_seqs=launch.max_num_seqs,
         max_model_len=launch.max_model_len,
         max_num_batched_tokens=launch.max_num_batched_tokens,
-        block_size=launch.block_size,
+        block_size=block_size,
         num_blocks=num_blocks,
         vocab_size=launch.model.decoder.vocab_size,
     )
@@ -181,6 +215,7 @@ def _hello(
         attention_backend=attention_backend,
         linear_backend=linear_backend,
         versions={"python": platform.python_version()} | {name: installed_version(name) for name in libraries},
+        terms_digest=terms_digest(launch),
     )
 
 

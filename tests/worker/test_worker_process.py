@@ -61,7 +61,8 @@ def test_hello(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
         assert engine.identity == b"0:4"
         assert isinstance(hello, WorkerHello)
         assert hello.versions.keys() == {"python", "numpy"}
-        assert msgspec.structs.replace(hello, versions={}) == WorkerHello(
+        assert len(hello.terms_digest) == 64
+        assert msgspec.structs.replace(hello, versions={}, terms_digest="") == WorkerHello(
             protocol_version=PROTOCOL_VERSION,
             rank=0,
             incarnation=4,
@@ -220,8 +221,9 @@ def test_curve_with_another_server_s_key_does_not_connect(tmp_path: Path) -> Non
     ("changes", "message"),
     [
         ({"device": "cuda"}, "device cuda is not built yet: this version runs on cpu and sim"),
-        ({"world_size": 2}, "world_size is 2 and rank 0: tensor parallelism is not built yet"),
-        ({"rank": 1}, "world_size is 1 and rank 1: tensor parallelism is not built yet"),
+        ({"world_size": 2, "device": "cpu"}, "world_size is 2, and no group says where the ranks meet"),
+        ({"rank": 1}, "rank is 1; ranks are numbered from 0, and world_size is 1"),
+        ({"incarnation": -1}, "incarnation is -1, which only a rank after 0 of a group may have"),
         ({"max_num_batched_tokens": 7}, "max_num_batched_tokens is 7; it must be at least max_num_seqs, 8"),
         ({"num_threads": 0}, "num_threads is 0; it must be at least 1"),
         ({"sim_step_us": -1}, "sim_step_us is -1; it must be at least 0"),

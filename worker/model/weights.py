@@ -52,13 +52,28 @@ def load_decoder(
 ) -> Decoder:
     """The model on the CPU, its weights in `dtype`. Without `ops` and `linears`, torch's operators compute it.
 
-    `progress` is called with ("weights", fraction) after the head and every layer, on this thread. Raises WeightsError where files
-    and configuration do not fit each other, naming tensor and file; ValueError where the configuration does not fit
-    itself.
+    `progress` is called with ("weights", fraction) after the head and every layer, on this thread. Raises WeightsError
+    where files and configuration do not fit each other, naming tensor and file; ValueError where the configuration
+    does not fit itself.
     """
-    config = spec.decoder
     source = open_source(spec)
-    check_tensors(source, config)
+    check_tensors(source, spec.decoder)
+    return build_decoder(source, spec.decoder, dtype, attention, progress, ops, linears, num_threads)
+
+
+@torch.inference_mode()
+def build_decoder(
+    source: TensorSource,
+    config: DecoderConfig,
+    dtype: DType,
+    attention: AttentionBackend,
+    progress: Callable[[str, float], None],
+    ops: DecoderOps | None = None,
+    linears: LinearKind | None = None,
+    num_threads: int = 1,
+) -> Decoder:
+    """The same from a source whose tensors have been checked, or from the part of one that a rank computes; its tables
+    of the vocabulary may have fewer rows than `config` says, which has the whole vocabulary's size."""
     torch_dtype = TORCH_DTYPES[dtype]
     if linears is None:
         linears = TorchLinears(choose_linear(torch.device("cpu"), torch_dtype))

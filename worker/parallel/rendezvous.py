@@ -123,7 +123,7 @@ def meet(launch: WorkerLaunch, group: RankGroup, progress: Progress) -> Meeting:
 def watch(meeting: Meeting, on_lost: Callable[[str], None]) -> None:
     """From now on tell the other ranks that this one is alive, and call `on_lost`, on a thread of its own and once,
     where one of them falls silent. For ranks of several hosts: those of one host have a supervisor in common."""
-    store = meeting.store.clone()
+    store = meeting.store.clone()  # type: ignore[attr-defined]
     threading.Thread(target=lambda: on_lost(_watch(meeting, store)), name="ranks", daemon=True).start()
 
 
