@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.device_runner import make_runner, tiny_config
+from support.device_runner import CountingModel, make_runner, tiny_config
 from support.held_timeline import HeldTimeline
 from support.worker_plans import SMALL, PlanMaker, admit
 from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
@@ -14,7 +14,6 @@ from pagewire.wire.columns import unpack
 from pagewire.wire.control import EngineRestarted, Stop
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import Begin, StepResult, WorkerFailed, WorkerHello
-from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.cuda.waker import Waker
@@ -40,17 +39,9 @@ HELLO = WorkerHello(
 )
 
 
-class CountingModel:
-    """Every token is followed by the next number."""
-
-    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
-        ids = batch.input_ids_T[batch.sample_rows_S]
-        return torch.zeros(len(ids), SMALL.vocab_size).scatter_(1, (ids[:, None] + 1) % SMALL.vocab_size, 1.0)
-
-
 def counting_runner(timeline: HeldTimeline, **options: object) -> CudaRunner:
     kv = KVCache(tiny_config(SMALL.vocab_size), SMALL.num_blocks, SMALL.block_size, torch.float32)
-    return make_runner(CountingModel(), kv, SMALL, timeline=timeline, **options)
+    return make_runner(CountingModel(SMALL.vocab_size), kv, SMALL, timeline=timeline, **options)
 
 
 def first_plan(maker: PlanMaker) -> object:

@@ -131,6 +131,17 @@ class TensorAttentionStep:
         return out_THD
 
 
+class CountingModel:
+    """Every token is followed by the next number."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        ids = batch.input_ids_T[batch.sample_rows_S]
+        return torch.zeros(len(ids), self._vocab_size).scatter_(1, (ids[:, None] + 1) % self._vocab_size, 1.0)
+
+
 def make_runner(
     model: Model,
     kv: KVCache,

@@ -41,7 +41,7 @@ def record_steps(
     sizes = padded_sizes(limits.max_num_seqs)
     launches: dict[int, Launch] = {}
     for index, size in enumerate(reversed(sizes), start=1):
-        launches[size] = recorder.record(_decode(work, StepShape.of_decodes(size, limits.max_model_len)))
+        launches[size] = record_size(work, recorder, size, limits)
         progress(index / len(sizes))
     return RecordedSteps(launches, limits.max_num_seqs)
 
@@ -55,5 +55,7 @@ def fill_with_padding(buffers: StepBuffers, rows_B: list[int]) -> None:
     buffers.seqs_BQ(len(seqs)).copy_(torch.tensor(seqs, dtype=torch.int32))
 
 
-def _decode(work: StepWork, shape: StepShape) -> Launch:
-    return lambda: work.run(shape)
+def record_size(work: StepWork, recorder: Recorder, size: int, limits: SlotLimits) -> Launch:
+    """Record a decode step of so many sequences. The packed plan is one of padding alone."""
+    shape = StepShape.of_decodes(size, limits.max_model_len)
+    return recorder.record(lambda: work.run(shape))

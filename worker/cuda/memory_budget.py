@@ -1,0 +1,102 @@
+"""How a device's memory is divided, and where it went.
+
+    device ─┬─ before the model: driver, context, libraries, other processes
+            ├─ weights
+            ├─ buffers: slots, inputs, kernels' workspaces; allocated once
+            ├─ activations: what the worst step allocates and frees, as profiled
+            ├─ graphs: what recording allocates, estimated from two of them before there is a cache
+            ├─ KV cache: what is left below the utilization
+            └─ free
+
+Pure arithmetic on byte counts; `pagewire.worker.cuda.loading` measures them.
+"""
+
+from dataclasses import dataclass
+
+from pagewire.wire.plan import DeviceMemory
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """What is known before the KV cache is allocated. Bytes."""
+
+    device: int
+    """All of the device's memory."""
+    before_model: int
+    """In use when the worker began, by whomever."""
+    weights: int
+    buffers: int
+    activations: int
+    """Freed again, but needed in every step."""
+    graphs: int
+    """An estimate."""
+    free: int
+    """Now, with neither activations nor graphs allocated."""
+
+
+def kv_budget(use: MemoryUse, utilization: float) -> int:
+    """Bytes for the KV cache, so that the device's memory is used to `utilization` (0 … 1) in a worst step. What other
+    processes hold counts as used. Negative where there is no room."""
+    return use.free - (use.device - int(use.device * utilization)) - use.activations - use.graphs
+
+
+def describe_budget(use: MemoryUse, utilization: float) -> str:
+    """The same sum in words, for an error: what is left is not enough, and why."""
+    return (
+        f"gpu_memory_utilization {utilization} of {_gib(use.device)}, which leaves {_gib(kv_budget(use, utilization))} "
+        f"beside {_gib(use.before_model)} in use before the model, {_gib(use.weights)} of weights, "
+        f"{_gib(use.buffers)} of buffers, {_gib(use.activations)} of activations and {_gib(use.graphs)} of graphs,"
+    )
+
+
+def estimated_graph_bytes(first: int, second: int, num_graphs: int) -> int:
+    """What num_graphs recordings take, where the largest took `first` bytes and the next `second`: later ones find
+    their memory in the pool and take no more than the second's own. Counts are what the driver's free memory shrank
+    by, so one may be negative where something else was freed meanwhile."""
+    return max(0, first) + max(0, second) * max(0, num_graphs - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """Where every byte of a device went, once the worker is ready."""
+
+    device: int
+    before_model: int
+    weights: int
+    buffers: int
+    activations: int
+    graphs: int
+    """As measured."""
+    kv_cache: int
+    free: int
+    """As the driver says. Activations are allocated again from it."""
+
+    def lines(self) -> list[str]:
+        """For the log."""
+        parts = {
+            "before the model": self.before_model,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "activations of the worst step": self.activations,
+            "graphs": self.graphs,
+            "KV cache": self.kv_cache,
+            "free": self.free - self.activations,
+        }
+        return [f"device memory: {_gib(self.device)}", *(f"  {_gib(size)} {name}" for name, size in parts.items())]
+
+    def for_engine(self) -> DeviceMemory:
+        """What GetServerInfo shows beside weights and KV cache."""
+        return DeviceMemory(
+            total_bytes=self.device,
+            before_model_bytes=self.before_model,
+            buffer_bytes=self.buffers,
+            activation_bytes=self.activations,
+            graph_bytes=self.graphs,
+            free_bytes=self.free,
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
