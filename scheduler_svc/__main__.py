@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
     notifier = SystemdNotifier(os.environ)
     with (
         ReadyReport(arguments.ready_fd, arguments.ready_file) as ready,
-        RuntimeDir.open(settings.runtime_dir, os.environ) as runtime_dir,
+        RuntimeDir.open(settings.runtime_dir) as runtime_dir,
         closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
     ):
         model = resolve_model(

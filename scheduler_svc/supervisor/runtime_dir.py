@@ -1,8 +1,10 @@
 """The runtime directory: sockets between the processes, and each child's launch file.
 
 Whoever can write to its sockets can send plans to a worker, so it belongs to this user alone (mode 0700), and that is
-checked even where the user named it. A lock file is held for the supervisor's life: two servers never share a
-directory, and a later start can tell what a killed supervisor left behind.
+checked even where the user named it. A new one is made in the temporary folder and not in $XDG_RUNTIME_DIR, which is
+emptied when its user logs out, while a server that was left running goes on and must start processes again. A lock file
+is held for the supervisor's life: two servers never share a directory, and a later start can tell what a killed
+supervisor left behind.
 """
 
 import fcntl
@@ -11,7 +13,6 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -34,10 +35,10 @@ class RuntimeDir:
         self._ours = ours
 
     @classmethod
-    def open(cls, wanted: str | None, environ: Mapping[str, str]) -> "RuntimeDir":
+    def open(cls, wanted: str | None) -> "RuntimeDir":
         """Take the directory `wanted`, created where it is missing, or make a new one. Raises SettingsError."""
         if wanted is None:
-            base = _base(environ)
+            base = Path(tempfile.gettempdir())
             _sweep(base)
             made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
             try:
@@ -112,14 +113,6 @@ def check_private(path: Path) -> None:
         raise SettingsError(f"{str(path)!r} belongs to user {found.st_uid}; it must belong to user {os.geteuid()}")
     if found.st_mode & 0o077:
         raise SettingsError(f"{str(path)!r} has mode {stat.S_IMODE(found.st_mode):04o}; it must be 0700")
-
-
-def _base(environ: Mapping[str, str]) -> Path:
-    """$XDG_RUNTIME_DIR where it is ours to write to, else the temporary folder."""
-    given = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(given) and os.access(given, os.W_OK | os.X_OK):
-        return Path(given)
-    return Path(tempfile.gettempdir())
 
 
 def _sweep(base: Path) -> None:

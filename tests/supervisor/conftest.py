@@ -54,7 +54,7 @@ class ScriptedServer:
             stderr=subprocess.PIPE,
             text=True,
             pass_fds=[theirs],
-            env=clean | {"XDG_RUNTIME_DIR": str(runtime_base)} | environ,
+            env=clean | {"TMPDIR": str(runtime_base), "XDG_RUNTIME_DIR": "/nowhere"} | environ,
         )
         os.close(theirs)
 

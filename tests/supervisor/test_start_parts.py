@@ -118,7 +118,7 @@ def test_tcp_workers_get_keys(tmp_path: Path) -> None:
 def test_runtime_dir_must_be_private() -> None:
     with tempfile.TemporaryDirectory(prefix="pw") as base:
         made = Path(base) / "made" / "deep"
-        with RuntimeDir.open(str(made), {}) as opened:
+        with RuntimeDir.open(str(made)) as opened:
             assert stat.S_IMODE(made.stat().st_mode) == 0o700
             file = opened.write("engine-0.json", b"x")
             assert opened.write("engine-0.json", b"y").read_bytes() == b"y"
@@ -128,13 +128,13 @@ def test_runtime_dir_must_be_private() -> None:
         open_dir.mkdir()
         open_dir.chmod(0o755)
         with pytest.raises(SettingsError, match="has mode 0755; it must be 0700"):
-            RuntimeDir.open(str(open_dir), {})
+            RuntimeDir.open(str(open_dir))
         link = Path(base) / "link"
         link.symlink_to(base)
         with pytest.raises(SettingsError, match="must be a directory, and not a link to one"):
-            RuntimeDir.open(str(link), {})
+            RuntimeDir.open(str(link))
         with pytest.raises(SettingsError, match=r"is too long: a socket's path in it has .* bytes, the limit is 107"):
-            RuntimeDir.open(str(Path(base) / ("x" * 100)), {})
+            RuntimeDir.open(str(Path(base) / ("x" * 100)))
 
 
 def test_a_post_backs_off_and_forgets_after_a_minute_of_service() -> None:

@@ -79,11 +79,11 @@ def test_a_later_start_sweeps_what_a_killed_supervisor_left(run_server: RunServe
     assert left.exists()
     hour_ago = time.time() - 3600
     os.utime(left, (hour_ago, hour_ago))
-    second = run_server(environ={"XDG_RUNTIME_DIR": str(first.runtime_base)})
+    second = run_server(environ={"TMPDIR": str(first.runtime_base)})
     second.ready()
     assert not left.exists()
     os.utime(next(first.runtime_base.iterdir()), (hour_ago, hour_ago))
-    third = run_server(environ={"XDG_RUNTIME_DIR": str(first.runtime_base)})
+    third = run_server(environ={"TMPDIR": str(first.runtime_base)})
     third.ready()
     assert len(list(first.runtime_base.iterdir())) == 2, "the second server's directory is held and must stay"
 
