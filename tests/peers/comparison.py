@@ -130,6 +130,8 @@ LEAST_RATIOS: Mapping[tuple[str, str], float] = {
 }
 """(case, peer) → the ratio of output tokens a second, ours to theirs."""
 MAX_START_S = 10.0
+MAX_OTHER_CORES = 0.2
+"""More, and the figures say little: OpenMP's barriers wait for threads that lost their core."""
 
 
 def rate_bounds(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[Bound]:
@@ -152,3 +154,8 @@ def memory_bound(peak_bytes: int, weights_bytes: int, kv_cache_bytes: int) -> Bo
     """Of the worker process: 1.4 x (weights + KV) + 700 MB."""
     limit = 1.4 * (weights_bytes + kv_cache_bytes) + 700e6
     return Bound("worker's peak memory", peak_bytes / 1e6, "at most", limit / 1e6, "MB")
+
+
+def undisturbed_bound(other_cores: float) -> Bound:
+    """Of every run: what programs that are no part of the comparison may have taken."""
+    return Bound("cores taken by other programs", other_cores, "at most", MAX_OTHER_CORES, "cores")

@@ -38,11 +38,6 @@ def print_report(report: Mapping[str, Any]) -> None:
         if name in report:
             value = report[name]
             out.print(f"[bold]{name}[/bold] {_inline(value) if isinstance(value, dict) else value}")
-    taken = report["disturbance"]
-    out.print(
-        f"[bold]disturbance[/bold] at most {taken['other_cores']:.2f} cores taken by other programs during a run, "
-        f"{taken['idle_cores']:.2f} by the sides whose turn it was not"
-    )
     out.print(_rates(report["cases"]))
     out.print(_others(report["start_s"], report["peak_memory_bytes"]))
     out.print(_bounds(report["bounds"]))
@@ -88,4 +83,6 @@ def _bounds(bounds: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _inline(value: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_inline(each) if isinstance(each, dict) else each}" for name, each in value.items())
+    return ", ".join(
+        f"{name} ({_inline(each)})" if isinstance(each, dict) else f"{name} {each}" for name, each in value.items()
+    )
