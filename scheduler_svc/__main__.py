@@ -6,6 +6,7 @@ Settings, model and runtime directory are made here, once, and handed to the sup
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -98,6 +99,7 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     logging.basicConfig(
         level=resolved.settings.log_level.upper(), format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
+    faulthandler.enable()  # systemd's watchdog ends a supervisor that stands still with SIGABRT: say where it stood
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     if arguments.parent_fd is not None:

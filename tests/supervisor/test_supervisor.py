@@ -293,6 +293,16 @@ def test_systemd_is_told(run_server: RunServer) -> None:
         assert server.end()[0] == 0
 
 
+def test_an_aborted_supervisor_says_where_it_stood_and_leaves_no_child(run_server: RunServer) -> None:
+    server = run_server()
+    server.ready()
+    server.signal(signal.SIGABRT)
+    status, _, err = server.end()
+    assert status == -signal.SIGABRT
+    assert "most recent call first" in err
+    wait_for(lambda: not any(map(is_alive, server.child_pids())), "the children to end")
+
+
 def test_systemd_is_asked_for_time_while_a_model_is_fetched_or_loaded(run_server: RunServer) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="pw") as folder,
