@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.wire.launch import CpuKernelKind
+from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.paged_native import PagedNativeAttention
@@ -43,6 +43,21 @@ class CpuKernels:
     """Makes the sampler for a vocabulary."""
     note: str
     """Why it is torch's, where the native library was possible."""
+
+
+def kernels_of_attention(backend: AttentionBackendName, wanted: CpuKernelKind) -> CpuKernelKind:
+    """The kernels that an attention backend comes with. Raises ValueError where a CPU does not have it, or where other
+    kernels are wanted."""
+    if backend == "auto":
+        return wanted
+    kinds: dict[str, CpuKernelKind] = {PagedNativeAttention.name: "native", PagedTorchAttention.name: "torch"}
+    if backend not in kinds:
+        raise ValueError(
+            f"attention_backend is {backend}, which is not for CPUs; device cpu has {' and '.join(sorted(kinds))}"
+        )
+    if wanted not in ("auto", kinds[backend]):
+        raise ValueError(f"attention_backend is {backend}, which comes with cpu_kernels {kinds[backend]}, not {wanted}")
+    return kinds[backend]
 
 
 def choose_kernels(

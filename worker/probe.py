@@ -1,10 +1,16 @@
 """What this machine has for a worker, as one JSON object: the part of `pagewire doctor` that only a process with torch
 can tell. It must work, and say what is missing, where torch is not installed or does not import."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from pagewire.worker.cpu_info import instruction_sets, usable_cores
 from pagewire.worker.startup import installed_version
+
+if TYPE_CHECKING:
+    from pagewire.worker.attention.ladder import Rung
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +89,7 @@ def probe() -> ProbeReport:
 def _probe_with_torch() -> ProbeReport:
     import torch
 
+    from pagewire.worker.attention.ladder import CudaCard, attention_ladder
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
     from pagewire.worker.kv_cache import available_memory_bytes
@@ -91,6 +98,7 @@ def _probe_with_torch() -> ProbeReport:
 
     cores = usable_cores()
     torch.set_num_threads(cores)
+    card = CudaCard.of(torch.device("cuda", 0)) if torch.cuda.is_available() else None
     cpu = DeviceReport(
         device="cpu", name=_cpu_name(), memory_bytes=available_memory_bytes(), usable=True, note="memory available now"
     )
@@ -148,10 +156,32 @@ def _probe_with_torch() -> ProbeReport:
             BackendReport(
                 device="cpu", name=PagedTorchAttention.name, available=True, chosen=native_error is not None, note=""
             ),
+            *_reported(attention_ladder(card, importlib.import_module)),
         ],
         linear_backends=linears,
         missing=missing,
     )
+
+
+def _reported(rungs: "list[Rung]") -> list[BackendReport]:
+    """CUDA's attention, best first. The first that is available is chosen for a model in bf16 that leaves the block
+    size open."""
+    best = next((rung.name for rung in rungs if not rung.missing), None)
+    return [
+        BackendReport(
+            device="cuda",
+            name=rung.name,
+            available=not rung.missing,
+            chosen=rung.name == best,
+            note=rung.missing or f"{rung.found}; {_block_sizes(rung)}",
+        )
+        for rung in rungs
+    ]
+
+
+def _block_sizes(rung: "Rung") -> str:
+    multiple = f"multiples of {rung.block_size_multiple}" if rung.block_size_multiple > 1 else "any"
+    return f"block size {rung.default_block_size}, takes {multiple}"
 
 
 def _cuda_devices() -> list[DeviceReport]:

@@ -28,16 +28,19 @@ DEFAULT_NUM_BLOCKS = 1 << 17
 but the engine keeps a record of each."""
 
 
-def sim_num_blocks(launch: WorkerLaunch) -> int:
+DEFAULT_BLOCK_SIZE = 32
+
+
+def sim_num_blocks(launch: WorkerLaunch, block_size: int) -> int:
     """As many blocks as `kv_cache_bytes` would buy on a real device, else plenty; never more than can be used.
 
     Raises ValueError where one sequence of max_model_len does not fit.
     """
-    per_seq = -(-launch.max_model_len // launch.block_size)
+    per_seq = -(-launch.max_model_len // block_size)
     most = launch.max_num_seqs * per_seq
     if launch.kv_cache_bytes is None:
         return min(most, max(per_seq, DEFAULT_NUM_BLOCKS))
-    block_bytes = _block_bytes(launch.model.decoder, launch.block_size, launch.dtype)
+    block_bytes = _block_bytes(launch.model.decoder, block_size, launch.dtype)
     num_blocks = launch.kv_cache_bytes // block_bytes
     if num_blocks < per_seq:
         raise ValueError(

@@ -13,6 +13,10 @@ from pagewire.wire.model import DType, ModelSpec
 
 Device = Literal["cpu", "cuda", "sim"]
 CpuKernelKind = Literal["auto", "native", "torch"]
+AttentionBackendName = Literal[
+    "auto", "flash-attention-3", "flash-attention-2", "triton", "paged-native", "paged-torch"
+]
+"""Of CUDA devices the first three, best first; of CPUs the others, which come with their cpu_kernels."""
 
 
 class CurveKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +76,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Number of slots."""
     max_model_len: int
     max_num_batched_tokens: int
-    block_size: int
+    block_size: int | None
+    """Tokens in a KV block; none for what the attention backend does best with."""
     kv_cache_bytes: int | None
     """Memory for KV; none leaves it to the worker. It never takes more than max_num_seqs × max_model_len needs."""
     num_threads: int | None
@@ -80,6 +85,13 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cpu_kernels: CpuKernelKind = "auto"
     """What computes attention, norms and sampling on a CPU: the package's own library, torch's operators, or (auto)
     the library where it is there and fits the model."""
+    attention_backend: AttentionBackendName = "auto"
+    """Refused where the device does not have it. auto is the best that it has and that suits the model."""
+    gpu_memory_utilization: float = 0.9
+    """On CUDA devices: the share of the device's memory that may be in use in a worst step, whoever uses it; the KV
+    cache takes what the rest leaves. Without effect where kv_cache_bytes is given."""
+    enforce_eager: bool = False
+    """On CUDA devices: record no graphs; every step is launched one operation after the other."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""
     group: RankGroup | None = None

@@ -12,7 +12,7 @@ import msgspec
 from pagewire.scheduler_svc.settings.addresses import check_address, is_loopback
 from pagewire.scheduler_svc.settings.field import Setting, setting_fields
 from pagewire.scheduler_svc.startup_errors import SettingsError
-from pagewire.wire.launch import CpuKernelKind
+from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
 
 MAX_INT32 = 2**31 - 1
 _LEAST_HANG_TIMEOUT_S = 4.0
@@ -138,7 +138,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Setting("scheduling", "Most sequences that wait; more are refused.", unit="sequences", low=1, high=1024 * 1024),
     ] = 1024
     max_n: Annotated[int, Setting("scheduling", "Most outputs of one request.", unit="outputs", low=1, high=1024)] = 16
-    block_size: Annotated[int, Setting("scheduling", "Tokens in a KV block.", unit="tokens", low=1, high=1024)] = 32
+    block_size: Annotated[
+        int | None,
+        Setting(
+            "scheduling",
+            "Tokens in a KV block.",
+            unit="tokens",
+            unset="what the attention backend does best with, 32 on a CPU",
+            low=1,
+            high=1024,
+        ),
+    ] = None
     kv_cache_bytes: Annotated[
         int | None,
         Setting(
@@ -169,6 +179,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "operators, or (auto) the library where it was built and fits the model.",
         ),
     ] = "auto"
+    attention_backend: Annotated[
+        AttentionBackendName,
+        Setting(
+            "worker",
+            "What computes attention; refused where the device does not have it. auto is the best that the device has "
+            "and that suits the model. On a CPU it comes with --cpu-kernels. `pagewire doctor` shows what there is.",
+        ),
+    ] = "auto"
+    gpu_memory_utilization: Annotated[
+        float,
+        Setting(
+            "worker",
+            "On a GPU: share of its memory that may be in use in a worst step, by whomever; the KV cache takes what the "
+            "rest leaves. Without effect where kv_cache_bytes is set.",
+            low=0.01,
+            high=1.0,
+        ),
+    ] = 0.9
+    enforce_eager: Annotated[
+        bool,
+        Setting(
+            "worker", "On a GPU: record no CUDA graphs, which saves memory and time to start and makes steps slower."
+        ),
+    ] = False
     sim_step_us: Annotated[
         int, Setting("worker", "How long a step of the sim device takes.", unit="µs", low=0, high=10_000_000)
     ] = 0
@@ -242,7 +276,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Setting(
             "operation",
             "Folder for sockets, mode 0700.",
-            unset="a new one in $XDG_RUNTIME_DIR or the temporary folder, removed at exit",
+            unset="a new one in the temporary folder, removed at exit",
         ),
     ] = None
     log_level: Annotated[

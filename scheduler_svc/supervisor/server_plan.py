@@ -79,6 +79,9 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             kv_cache_bytes=settings.kv_cache_bytes,
             num_threads=settings.num_threads,
             cpu_kernels=settings.cpu_kernels,
+            attention_backend=settings.attention_backend,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            enforce_eager=settings.enforce_eager,
             sim_step_us=settings.sim_step_us,
             group=self._group(),
         )

@@ -44,7 +44,7 @@ def test_flags_win_over_environment_over_file_over_default(config_file: Path) ->
     settings, origins = resolved(
         "--max-num-seqs", "1", environ={"PAGEWIRE_MAX_NUM_SEQS": "2", "PAGEWIRE_MAX_N": "2"}, config=config_file
     )
-    assert (settings.max_num_seqs, settings.max_n, settings.max_queued, settings.block_size) == (1, 2, 3, 32)
+    assert (settings.max_num_seqs, settings.max_n, settings.max_queued, settings.block_size) == (1, 2, 3, None)
     assert [origins[name] for name in ("max_num_seqs", "max_n", "max_queued", "block_size")] == [
         "--max-num-seqs",
         "PAGEWIRE_MAX_N",

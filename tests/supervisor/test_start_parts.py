@@ -73,7 +73,8 @@ def plan(settings: Settings, **changes: object) -> ServerPlan:
 
 
 def test_launches_survive_their_files() -> None:
-    made = plan(Settings(frontends=2, tls_certificate="c", tls_key="k", num_threads=3))
+    settings = Settings(frontends=2, tls_certificate="c", tls_key="k", num_threads=3, attention_backend="triton")
+    made = plan(settings)
     worker, engine = made.worker_launch(0, 2), made.engine_launch(3)
     first = made.frontend_launch(0, 0, None)
     second = made.frontend_launch(1, 1, Addresses("127.0.0.1:9", "127.0.0.1:8"))
@@ -84,6 +85,7 @@ def test_launches_survive_their_files() -> None:
         (second, FrontendLaunch),
     ):
         assert msgspec.json.decode(msgspec.json.encode(launch), type=kind) == launch
+    assert (worker.attention_backend, worker.block_size) == ("triton", None)
     assert worker.engine == engine.workers
     assert first.engine == engine.frontends
     assert (first.listen, first.admin_listen) == ("127.0.0.1:50051", "127.0.0.1:50052")

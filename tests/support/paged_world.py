@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.batch import Batch
+from pagewire.worker.kv_cache import KVCache
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -90,3 +94,50 @@ class PagedWorld:
             )
             out[start : start + rows] = result.transpose(0, 1)
         return out
+
+    def batch(self) -> tuple[Batch, KVCache]:
+        """The step as the decoder hands it over: decodes are the leading sequences of one row, and the cache's second
+        layer is this world's; its first is NaN."""
+        h = self.heads
+        config = attention_config(h, num_layers=2)
+        kv = KVCache(config, self.kv_layer.shape[1], self.block_size, self.dtype)
+        kv.layers[0].fill_(float("nan"))
+        kv.layers[1].copy_(self.kv_layer)
+        starts = self.query_starts.tolist()
+        num_decodes = next((i for i, (rows, _) in enumerate(self.sequences) if rows != 1), len(self.sequences))
+        nothing = torch.empty(0, dtype=torch.int64)
+        batch = Batch(
+            input_ids_T=torch.zeros(starts[-1], dtype=torch.int64),
+            positions_T=torch.zeros(starts[-1], dtype=torch.int64),
+            query_starts=self.query_starts,
+            context_lens_B=self.context_lens,
+            block_tables_BM=self.tables,
+            write_rows_W=nothing,
+            write_slots_W=nothing,
+            sample_rows_S=nothing,
+            num_decodes=num_decodes,
+            seq_rows=tuple(
+                (start, rows, context) for start, (rows, context) in zip(starts, self.sequences, strict=False)
+            ),
+        )
+        return batch, kv
+
+
+def attention_config(heads: Heads, num_layers: int = 1) -> DecoderConfig:
+    """A model with these heads."""
+    return DecoderConfig(
+        architecture="qwen3",
+        hidden_size=64,
+        intermediate_size=64,
+        num_layers=num_layers,
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        vocab_size=64,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        qk_norm=True,
+        qkv_bias=False,
+    )

@@ -98,6 +98,15 @@ def test_a_sequence_without_rows() -> None:
     torch.testing.assert_close(by_kernel(world), by_reference(world), rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_a_sequence_that_pads_the_batch(block_size: int) -> None:
+    world = PagedWorld(Heads(2, 1, 16), block_size, [(5, 5), (100, 0), (3, 9)])
+    world.tables[1] = 2**30  # never to be read
+    out = by_kernel(world)
+    assert (out[5:105] == 0).all()
+    torch.testing.assert_close(out, by_reference(world), rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_a_token_s_result_does_not_depend_on_its_chunk() -> None:
     heads = Heads(4, 2, 32)
     whole = PagedWorld(heads, 16, [(70, 70)])

@@ -3,6 +3,9 @@
 The decoder writes a layer's keys and values into the cache and then asks for attention, for all rows of the layer at
 once. So sequences of one step may share blocks that the step itself fills. Backends read the cache in place and never
 write it.
+
+On a CUDA device a step of decodes alone is captured in a graph, `begin` included: it and `attend` read no tensor back
+and launch nothing according to a value on the device. What the graph allocates in them it keeps.
 """
 
 from typing import Protocol
@@ -42,3 +45,14 @@ class AttentionBackend(Protocol):
 
     def begin(self, batch: Batch, kv: KVCache) -> AttentionStep:
         """Prepares one step."""
+
+
+def block_size_of(backend: AttentionBackend, wanted: int | None) -> int:
+    """The block size that is wanted, or the backend's own. Raises ValueError for one that it does not take."""
+    block_size = backend.default_block_size if wanted is None else wanted
+    if block_size % backend.block_size_multiple:
+        raise ValueError(
+            f"block_size is {block_size}; attention backend {backend.name} takes multiples of "
+            f"{backend.block_size_multiple}"
+        )
+    return block_size

@@ -27,10 +27,13 @@ def paged_prefill(
     tables          int32 [B, M], rows stride(0) apart; entries past a context are not read
     query_starts    int32 [B + 1]: rows of sequence b are query_starts[b] … query_starts[b + 1] of q_THD and out_THD;
                     other rows are neither read nor written
-    lengths         int32 [B], with this step's rows
+    lengths         int32 [B], with this step's rows; 0 for a sequence that pads the batch: its rows' results are zero
     out_THD         [T, H, D], contiguous, in q's dtype
     scale           of scores, before softmax
     max_query_len   rows of the sequence that has most
+
+    Raises ValueError where one has more rows than max_query_len; the Triton kernel, which reads nothing back, would
+    leave the rest of its rows as they are.
     """
     _, H, D = q_THD.shape
     starts = query_starts.tolist()
@@ -38,6 +41,9 @@ def paged_prefill(
         if end - start > max_query_len:
             raise ValueError(f"sequence {b} has {end - start} rows; max_query_len is {max_query_len}")
         if end == start:
+            continue
+        if context_len == 0:
+            out_THD[start:end] = 0
             continue
         num_blocks = -(-context_len // kv_layer.shape[3])
         k_1KLD, v_1KLD = gather_context(kv_layer, block_tables_BM[b : b + 1, :num_blocks])

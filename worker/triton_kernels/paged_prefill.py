@@ -156,7 +156,7 @@ def _paged_prefill_kernel(
     acc = tl.zeros([ROWS, PADDED_D], tl.float32)
 
     end = num_past + tl.minimum(first_query + QUERIES, num_queries)
-    border = (num_past + first_query + 1) // TILE * TILE
+    border = tl.maximum(num_past + first_query + 1, 0) // TILE * TILE
     next_blocks = load_blocks(table, 0, end, P, TILE)
     for first_token in range(0, border, TILE):
         blocks, next_blocks = next_blocks, load_blocks(table, first_token + TILE, end, P, TILE)
@@ -169,5 +169,6 @@ def _paged_prefill_kernel(
         is_seen = (first_token + tl.arange(0, TILE))[None, :] <= (num_past + query)[:, None]
         top, total, acc = attend_tile(q_tile, k, v, is_seen, qk_scale, top, total, acc, True, UPCAST)
 
+    total = tl.where(total == 0.0, 1.0, total)  # an empty context
     out += (first_row + query)[:, None].to(tl.int64) * (K * G * D) + head[:, None] * D
     tl.store(out + dims[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=is_value)

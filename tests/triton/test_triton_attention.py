@@ -1,0 +1,39 @@
+"""The backend with its real kernels, as the ladder builds it."""
+
+import importlib
+
+import pytest
+import torch
+from support.paged_world import Heads, PagedWorld, attention_config
+
+from pagewire.worker.attention.ladder import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+
+CARD = CudaCard(name="interpreter", capability=(8, 0), num_sms=4)
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [(1, 1), (1, 200), (1, 0)],
+        [(5, 5), (2, 70)],
+        [(1, 150), (1, 1), (4, 4), (3, 70), (1, 3)],
+    ],
+    ids=["decodes", "prompts", "mixed"],
+)
+def test_a_step(sequences: list[tuple[int, int]]) -> None:
+    heads = Heads(6, 2, 32)
+    world = PagedWorld(heads, 64, sequences)
+    needs = AttentionNeeds(
+        config=attention_config(heads),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        max_num_seqs=8,
+        max_model_len=300,
+        block_size=None,
+    )
+    backend = choose_attention(attention_ladder(CARD, importlib.import_module), "triton", needs, CARD)
+    assert (backend.name, backend.default_block_size) == ("triton", 64)
+    batch, kv = world.batch()
+    step = backend.begin(batch, kv)
+    for _ in range(2):
+        torch.testing.assert_close(step.attend(1, world.q), world.expected(), rtol=2e-5, atol=2e-5)

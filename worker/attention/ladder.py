@@ -1,0 +1,227 @@
+"""Which attention a CUDA device gets: the first rung whose package imports, and which suits the card, the model and the
+block size.
+
+    flash-attention-3 ─▶ flash-attention-2 ─▶ triton
+
+A rung can be asked for by name; it is then this one or none. Packages are imported only where a card is that they could
+serve.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import cast
+
+import torch
+
+from pagewire.wire.launch import AttentionBackendName
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.base import AttentionBackend
+from pagewire.worker.attention.flash_attention import (
+    FlashAttention2,
+    FlashAttention2Module,
+    FlashAttention3,
+    FlashAttention3Module,
+)
+from pagewire.worker.attention.triton import TritonAttention, triton_paged_kernels
+
+_FLASH_3_FUNCTIONS = ("flash_attn_with_kvcache", "get_scheduler_metadata")
+_LEAST_FLASH_2 = (2, 8)
+_LEAST_CAPABILITY = (8, 0)
+_MAX_FLASH_HEAD_DIM = 256
+
+ImportModule = Callable[[str], ModuleType]
+"""As `importlib.import_module`."""
+
+
+class AttentionUnavailable(Exception):
+    """No rung of the ladder will do; the message says why, and what there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaCard:
+    """A device, as far as attention depends on it."""
+
+    name: str
+    capability: tuple[int, int]
+    num_sms: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "CudaCard":
+        properties = torch.cuda.get_device_properties(device)
+        return cls(
+            name=properties.name,
+            capability=(properties.major, properties.minor),
+            num_sms=properties.multi_processor_count,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionNeeds:
+    """What a model asks of its attention."""
+
+    config: DecoderConfig
+    """With this rank's numbers of heads."""
+    dtype: torch.dtype
+    device: torch.device
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int | None
+    """None: the backend's default."""
+
+
+Build = Callable[[AttentionNeeds, CudaCard], AttentionBackend]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One kind of attention on one card."""
+
+    name: AttentionBackendName
+    block_size_multiple: int
+    default_block_size: int
+    is_flash: bool
+    """Takes bf16 alone, and head dimensions that are multiples of 8 up to 256."""
+    found: str
+    """What was found, with its version."""
+    missing: str
+    """Why it is not available; empty where it is."""
+    build: Build | None
+    """None where it is missing."""
+
+    def unsuited(self, needs: AttentionNeeds) -> str:
+        """Why it cannot serve a model; empty where it can."""
+        if self.missing:
+            return self.missing
+        if needs.block_size is not None and needs.block_size % self.block_size_multiple:
+            return f"block_size is {needs.block_size}; it takes multiples of {self.block_size_multiple}"
+        head_dim = needs.config.head_dim
+        if self.is_flash and needs.dtype != torch.bfloat16:
+            return f"dtype is {str(needs.dtype).removeprefix('torch.')}; it takes bfloat16"
+        if self.is_flash and (head_dim % 8 or head_dim > _MAX_FLASH_HEAD_DIM):
+            return f"head_dim is {head_dim}; it takes multiples of 8 up to {_MAX_FLASH_HEAD_DIM}"
+        return ""
+
+
+def attention_ladder(card: CudaCard | None, import_module: ImportModule) -> list[Rung]:
+    """All rungs, best first. Without a card none is available and nothing is imported."""
+    return [_flash_3(card, import_module), _flash_2(card, import_module), _triton(card, import_module)]
+
+
+def choose_attention(
+    rungs: list[Rung], wanted: AttentionBackendName, needs: AttentionNeeds, card: CudaCard
+) -> AttentionBackend:
+    """The first rung that will do, or the one that is wanted. Raises AttentionUnavailable."""
+    unsuited = {rung.name: rung.unsuited(needs) for rung in rungs}
+    for rung in rungs:
+        if wanted in ("auto", rung.name) and not unsuited[rung.name] and rung.build is not None:
+            return rung.build(needs, card)
+    available = ", ".join(name for name, reason in unsuited.items() if not reason) or "none"
+    if wanted == "auto":
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unsuited.items())
+        raise AttentionUnavailable(f"no attention backend for {card.name}: {reasons}")
+    reason = unsuited.get(wanted, "it is not for CUDA devices")
+    raise AttentionUnavailable(
+        f"attention_backend is {wanted}, which {card.name} does not have for this model: {reason}; "
+        f"available: {available}"
+    )
+
+
+def _rung(
+    kind: type[FlashAttention3] | type[FlashAttention2] | type[TritonAttention],
+    name: AttentionBackendName,
+    *,
+    found: str = "",
+    missing: str = "",
+    build: Build | None = None,
+) -> Rung:
+    return Rung(
+        name=name,
+        block_size_multiple=kind.block_size_multiple,
+        default_block_size=kind.default_block_size,
+        is_flash=kind is not TritonAttention,
+        found=found,
+        missing=missing,
+        build=build,
+    )
+
+
+def _flash_3(card: CudaCard | None, import_module: ImportModule) -> Rung:
+    name: AttentionBackendName = "flash-attention-3"
+    if card is None:
+        return _rung(FlashAttention3, name, missing="no CUDA device")
+    if card.capability[0] != 9:
+        return _rung(FlashAttention3, name, missing=f"{card.name} is not of the Hopper generation")
+    module, missing = _imported("flash_attn_interface", import_module)
+    if module is None:
+        return _rung(FlashAttention3, name, missing=missing)
+    absent = [function for function in _FLASH_3_FUNCTIONS if not hasattr(module, function)]
+    if absent:
+        return _rung(FlashAttention3, name, missing=f"flash_attn_interface has no {' and no '.join(absent)}")
+    flash = cast(FlashAttention3Module, module)
+    return _rung(
+        FlashAttention3,
+        name,
+        found="flash_attn_interface",
+        build=lambda needs, card: FlashAttention3(flash, needs.config, num_sms=card.num_sms),
+    )
+
+
+def _flash_2(card: CudaCard | None, import_module: ImportModule) -> Rung:
+    name: AttentionBackendName = "flash-attention-2"
+    if missing := _too_old(card):
+        return _rung(FlashAttention2, name, missing=missing)
+    module, missing = _imported("flash_attn", import_module)
+    if module is None:
+        return _rung(FlashAttention2, name, missing=missing)
+    version = str(getattr(module, "__version__", "of no version"))
+    if _numbers(version) < _LEAST_FLASH_2:
+        return _rung(FlashAttention2, name, missing=f"flash_attn is {version}; it takes 2.8 or later")
+    flash = cast(FlashAttention2Module, module)
+    return _rung(FlashAttention2, name, found=f"flash_attn {version}", build=lambda needs, card: FlashAttention2(flash))
+
+
+def _triton(card: CudaCard | None, import_module: ImportModule) -> Rung:
+    name: AttentionBackendName = "triton"
+    if missing := _too_old(card):
+        return _rung(TritonAttention, name, missing=missing)
+    module, missing = _imported("triton", import_module)
+    if module is None:
+        return _rung(TritonAttention, name, missing=missing)
+    version = str(getattr(module, "__version__", ""))
+    return _rung(TritonAttention, name, found=f"triton {version}".rstrip(), build=_build_triton)
+
+
+def _build_triton(needs: AttentionNeeds, card: CudaCard) -> AttentionBackend:
+    return TritonAttention(
+        needs.config,
+        triton_paged_kernels(),
+        needs.device,
+        max_num_seqs=needs.max_num_seqs,
+        max_model_len=needs.max_model_len,
+        num_sms=card.num_sms,
+    )
+
+
+def _too_old(card: CudaCard | None) -> str:
+    if card is None:
+        return "no CUDA device"
+    if card.capability < _LEAST_CAPABILITY:
+        have, least = (".".join(map(str, pair)) for pair in (card.capability, _LEAST_CAPABILITY))
+        return f"{card.name} has compute capability {have}; it takes {least} or more"
+    return ""
+
+
+def _imported(name: str, import_module: ImportModule) -> tuple[ModuleType | None, str]:
+    """The module, or why it does not import. OSError: a shared library that does not load; RuntimeError: an extension
+    built for another torch."""
+    try:
+        return import_module(name), ""
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"{name} does not import: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; (0,) where it does not begin with one."""
+    parts = version.split(".")[:2]
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)
