@@ -76,7 +76,7 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
 
     try:
         launch = read_launch(launch_file)
-        loaded = load_device(launch, progress, rank_lost)
+        loaded = load_device(launch, progress, rank_lost, inbox.wake)
     except _StopRequested:
         return STOPPED_STATUS
     except LaunchError as error:
@@ -91,6 +91,8 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
     gc.collect()
     gc.freeze()
     link = EngineLink(launch.engine, f"{loaded.hello.rank}:{loaded.hello.incarnation}")
+    for note in loaded.notes:
+        _log(note)
     loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
     lifeline.send(Ready())
     try:

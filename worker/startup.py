@@ -37,6 +37,8 @@ class LoadedDevice:
 
     runner: Runner
     hello: WorkerHello
+    notes: tuple[str, ...] = ()
+    """Lines for the log."""
 
 
 def read_launch(path: Path) -> WorkerLaunch:
@@ -68,14 +70,21 @@ def read_launch(path: Path) -> WorkerLaunch:
     ):
         if value < least:
             raise LaunchError(f"{name} is {value}; it must be at least {least}")
+    if not 0 < launch.gpu_memory_utilization <= 1:
+        raise LaunchError(
+            f"gpu_memory_utilization is {launch.gpu_memory_utilization}; it must be greater than 0 and at most 1"
+        )
     return launch
 
 
-def load_device(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[str], None]) -> LoadedDevice:
+def load_device(
+    launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[str], None], wake: Callable[[], None]
+) -> LoadedDevice:
     """Load the model onto the launch's device. Raises LaunchError, and whatever `progress` raises.
 
     `on_rank_lost` is called with a reason, on a thread of its own and at any time from now on, where another host's
-    rank is gone and this process must end.
+    rank is gone and this process must end. `wake` is called, on a thread too, after every step that a device went on
+    with while the runner's caller did something else.
     """
     match launch.device:
         case "sim":
@@ -83,7 +92,7 @@ def load_device(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable
         case "cpu":
             return _load_cpu(launch, progress, on_rank_lost)
         case "cuda":
-            raise LaunchError("device cuda is not built yet: this version runs on cpu and sim")
+            return _load_cuda(launch, progress, on_rank_lost, wake)
 
 
 def _load_sim(launch: WorkerLaunch) -> LoadedDevice:
@@ -178,6 +187,38 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[
     )
     runner = CpuRunner(decoder, kv, limits, kernels.sampler(limits.vocab_size))
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
+
+
+def _load_cuda(
+    launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[str], None], wake: Callable[[], None]
+) -> LoadedDevice:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as above
+    try:
+        import torch
+    except ImportError as error:
+        raise LaunchError(f"device cuda needs torch ({error}): pip install 'pagewire[cuda]'") from error
+    from pagewire.worker.attention.ladder import AttentionUnavailable
+    from pagewire.worker.cuda.loading import CudaUnavailable, load_cuda
+    from pagewire.worker.parallel.rendezvous import RendezvousError
+
+    try:
+        loaded = load_cuda(launch, progress, on_rank_lost, wake)
+    except (CudaUnavailable, AttentionUnavailable, RendezvousError, OSError, ValueError) as error:
+        raise LaunchError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise LaunchError(f"the device's memory does not hold the model: {error}") from error
+    report = loaded.brought_up.report
+    hello = _hello(
+        loaded.launch,
+        loaded.brought_up.limits,
+        weights_bytes=report.weights,
+        kv_cache_bytes=report.kv_cache,
+        attention_backend=loaded.attention_backend,
+        linear_backend=loaded.linear_backend,
+        libraries=("numpy", "torch", "triton"),
+    )
+    hello = msgspec.structs.replace(hello, device_memory=report.for_engine())
+    return LoadedDevice(runner=loaded.brought_up.runner, hello=hello, notes=tuple(report.lines()))
 
 
 def _limits(launch: WorkerLaunch, block_size: int, num_blocks: int) -> SlotLimits:

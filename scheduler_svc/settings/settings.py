@@ -191,8 +191,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float,
         Setting(
             "worker",
-            "On a GPU: share of its memory that may be in use in a worst step, by whomever; the KV cache takes what the "
-            "rest leaves. Without effect where kv_cache_bytes is set.",
+            "On a GPU: share of its memory that may be in use in a worst step, by whomever; the KV cache takes what "
+            "the rest leaves. Without effect where kv_cache_bytes is set.",
             low=0.01,
             high=1.0,
         ),

@@ -7,6 +7,7 @@ import torch
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
 from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.recorded_steps import record_steps
 from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
@@ -19,15 +20,13 @@ from pagewire.worker.model.triton_ops import TritonOps, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.torch_kernels import step_state
-from pagewire.worker.torch_kernels.paged_decode import DecodeWorkspace, paged_decode
-from pagewire.worker.torch_kernels.paged_prefill import paged_prefill
 from pagewire.worker.torch_kernels.sampling import sample
 
 CPU = torch.device("cpu")
 TORCH_KERNELS = StepKernels(state=step_state, sample=sample)
 
 
-def tiny_config(vocab_size: int) -> DecoderConfig:
+def tiny_config(vocab_size: int, tied: bool = False) -> DecoderConfig:
     """A Qwen3 of two layers."""
     return DecoderConfig(
         architecture="qwen3",
@@ -41,15 +40,15 @@ def tiny_config(vocab_size: int) -> DecoderConfig:
         max_position_embeddings=512,
         rms_norm_eps=1e-6,
         rope_theta=10000.0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         qk_norm=True,
         qkv_bias=False,
     )
 
 
-def plain_decoder(config: DecoderConfig) -> Decoder:
-    """Random weights, for `CpuRunner`, in fp32."""
-    spec = ModelSpec(
+def tiny_spec(config: DecoderConfig) -> ModelSpec:
+    """Random weights."""
+    return ModelSpec(
         name="tiny",
         decoder=config,
         weights_format="random",
@@ -59,7 +58,11 @@ def plain_decoder(config: DecoderConfig) -> Decoder:
         eos_token_ids=(),
         tokenizer_file=None,
     )
-    return load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+
+
+def plain_decoder(config: DecoderConfig) -> Decoder:
+    """For `CpuRunner`, in fp32."""
+    return load_decoder(tiny_spec(config), "float32", PagedTorchAttention(), lambda stage, fraction: None)
 
 
 def device_decoder(decoder: Decoder, limits: SlotLimits) -> Decoder:
@@ -72,63 +75,15 @@ def device_decoder(decoder: Decoder, limits: SlotLimits) -> Decoder:
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
     )
-    return Decoder(decoder.config, decoder.weights, decoder.rope, TensorAttention(decoder.config, limits), ops)
-
-
-class TensorAttention:
-    """An `AttentionBackend` that takes everything from the batch's tensors, as one on a device does."""
-
-    name = "torch-kernels"
-    block_size_multiple = 1
-    default_block_size = 16
-
-    def __init__(self, config: DecoderConfig, limits: SlotLimits) -> None:
-        self.workspace = DecodeWorkspace.allocate(
-            max_rows=limits.max_num_seqs,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            max_context=limits.max_model_len,
-            num_sms=1,
-            device=CPU,
-        )
-
-    def begin(self, batch: Batch, kv: KVCache) -> "TensorAttentionStep":
-        return TensorAttentionStep(self.workspace, batch, kv)
-
-
-class TensorAttentionStep:
-    def __init__(self, workspace: DecodeWorkspace, batch: Batch, kv: KVCache) -> None:
-        self._workspace = workspace
-        self._batch = batch
-        self._kv = kv
-
-    def attend(self, layer: int, q_THD: torch.Tensor) -> torch.Tensor:
-        batch, kv_layer, scale = self._batch, self._kv.layers[layer], q_THD.shape[2] ** -0.5
-        out_THD = torch.empty(q_THD.shape)
-        n = batch.num_decodes
-        if n:
-            paged_decode(
-                q_THD[:n],
-                kv_layer,
-                batch.block_tables_BM[:n],
-                batch.context_lens_B[:n],
-                out_THD[:n],
-                scale=scale,
-                workspace=self._workspace,
-            )
-        if n < len(batch.seq_rows):
-            paged_prefill(
-                q_THD[n:],
-                kv_layer,
-                batch.block_tables_BM[n:],
-                batch.query_starts[n:] - n,
-                batch.context_lens_B[n:],
-                out_THD[n:],
-                scale=scale,
-                max_query_len=max(rows for _, rows, _ in batch.seq_rows),
-            )
-        return out_THD
+    attention = TritonAttention(
+        decoder.config,
+        torch_paged_kernels(),
+        CPU,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        num_sms=1,
+    )
+    return Decoder(decoder.config, decoder.weights, decoder.rope, attention, ops)
 
 
 class CountingModel:

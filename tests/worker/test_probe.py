@@ -41,7 +41,12 @@ def test_probe_without_torch() -> None:
 def test_a_cpu_worker_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(LaunchError, match=r"device cpu needs torch .*: pip install 'pagewire\[worker\]'"):
-        load_device(sim_launch("ipc:///nowhere", device="cpu"), lambda stage, fraction: None)
+        load_device(
+            sim_launch("ipc:///nowhere", device="cpu"),
+            progress=lambda stage, fraction: None,
+            on_rank_lost=lambda reason: None,
+            wake=lambda: None,
+        )
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_curve_with_another_server_s_key_does_not_connect(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": "cuda"}, "device cuda is not built yet: this version runs on cpu and sim"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; it must be greater than 0 and at most 1"),
         ({"world_size": 2, "device": "cpu"}, "world_size is 2, and no group says where the ranks meet"),
         ({"rank": 1}, "rank is 1; ranks are numbered from 0, and world_size is 1"),
         ({"incarnation": -1}, "incarnation is -1, which only a rank after 0 of a group may have"),

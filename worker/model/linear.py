@@ -21,6 +21,8 @@ import torch.nn.functional as F
 
 from pagewire.worker.model.embedding import Embedding, TableEmbedding
 
+_CPU = torch.device("cpu")
+
 PACK_ROWS = 32
 """The row count oneDNN is told to choose a layout for. Any count runs on it; 32 suits decoding, and a prefill of 512
 rows was no slower than with 512 here."""
@@ -41,6 +43,10 @@ class Linear(Protocol):
 
 class LinearKind(Protocol):
     """Makes a model's linears. Several threads may call it at the same time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of the decoder's weights belong; what the others get is there already."""
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Takes over `weight` [out, in] and `bias` [out], both in the model's dtype; the caller drops its own."""
@@ -83,7 +89,8 @@ class OneDnnLinear:
 class TorchLinears:
     """A `LinearKind` of torch's operators."""
 
-    def __init__(self, linear: type[TorchLinear] | type[OneDnnLinear]) -> None:
+    def __init__(self, linear: type[TorchLinear] | type[OneDnnLinear], device: torch.device = _CPU) -> None:
+        self.device = device
         self._linear = linear
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

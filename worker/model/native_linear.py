@@ -21,6 +21,7 @@ class NativeLinears:
     def __init__(self, library: NativeLibrary, dtype: torch.dtype) -> None:
         """Raises ValueError for a dtype that is neither float32 nor bfloat16."""
         self.library = library
+        self.device = torch.device("cpu")
         self.dtype = dtype
         self.dtype_code = dtype_code(dtype)
         self.memory = HugePages()

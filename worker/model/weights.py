@@ -80,7 +80,7 @@ def build_decoder(
     assembler = _Assembler(source, config, torch_dtype, linears)
     freq_factors = None
     if ROPE_FACTORS in source.shapes:
-        freq_factors = assembler.fused([ROPE_FACTORS], dtype=torch.float32)
+        freq_factors = assembler.read([ROPE_FACTORS], torch.float32)
     rope = rotary_embedding(config, freq_factors)
 
     # The head counts for as much progress as its weight is larger than a layer's.
@@ -142,11 +142,15 @@ class _Assembler:
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.fused([name]), self._config.rms_norm_eps)
 
-    def fused(self, names: Sequence[str], dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The tensors one below the other, in the model's dtype or the one given."""
+    def fused(self, names: Sequence[str]) -> torch.Tensor:
+        """The tensors one below the other, in the model's dtype, on the model's device."""
+        return self.read(names, self._dtype).to(self._linears.device)
+
+    def read(self, names: Sequence[str], dtype: torch.dtype) -> torch.Tensor:
+        """The same on the CPU, in any dtype."""
         shapes = [self._source.shapes[name] for name in names]
         num_rows = sum(shape[0] for shape in shapes)
-        out = torch.empty((num_rows, *shapes[0][1:]), dtype=dtype or self._dtype)
+        out = torch.empty((num_rows, *shapes[0][1:]), dtype=dtype)
         start = 0
         for name, shape in zip(names, shapes, strict=True):
             self._source.copy_to(name, out[start : start + shape[0]])
