@@ -187,7 +187,7 @@ def _join(launch: WorkerLaunch, group: RankGroup) -> Meeting | None:
 
 def _terms(launch: WorkerLaunch) -> dict[str, str]:
     # Process groups of different versions need not understand each other.
-    return agreed_terms(launch) | {"torch": torch.__version__}
+    return agreed_terms(launch) | {"torch": str(torch.__version__)}
 
 
 def _meeting(launch: WorkerLaunch, group: RankGroup, store: Store, host: str, incarnation: int) -> Meeting:
