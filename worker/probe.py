@@ -2,6 +2,9 @@
 can tell. It must work, and say what is missing, where torch is not installed or does not import."""
 
 import importlib
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +13,7 @@ from pagewire.worker.cpu_info import instruction_sets, usable_cores
 from pagewire.worker.startup import installed_version
 
 if TYPE_CHECKING:
-    from pagewire.worker.attention.ladder import Rung
+    from pagewire.worker.attention.ladder import CudaCard, Rung
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +118,15 @@ def _probe_with_torch() -> ProbeReport:
         )
         for kind in (OneDnnLinear, TorchLinear)
     ]
+    if card is not None:
+        linears.append(BackendReport(device="cuda", name=TorchLinear.name, available=True, chosen=True, note="cuBLAS"))
     missing = []
+    if card is not None and importlib.util.find_spec("triton") is None:
+        missing.append(
+            MissingReport(
+                what="Triton", consequence="device cuda cannot be used", install="pip install 'pagewire[cuda]'"
+            )
+        )
     native_error, level = None, ""
     try:
         level = load_library(cores).level
@@ -187,21 +198,32 @@ def _block_sizes(rung: "Rung") -> str:
 def _cuda_devices() -> list[DeviceReport]:
     import torch
 
+    from pagewire.worker.attention.ladder import CudaCard
+
     if not torch.cuda.is_available():
         return []
     reports = []
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        reports.append(
-            DeviceReport(
-                device=f"cuda:{index}",
-                name=properties.name,
-                memory_bytes=properties.total_memory,
-                usable=False,
-                note="this version runs on cpu and sim",
-            )
-        )
+        device = torch.device("cuda", index)
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
+        reports.append(cuda_report(index, CudaCard.of(device), memory_bytes, importlib.import_module))
     return reports
+
+
+def cuda_report(
+    index: int, card: "CudaCard", memory_bytes: int, import_module: Callable[[str], ModuleType]
+) -> DeviceReport:
+    """A card; a worker's own kernels must run on it, whatever computes attention."""
+    from pagewire.worker.attention.ladder import attention_ladder
+
+    triton = next(rung for rung in attention_ladder(card, import_module) if rung.name == "triton")
+    return DeviceReport(
+        device=f"cuda:{index}",
+        name=card.name,
+        memory_bytes=memory_bytes,
+        usable=not triton.missing,
+        note=triton.missing or f"{triton.found}; --device cuda",
+    )
 
 
 def _cpu_name() -> str:

@@ -113,9 +113,11 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert (report.buffers, report.activations, report.graphs) == (BUFFERS, PEAK, 26 * BLOCK)
     assert report.kv_cache == 17 * BLOCK
     assert [len(marks) for marks in device.num_recordings] == [2, 4]
-    # The worst step twice, two recordings that are thrown away, then every size, the largest first.
-    worst, sizes = (24, 6, 5), [6, 4, 2, 1]
-    assert model.shapes == [worst, worst, *((n, n, n) for n in (6, 4)), *((n, n, n) for n in sizes)]
+    # The worst step, small ones, the worst again; two recordings that are thrown away; then every size, the largest
+    # first.
+    worst, small = (24, 6, 5), [(1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
+    recorded = [(size, size, size) for size in (6, 4, 6, 4, 2, 1)]
+    assert model.shapes == [worst, *small, worst, *recorded]
     plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
     brought.runner.begin(1)
     assert unpack(run(brought.runner, plan).tokens).tolist() == [6]

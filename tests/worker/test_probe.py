@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.worker_process import probe, sim_launch
 
+from pagewire.worker.attention.ladder import CudaCard
 from pagewire.worker.cpu_info import cpu_flags, instruction_sets, usable_cores
 from pagewire.worker.native.library import LIBRARY_FILE
+from pagewire.worker.probe import DeviceReport, cuda_report
 from pagewire.worker.startup import LaunchError, load_device
 
 
@@ -36,6 +39,26 @@ def test_probe_without_torch() -> None:
     assert [(missing["what"], missing["install"]) for missing in report["missing"]] == [
         ("torch", "pip install 'pagewire[worker]'")
     ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "usable", "note"),
+    [
+        ((9, 0), True, True, "triton 3.7.1; --device cuda"),
+        ((9, 0), False, False, "triton does not import: No module named 'triton'"),
+        ((7, 5), True, False, "NVIDIA X has compute capability 7.5; it takes 8.0 or more"),
+    ],
+)
+def test_cards(capability: tuple[int, int], has_triton: bool, usable: bool, note: str) -> None:
+    def import_module(name: str) -> ModuleType:
+        if name != "triton" or not has_triton:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        module = ModuleType(name)
+        module.__version__ = "3.7.1"
+        return module
+
+    report = cuda_report(1, CudaCard(name="NVIDIA X", capability=capability, num_sms=9), 80, import_module)
+    assert report == DeviceReport(device="cuda:1", name="NVIDIA X", memory_bytes=80, usable=usable, note=note)
 
 
 def test_a_cpu_worker_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

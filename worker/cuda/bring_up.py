@@ -159,6 +159,8 @@ def _profile(
         run_worst_step(work, memory.buffers, limits)
 
     worst_step()  # compiles kernels, and libraries allocate workspaces that stay
+    for rows_B in small_mixed_steps(limits):  # the rest of what could be compiled
+        run_padding(work, memory.buffers, limits, rows_B)
     buffers = kit.meter.allocated() - loaded.weights_bytes - kv.num_bytes
     activations = kit.meter.peak(worst_step)
     graphs = 0 if terms.enforce_eager else _estimate_graphs(kit, work, memory.buffers, limits)
@@ -199,12 +201,31 @@ def run_worst_step(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> 
     """The step that needs most memory: every slot samples, and every row of the token budget is in use. It consists of
     padding, so that no slot and no block changes, but is as large as its longest contexts allow."""
     rows_B = worst_rows(limits)
+    run_padding(work, buffers, limits, rows_B, num_decodes=rows_B.count(1))
+
+
+def run_padding(
+    work: StepWork, buffers: StepBuffers, limits: SlotLimits, rows_B: list[int], num_decodes: int = 0
+) -> None:
+    """A step of sequences with so many rows each, all of which sample; it leaves no trace."""
     fill_with_padding(buffers, rows_B)
     first_row, seq_rows = 0, []
     for num_rows in rows_B:
         seq_rows.append((first_row, num_rows, limits.max_model_len))
         first_row += num_rows
-    work.run(StepShape(tuple(seq_rows), rows_B.count(1), len(rows_B)))
+    work.run(StepShape(tuple(seq_rows), num_decodes, len(rows_B)))
+
+
+def small_mixed_steps(limits: SlotLimits) -> list[list[int]]:
+    """Rows of chunks in steps whose counts differ in what compilers specialize on: one, multiples of 16, neither.
+    A prompt must not wait for a kernel that is compiled when it comes."""
+    steps = [[1], [3], [16], [17], [1, 2], [1] * 15 + [2], [2] * 16]
+    most_seqs, most_rows = limits.max_num_seqs, limits.max_num_batched_tokens
+    return [
+        rows_B
+        for rows_B in steps
+        if len(rows_B) <= most_seqs and sum(rows_B) <= most_rows and max(rows_B) <= limits.max_model_len
+    ]
 
 
 def worst_rows(limits: SlotLimits) -> list[int]:
