@@ -7,7 +7,7 @@ import torch
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
+from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels
 from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.recorded_steps import record_steps
 from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
@@ -16,7 +16,7 @@ from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepW
 from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.triton_ops import TritonOps, torch_ops_kernels
+from pagewire.worker.model.triton_ops import OpsKernels, TritonOps, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.torch_kernels import step_state
@@ -65,19 +65,24 @@ def plain_decoder(config: DecoderConfig) -> Decoder:
     return load_decoder(tiny_spec(config), "float32", PagedTorchAttention(), lambda stage, fraction: None)
 
 
-def device_decoder(decoder: Decoder, limits: SlotLimits) -> Decoder:
-    """The same weights, with the parts that a device uses."""
+def device_decoder(
+    decoder: Decoder,
+    limits: SlotLimits,
+    ops_kernels: OpsKernels | None = None,
+    paged_kernels: PagedKernels | None = None,
+) -> Decoder:
+    """The same weights, with the parts that a device uses; by torch's kernels, if no others are given."""
     ops = TritonOps(
         decoder.config,
         torch.float32,
         CPU,
-        torch_ops_kernels(),
+        ops_kernels or torch_ops_kernels(),
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
     )
     attention = TritonAttention(
         decoder.config,
-        torch_paged_kernels(),
+        paged_kernels or torch_paged_kernels(),
         CPU,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
@@ -102,6 +107,7 @@ def make_runner(
     kv: KVCache,
     limits: SlotLimits,
     *,
+    kernels: StepKernels = TORCH_KERNELS,
     recorder: Recorder | None = None,
     eager: bool = False,
     timeline: Timeline | None = None,
@@ -109,7 +115,7 @@ def make_runner(
 ) -> CudaRunner:
     """A runner on the CPU with epoch 1 open; `eager` as --enforce-eager."""
     memory = StepMemory.allocate(limits, CPU)
-    work = StepWork(model=model, kernels=TORCH_KERNELS, kv=kv, memory=memory)
+    work = StepWork(model=model, kernels=kernels, kv=kv, memory=memory)
     recorded = None if eager else record_steps(work, memory.buffers, recorder or EagerRecorder(), limits)
     runner = CudaRunner(
         limits=limits,

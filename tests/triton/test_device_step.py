@@ -1,0 +1,43 @@
+"""Whole steps by Triton's kernels alone, replayed on the CPU: the tokens of the plain path."""
+
+from random import Random
+
+import pytest
+import torch
+from support.device_runner import device_decoder, make_runner, plain_decoder, run, tiny_config
+from support.worker_plans import SMALL, PlanModel
+
+from pagewire.wire.columns import unpack
+from pagewire.worker.attention.triton import triton_paged_kernels
+from pagewire.worker.cuda.step_work import StepKernels
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.triton_ops import triton_ops_kernels
+from pagewire.worker.runner import CpuRunner
+from pagewire.worker.triton_kernels import step_state
+from pagewire.worker.triton_kernels.sampling import sample
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_stream_of_plans(eager: bool) -> None:
+    config = tiny_config(SMALL.vocab_size)
+    decoder = plain_decoder(config)
+    kv, plain_kv = (KVCache(config, SMALL.num_blocks, SMALL.block_size, torch.float32) for _ in range(2))
+    plain = CpuRunner(decoder, plain_kv, SMALL)
+    plain.begin(1)
+    runner = make_runner(
+        device_decoder(decoder, SMALL, triton_ops_kernels(), triton_paged_kernels()),
+        kv,
+        SMALL,
+        kernels=StepKernels(state=step_state, sample=sample),
+        eager=eager,
+    )
+    plans = PlanModel(SMALL, Random(11))
+    num_tokens = 0
+    for _ in range(12):
+        plan, _ = plans.step()
+        tokens = unpack(run(runner, plan).tokens).tolist()
+        assert tokens == plain.run(plan).tolist()
+        num_tokens += len(tokens)
+    assert num_tokens > 20
+    for layer, plain_layer in zip(kv.layers, plain_kv.layers, strict=True):
+        torch.testing.assert_close(layer, plain_layer)
