@@ -9,13 +9,13 @@ from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from pagewire.worker.torch_kernels.paged_decode import MAX_SPLITS, SPLIT_TOKENS
 from pagewire.worker.triton_kernels import paged_decode, paged_prefill
 
 _SHARED = {90: 227 << 10, 86: 99 << 10}
-_PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 _ITEMSIZE = {"bf16": 2, "fp32": 4}
 
 
@@ -42,7 +42,7 @@ def spilled_bytes(ptx: str, arch: int) -> int:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         name = "sm_90a" if arch == 90 else f"sm_{arch}"
-        command = [_PTXAS, "-v", "--gpu-name", name, file, "-o", Path(folder) / "kernel.cubin"]
+        command = [get_ptxas(arch).path, "-v", "--gpu-name", name, file, "-o", Path(folder) / "kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
 

@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 from support.paged_world import Heads, attention_config
+from support.worker_process import probe
 
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.worker.attention.ladder import (
@@ -148,3 +149,10 @@ def test_one_that_is_wanted() -> None:
         AttentionUnavailable, match=r"paged-torch, which A100 .*: it is not for CUDA devices; available"
     ):
         chosen(AMPERE, Imports("flash_attn"), "paged-torch")
+
+
+def test_doctor_s_report_names_the_ladder() -> None:
+    rungs = [backend for backend in probe()["attention_backends"] if backend["device"] == "cuda"]
+    assert [rung["name"] for rung in rungs] == ["flash-attention-3", "flash-attention-2", "triton"]
+    assert [rung["available"] for rung in rungs] == [rung["note"] != "no CUDA device" for rung in rungs]
+    assert sum(rung["chosen"] for rung in rungs) == any(rung["available"] for rung in rungs)

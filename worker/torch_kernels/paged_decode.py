@@ -10,8 +10,9 @@ import torch
 
 SPLIT_TOKENS = 128
 """Tokens of a split of a short context. A split costs its partial result, written and read again: 8 · (D + 1) bytes per
-query head against 4 · D per token of a KV head, so 128 tokens cost 1.6% for two query heads per KV head and 6% for
-eight. Fewer tokens cost more; more leave one stream at 1k context on fewer than half of an H200's multiprocessors."""
+query head against 4 · D per token of a KV head, so splits of 128 tokens cost 3% for two query heads per KV head and 13%
+for eight, though what is read again is still in the second-level cache. Fewer tokens cost more; more leave one stream
+at 1k context on fewer than half of an H200's multiprocessors."""
 
 MAX_SPLITS = 32
 """Most splits of a context; past 32 × 128 tokens they grow instead. A model of eight KV heads then gives one stream 256

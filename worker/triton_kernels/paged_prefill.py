@@ -149,7 +149,7 @@ def _paged_prefill_kernel(
     rows, dims = tl.arange(0, ROWS), tl.arange(0, PADDED_D)
     query, head = first_query + rows // G, kv_head * G + rows % G
     is_value = ((rows < QUERIES * G) & (query < num_queries))[:, None] & (dims < D)[None, :]
-    q += (first_row + query)[:, None] * q_stride + head[:, None] * D
+    q += (first_row + query)[:, None].to(tl.int64) * q_stride + head[:, None] * D
     q_tile = tl.load(q + dims[None, :], mask=is_value, other=0.0)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
