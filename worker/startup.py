@@ -56,6 +56,8 @@ def read_launch(path: Path) -> WorkerLaunch:
         raise LaunchError(f"world_size is {launch.world_size}, and no group says where the ranks meet")
     if launch.incarnation == UNKNOWN_INCARNATION and (launch.group is None or launch.rank == 0):
         raise LaunchError(f"incarnation is {launch.incarnation}, which only a rank after 0 of a group may have")
+    if launch.quantization != "none" and launch.device != "cpu":
+        raise LaunchError(f"quantization is {launch.quantization}; device {launch.device} has none, cpu has int8")
     if launch.max_num_batched_tokens < launch.max_num_seqs:
         raise LaunchError(
             f"max_num_batched_tokens is {launch.max_num_batched_tokens}; it must be at least max_num_seqs, "
@@ -126,6 +128,7 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[
     from pagewire.worker.attention.base import block_size_of
     from pagewire.worker.cpu_kernels import choose_kernels, kernels_of_attention
     from pagewire.worker.kv_cache import KVCache, available_memory_bytes, plan_num_blocks
+    from pagewire.worker.model.int8_linear import Int8Unavailable
     from pagewire.worker.model.weights import load_decoder
     from pagewire.worker.native.library import NativeUnavailable
     from pagewire.worker.parallel.ranks import RankStart
@@ -138,11 +141,13 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[
     try:
         local_config = local_decoder(launch.model.decoder, launch.world_size)
         wanted = kernels_of_attention(launch.attention_backend, launch.cpu_kernels)
-        kernels = choose_kernels(local_config, dtype, num_threads, wanted)
+        kernels = choose_kernels(local_config, dtype, num_threads, wanted, launch.quantization)
         block_size = block_size_of(kernels.attention, launch.block_size)
     except NativeUnavailable as error:
         asked = "cpu_kernels is native" if launch.cpu_kernels == "native" else "attention_backend is paged-native"
         raise LaunchError(f"{asked}: {error}") from error
+    except Int8Unavailable as error:
+        raise LaunchError(f"quantization is int8: {error}") from error
     except ValueError as error:
         raise LaunchError(str(error)) from error
     attention = kernels.attention
@@ -198,11 +203,12 @@ def _load_cuda(
     except ImportError as error:
         raise LaunchError(f"device cuda needs torch ({error}): pip install 'pagewire[cuda]'") from error
     from pagewire.worker.attention.ladder import AttentionUnavailable
-    from pagewire.worker.cuda.loading import CudaUnavailable, load_cuda
+    from pagewire.worker.cuda.loading import load_cuda
+    from pagewire.worker.cuda.platform import CudaPlatform, CudaUnavailable
     from pagewire.worker.parallel.rendezvous import RendezvousError
 
     try:
-        loaded = load_cuda(launch, progress, on_rank_lost, wake)
+        loaded = load_cuda(launch, CudaPlatform(), progress, on_rank_lost, wake)
     except (CudaUnavailable, AttentionUnavailable, RendezvousError, OSError, ValueError) as error:
         raise LaunchError(str(error)) from error
     except torch.OutOfMemoryError as error:

@@ -1,13 +1,28 @@
 """What a launch on device cuda says where there is no such device, and where weights end up."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
-from support.device_runner import tiny_config, tiny_spec
-from support.worker_process import sim_launch
+from support.device_runner import CPU, TORCH_KERNELS, plain_decoder, run, tiny_config, tiny_spec
+from support.worker_plans import PlanMaker, admit
+from support.worker_process import TIMEOUT_S, sim_launch
 
+from pagewire.wire.columns import unpack
+from pagewire.wire.launch import AttentionBackendName
+from pagewire.worker.attention.ladder import AttentionNeeds
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
+from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.cuda.loading import load_cuda
+from pagewire.worker.cuda.recorder import EagerRecorder
+from pagewire.worker.cuda.timeline import HostTimeline
+from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.linear import TorchLinear, TorchLinears
+from pagewire.worker.model.triton_ops import OpsKernels, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.runner import CpuRunner
 from pagewire.worker.startup import LaunchError, load_device
 
 
@@ -48,3 +63,73 @@ def test_every_weight_goes_to_the_linears_device(tied: bool) -> None:
     assert len(found) == 2 * (4 + 3 * 2) + 2 + 2
     matrices = {id(tensor) for tensor in found if tensor.shape[:1] == (50,)}
     assert len(matrices) == (1 if tied else 2)
+
+
+class CpuMeter:
+    """A CPU with a memory of its own size, in which nothing counts."""
+
+    def total(self) -> int:
+        return 1 << 24
+
+    def free(self) -> int:
+        return 1 << 24
+
+    def allocated(self) -> int:
+        return 0
+
+    def peak(self, work: Callable[[], None]) -> int:
+        work()
+        return 0
+
+
+class CpuPlatform:
+    """The CPU in a CUDA device's place."""
+
+    def kit(self, rank: int) -> DeviceKit:
+        return DeviceKit(
+            device=CPU,
+            kernels=TORCH_KERNELS,
+            meter=CpuMeter(),
+            timeline=HostTimeline(),
+            new_recorder=EagerRecorder,
+        )
+
+    def ops_kernels(self) -> OpsKernels:
+        return torch_ops_kernels()
+
+    def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
+        return TritonAttention(
+            needs.config,
+            torch_paged_kernels(),
+            needs.device,
+            max_num_seqs=needs.max_num_seqs,
+            max_model_len=needs.max_model_len,
+            num_sms=1,
+        )
+
+
+def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
+    model = tiny_spec(tiny_config(vocab_size=100))
+    launch = sim_launch("ipc:///nowhere", device="cuda", dtype="float32", model=model, max_num_seqs=3, block_size=None)
+    woken, stages = threading.Event(), []
+    loaded = load_cuda(
+        launch,
+        CpuPlatform(),
+        progress=lambda stage, done: stages.append((stage, done)),
+        on_rank_lost=lambda reason: None,
+        wake=woken.set,
+    )
+    assert loaded.launch.block_size == TritonAttention.default_block_size
+    assert (loaded.attention_backend, loaded.linear_backend) == ("torch-kernels", "torch")
+    assert [stage for stage, done in stages if done == 1.0] == ["weights", "graphs"]
+    limits, runner = loaded.brought_up.limits, loaded.brought_up.runner
+    assert limits.num_blocks == 3 * -(-launch.max_model_len // 64)
+
+    plain = CpuRunner(plain_decoder(model.decoder), KVCache(model.decoder, 9, 64, torch.float32), limits)
+    maker = PlanMaker()
+    for each in (plain, runner):
+        each.begin(1)
+    for plan in [maker.make(admits=[admit(2, [3, 4, 5], [1])], chunks=[(2, 3)]), maker.make(), maker.make()]:
+        woken.clear()
+        assert unpack(run(runner, plan).tokens).tolist() == plain.run(plan).tolist()
+        assert woken.wait(TIMEOUT_S)

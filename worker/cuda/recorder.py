@@ -51,7 +51,7 @@ class CudaGraphRecorder:
                 work()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         current.wait_stream(self._stream)
         self._graphs.append(graph)
