@@ -1,4 +1,5 @@
-"""`python -m pagewire.scheduler_svc serve` (which `pagewire serve` runs) and `... models`.
+"""`python -m pagewire.scheduler_svc serve` and `... worker`, which `pagewire serve` and `pagewire worker` run, and
+`... models`.
 
 Settings, model and runtime directory are made here, once, and handed to the supervisor. Exit status: 0 after draining;
 1 where the server could not start or go on; 2 for wrong settings; 128 + N where signal N ended it at once.
@@ -12,17 +13,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import default_cache_dir
+from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.settings import sources
 from pagewire.scheduler_svc.settings.settings import Settings, exposure_warnings
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
 from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.supervision import Outcome
+from pagewire.wire.launch import Device
 
 
 def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
@@ -31,6 +36,8 @@ def main(argv: list[str] | None = None, commands: Commands | None = None) -> int
     try:
         if arguments.command == "models":
             return _models(arguments)
+        if arguments.command == "worker":
+            return _worker(arguments, commands or Commands())
         return _serve(arguments, commands or Commands())
     except StartupError as error:
         print(f"pagewire: {error}", file=sys.stderr)
@@ -66,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--make-curve-keys", type=Path, metavar="DIR", help="write CURVE keys into DIR, and exit")
     sources.add_flags(serve)
+    worker = commands.add_parser(
+        "worker",
+        help="run a rank of a model that another host serves",
+        description="Run one rank of a model for a server on another host, started with --remote-workers. Settings "
+        "come from where `serve` has them and must be the same as the server's: give both one --config file.",
+        allow_abbrev=False,
+    )
+    worker.add_argument("--config", metavar="FILE", help="TOML file with settings [PAGEWIRE_CONFIG]")
+    worker.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    worker.add_argument("--rank", type=int, required=True, metavar="R", help="which rank to run")
+    worker.add_argument(
+        "--connect", required=True, metavar="tcp://HOST:PORT", help="where the server's engine listens for workers"
+    )
+    sources.add_flags(worker, workers_alone=True)
     models = commands.add_parser(
         "models", help="list the models that can be named", description="List the models that can be named."
     )
@@ -96,16 +117,34 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     if arguments.print_config:
         print(sources.render(resolved), end="")
         return 0
+    _take_charge(resolved.settings, "supervisor")
+    if arguments.parent_fd is not None:
+        watch_parent(arguments.parent_fd)
+    return _until_interrupted(lambda: _run(arguments, resolved.settings, commands))
+
+
+def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
+    if not arguments.connect.startswith("tcp://"):
+        raise SettingsError(f"--connect {arguments.connect} must be tcp://host:port")
+    flags = vars(arguments) | {"worker_transport": arguments.connect}
+    settings = sources.resolve(flags, os.environ, arguments.config).settings
+    _take_charge(settings, f"rank {arguments.rank}")
+    return _until_interrupted(lambda: _run_rank(arguments, settings, commands))
+
+
+def _take_charge(settings: Settings, who: str) -> None:
+    """Logging, and signals until the supervisor's loop takes them."""
     logging.basicConfig(
-        level=resolved.settings.log_level.upper(), format="%(asctime)s supervisor %(levelname)s %(message)s"
+        level=settings.log_level.upper(), format=f"%(asctime)s {who.replace('%', '%%')} %(levelname)s %(message)s"
     )
     faulthandler.enable()  # systemd's watchdog ends a supervisor that stands still with SIGABRT: say where it stood
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    if arguments.parent_fd is not None:
-        watch_parent(arguments.parent_fd)
+
+
+def _until_interrupted(run: Callable[[], int]) -> int:
     try:
-        return _run(arguments, resolved.settings, commands)
+        return run()
     except _Interrupted as interrupted:
         # A plain return would wait for the threads of a download to end; everything of ours is cleaned up by now.
         sys.stdout.flush()
@@ -113,15 +152,8 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
-    from pagewire.scheduler_svc.models.resolve import resolve_model
     from pagewire.scheduler_svc.progress import closing_progress, make_progress
-    from pagewire.scheduler_svc.settings.device import (
-        check_tensor_parallel,
-        choose_device,
-        choose_dtype,
-        choose_max_model_len,
-        read_cpuinfo,
-    )
+    from pagewire.scheduler_svc.settings.device import choose_device
     from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys
     from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
     from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
@@ -131,41 +163,91 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
         logging.warning("%s", warning)
-    device = choose_device(settings)
     notifier = SystemdNotifier(os.environ)
     with (
         ReadyReport(arguments.ready_fd, arguments.ready_file) as ready,
         RuntimeDir.open(settings.runtime_dir) as runtime_dir,
         closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
     ):
-        model = resolve_model(
-            settings.model,
-            served_name=settings.served_model_name,
-            weights_needed=device != "sim",
-            cache_dir=_cache_dir(settings.cache_dir),
-            environ=os.environ,
-            progress=progress,
-        )
-        check_tensor_parallel(settings, device, model.decoder)
-        plan = ServerPlan(
-            settings=settings,
-            model=model,
-            device=device,
-            dtype=choose_dtype(settings, device, read_cpuinfo()),
-            max_model_len=choose_max_model_len(settings, device, model.decoder),
-            runtime_dir=runtime_dir.path,
-            curve=None if settings.curve_dir is None else read_curve_keys(Path(settings.curve_dir)),
-            started_unix_s=started_unix_s,
-        )
+        plan = _plan(settings, choose_device(settings), progress, runtime_dir.path, started_unix_s)
+        if settings.curve_dir is not None:
+            engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
+            plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
         surroundings = Surroundings(
             commands=commands,
             runtime_dir=runtime_dir,
             environ=os.environ,
             progress=progress,
             notifier=notifier,
-            announce=lambda addresses: ready.announce(model.name, addresses),
+            announce=lambda addresses: ready.announce(plan.model.name, addresses),
         )
         outcome = asyncio.run(Supervisor(plan, surroundings).run())
+    return _ended(outcome)
+
+
+def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
+    from pagewire.scheduler_svc.progress import closing_progress, make_progress
+    from pagewire.scheduler_svc.settings.device import choose_device
+    from pagewire.scheduler_svc.supervisor.curve_keys import read_worker_keys
+    from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
+    from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
+    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
+    from pagewire.scheduler_svc.supervisor.supervisor import Surroundings
+
+    assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
+    keys = read_worker_keys(Path(settings.curve_dir))
+    notifier = SystemdNotifier(os.environ)
+    with (
+        RuntimeDir.open(settings.runtime_dir) as runtime_dir,
+        closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
+    ):
+        plan = _plan(settings, choose_device(settings), progress, runtime_dir.path, time.time())
+        plan = msgspec.structs.replace(plan, worker_keys=keys)
+        surroundings = Surroundings(
+            commands=commands,
+            runtime_dir=runtime_dir,
+            environ=os.environ,
+            progress=progress,
+            notifier=notifier,
+            announce=lambda addresses: None,
+        )
+        outcome = asyncio.run(RemoteRank(remote_launch(plan, arguments.rank), surroundings).run())
+    return _ended(outcome)
+
+
+def _plan(
+    settings: Settings, device: Device, progress: Progress, runtime_dir: Path, started_unix_s: float
+) -> ServerPlan:
+    """Find the model, and decide what depends on it and on this machine."""
+    from pagewire.scheduler_svc.models.resolve import resolve_model
+    from pagewire.scheduler_svc.settings.device import (
+        check_tensor_parallel,
+        choose_dtype,
+        choose_max_model_len,
+        read_cpuinfo,
+    )
+
+    model = resolve_model(
+        settings.model,
+        served_name=settings.served_model_name,
+        weights_needed=device != "sim",
+        cache_dir=_cache_dir(settings.cache_dir),
+        environ=os.environ,
+        progress=progress,
+    )
+    check_tensor_parallel(settings, device, model.decoder)
+    return ServerPlan(
+        settings=settings,
+        model=model,
+        device=device,
+        dtype=choose_dtype(settings, device, read_cpuinfo()),
+        max_model_len=choose_max_model_len(settings, device, model.decoder),
+        runtime_dir=runtime_dir,
+        started_unix_s=started_unix_s,
+    )
+
+
+def _ended(outcome: Outcome) -> int:
     if outcome.message:
         print(f"pagewire: {outcome.message}", file=sys.stderr)
     return outcome.status

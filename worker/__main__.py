@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from pagewire.wire.control import Failed, Loading, Ready, Stop
+from pagewire.wire.launch import UNKNOWN_INCARNATION
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.inbox import Inbox
-from pagewire.worker.link import EngineLink, LinkError
+from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import WorkerLoop
 from pagewire.worker.startup import LaunchError, load_device, read_launch
 
@@ -76,10 +77,12 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
 
     try:
         launch = read_launch(launch_file)
+        if launch.incarnation == UNKNOWN_INCARNATION:  # who has no part in this must not come between the ranks
+            await_engine(launch.engine, progress)
         loaded = load_device(launch, progress, rank_lost, inbox.wake)
     except _StopRequested:
         return STOPPED_STATUS
-    except LaunchError as error:
+    except (LaunchError, LinkError) as error:
         _log(str(error))
         lifeline.send(Failed(str(error)))
         return LOAD_FAILED_STATUS

@@ -7,17 +7,55 @@ than `_MAX_QUEUED` means that the other side has lost its mind, not that it is b
 Single-threaded, as ZeroMQ sockets are: only the loop calls it.
 """
 
+from collections.abc import Callable
+
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import FromWorker, ToWorker
 
 _MAX_QUEUED = 64
+_POLL_MS = 200
+_MAX_HANDSHAKES = 3
 
 
 class LinkError(Exception):
     """The engine takes no more messages."""
+
+
+def await_engine(endpoint: Endpoint, progress: Callable[[str, float], None]) -> None:
+    """Wait until an engine on another host lets this worker in, for as long as there is none. `progress` is called
+    often meanwhile; what it raises ends the wait. Raises LinkError where the engine refuses this worker's keys."""
+    context = zmq.Context()
+    socket = _dealer(context, endpoint)
+    monitor = socket.get_monitor_socket(
+        zmq.EVENT_HANDSHAKE_SUCCEEDED
+        | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    )
+    try:
+        socket.connect(endpoint.address)
+        failures = 0
+        while failures < _MAX_HANDSHAKES:
+            if not monitor.poll(_POLL_MS):
+                progress("waiting for the engine", 0.0)
+                continue
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return
+            # An engine says so where it does not know our key, and ZeroMQ then tries no more. Where we have a wrong key
+            # of its, it hangs up; so it does once where it ends just then.
+            failures += _MAX_HANDSHAKES if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else 1
+        raise LinkError(
+            f"the engine at {endpoint.address} refuses this worker's keys: both sides need those of one "
+            "`pagewire serve --make-curve-keys DIR`"
+        )
+    finally:
+        socket.disable_monitor()
+        context.destroy(linger=0)
 
 
 class EngineLink:
@@ -68,15 +106,21 @@ class EngineLink:
         self._context.term()
 
     def _connect(self) -> "zmq.Socket[bytes]":
-        socket = self._context.socket(zmq.DEALER)
+        socket = _dealer(self._context, self._endpoint)
         socket.identity = self._identity.encode()
-        socket.linger = 0
-        socket.sndhwm = _MAX_QUEUED
-        socket.rcvhwm = _MAX_QUEUED
-        socket.maxmsgsize = MAX_FRAME_BYTES
-        if self._endpoint.curve is not None:
-            socket.curve_serverkey = self._endpoint.curve.server_public.encode()
-            socket.curve_publickey = self._endpoint.curve.own_public.encode()
-            socket.curve_secretkey = self._endpoint.curve.own_secret.encode()
         socket.connect(self._endpoint.address)
         return socket
+
+
+def _dealer(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: Endpoint) -> "zmq.Socket[bytes]":
+    """A socket that is not connected yet."""
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.sndhwm = _MAX_QUEUED
+    socket.rcvhwm = _MAX_QUEUED
+    socket.maxmsgsize = MAX_FRAME_BYTES
+    if endpoint.curve is not None:
+        socket.curve_serverkey = endpoint.curve.server_public.encode()
+        socket.curve_publickey = endpoint.curve.own_public.encode()
+        socket.curve_secretkey = endpoint.curve.own_secret.encode()
+    return socket

@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status. Raises SystemExit for a wrong argument, as argparse does."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["serve"]:  # its flags are the service's own
-            serve.replace_process(arguments[1:])
+        if arguments[:1] in (["serve"], ["worker"]):  # their flags are the service's own
+            serve.replace_process(arguments[0], arguments[1:])
         parsed = _parser().parse_args(arguments)
         parsed.arguments = arguments
         status = cast(Run, parsed.run)(parsed)

@@ -38,10 +38,20 @@ class Resolved(NamedTuple):
     origins: dict[str, str]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag per setting. What they parse stays text, None where it is absent, and goes to `resolve`."""
+WORKER_GROUPS = frozenset({"model", "worker", "parallel"})
+WORKER_SETTINGS = frozenset(
+    {"curve_dir", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes", "runtime_dir", "log_level"}
+)
+"""Groups of settings, and others one by one, that mean something to a rank on a host of its own."""
+
+
+def add_flags(parser: argparse.ArgumentParser, *, workers_alone: bool = False) -> None:
+    """Add a flag per setting, or per setting that matters to a rank of its own. What they parse stays text, None where
+    it is absent, and goes to `resolve`."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, field in setting_fields(Settings).items():
+        if workers_alone and field.about.group not in WORKER_GROUPS and name not in WORKER_SETTINGS:
+            continue
         group = groups.setdefault(field.about.group, parser.add_argument_group(field.about.group))
         text = f"{field.about.help} {_facts(field)}".replace("%", "%%")
         if field.base is bool:

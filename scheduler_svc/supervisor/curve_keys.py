@@ -48,6 +48,11 @@ def read_curve_keys(folder: Path) -> tuple[CurveKeys, CurveKeys]:
     return _read(folder / _ENGINE), _read(folder / _WORKER)
 
 
+def read_worker_keys(folder: Path) -> CurveKeys:
+    """The workers' keys, on a host that has no other. Raises SettingsError as above."""
+    return _read(folder / _WORKER)
+
+
 def _read(path: Path) -> CurveKeys:
     try:
         found = path.stat()

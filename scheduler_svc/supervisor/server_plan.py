@@ -47,8 +47,9 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType
     max_model_len: int
     runtime_dir: Path
-    curve: tuple[CurveKeys, CurveKeys] | None
-    """The engine's and the workers' keys, where workers connect by TCP."""
+    engine_keys: CurveKeys | None = None
+    worker_keys: CurveKeys | None = None
+    """Where workers connect by TCP; a rank on another host has the second alone."""
     started_unix_s: float
 
     @property
@@ -79,6 +80,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             kv_cache_bytes=settings.kv_cache_bytes,
             num_threads=settings.num_threads,
             cpu_kernels=settings.cpu_kernels,
+            quantization=settings.quantization,
             attention_backend=settings.attention_backend,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             enforce_eager=settings.enforce_eager,
@@ -150,7 +152,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
         return Endpoint(address=f"ipc://{self.runtime_dir}/frontends.sock")
 
     def _worker_endpoint(self, engine_side: bool) -> Endpoint:
-        if self.curve is None:
+        keys = self.engine_keys if engine_side else self.worker_keys
+        if keys is None:
             return Endpoint(address=f"ipc://{self.runtime_dir}/workers.sock")
-        engine_keys, worker_keys = self.curve
-        return Endpoint(address=self.settings.worker_transport, curve=engine_keys if engine_side else worker_keys)
+        return Endpoint(address=self.settings.worker_transport, curve=keys)

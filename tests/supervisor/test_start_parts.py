@@ -66,7 +66,6 @@ def plan(settings: Settings, **changes: object) -> ServerPlan:
         "dtype": "bfloat16",
         "max_model_len": 4096,
         "runtime_dir": Path("/run/pw"),
-        "curve": None,
         "started_unix_s": 1.0,
     }
     return ServerPlan(**values | changes)
@@ -99,8 +98,9 @@ def test_tcp_workers_get_keys(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     make_curve_keys(folder)
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
-    keys = read_curve_keys(folder)
-    made = plan(Settings(worker_transport="tcp://10.0.0.1:5", curve_dir=str(folder)), curve=keys)
+    engine_keys, worker_keys = read_curve_keys(folder)
+    settings = Settings(worker_transport="tcp://10.0.0.1:5", curve_dir=str(folder))
+    made = plan(settings, engine_keys=engine_keys, worker_keys=worker_keys)
     engine, worker = made.engine_launch(0).workers, made.worker_launch(0, 0).engine
     assert engine.address == worker.address == "tcp://10.0.0.1:5"
     assert engine.curve is not None

@@ -44,8 +44,8 @@ class GroupCollectives:
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         parts = x.new_empty((self.world_size, *x.shape))
-        # Gloo wants rows of both alike, NCCL does not mind.
-        self._group._allgather_base(parts.flatten(0, 1) if x.dim() > 1 else parts, x).wait()
+        # As one tensor of N times as many rows, which is all that Gloo takes.
+        self._group._allgather_base(parts.flatten(0, 1), x).wait()
         return parts
 
 

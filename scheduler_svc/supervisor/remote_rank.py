@@ -1,0 +1,135 @@
+"""`pagewire worker`: keeps one rank of a model running on a host that the server's supervisor does not reach.
+
+systemd, Kubernetes or a person starts it. It starts the worker process and starts it again, without limit, whenever its
+group ends: the server's supervisor, which starts rank 0, decides how often a group may. It ends when it is told to,
+with status 0; and with status 1 where this rank cannot be one of the group, because it has other settings, another
+model or no room, which somebody must mend.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
+from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
+from pagewire.scheduler_svc.supervisor.supervision import Outcome
+from pagewire.scheduler_svc.supervisor.supervisor import Surroundings
+from pagewire.wire.control import Failed, Loading, Ready, Stop
+from pagewire.wire.launch import UNKNOWN_INCARNATION, RankGroup, WorkerLaunch
+from pagewire.wire.lifeline import RANKS_LOST_STATUS
+
+_log = logging.getLogger(__name__)
+
+_STOP_S = 5.0
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 10.0
+_SERVED_LONG_ENOUGH_S = 60.0
+_CANNOT_LOAD_STATUS = 1
+"""Of a worker process."""
+
+
+def remote_launch(plan: ServerPlan, rank: int) -> WorkerLaunch:
+    """What this rank is started with: as the server's own ranks are, by the same settings. Raises SettingsError for a
+    rank that the server starts itself."""
+    settings = plan.settings
+    if not plan.num_local_ranks <= rank < plan.world_size:
+        raise SettingsError(
+            f"--rank {rank} is not one of the last remote_workers = {settings.remote_workers} of "
+            f"tensor_parallel_size = {plan.world_size} ranks, numbered from 0: the server starts the others itself"
+        )
+    return msgspec.structs.replace(
+        plan.worker_launch(rank, UNKNOWN_INCARNATION),
+        group=RankGroup(store=f"tcp://{settings.distributed_address}", num_local_ranks=1),
+    )
+
+
+class RemoteRank:
+    """One rank from start to end: `await RemoteRank(launch, surroundings).run()`."""
+
+    def __init__(
+        self, launch: WorkerLaunch, surroundings: Surroundings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._launch = launch
+        self._around = surroundings
+        self._clock = clock
+        self._events: asyncio.Queue[ChildEvent | None] = asyncio.Queue()
+        """What the worker says; none for a signal."""
+        self._failure = ""
+        self._ready_since_s: float | None = None
+        self._backoff_s = 0.0
+
+    async def run(self) -> Outcome:
+        """Run the rank until told to stop, and leave no process behind."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._events.put_nowait, None)
+        while True:
+            child = await self._start()
+            outcome = await self._watch(child)
+            if outcome is not None:
+                return outcome
+            try:
+                if await asyncio.wait_for(self._events.get(), self._backoff_s) is None:
+                    return Outcome(0)
+            except TimeoutError:
+                continue
+
+    async def _start(self) -> Child:
+        self._failure = ""
+        self._ready_since_s = None
+        file = self._around.runtime_dir.write("worker.json", msgspec.json.encode(self._launch))
+        command = (*self._around.commands.worker, "--launch", str(file))
+        return await Child.start(command, self._around.environ, self._events.put_nowait)
+
+    async def _watch(self, child: Child) -> Outcome | None:
+        """Until the process has ended; none where another is to be started, after `_backoff_s`."""
+        while True:
+            match event := await self._events.get():
+                case None:
+                    await self._stop(child)
+                    return Outcome(0)
+                case Loading(stage, fraction):
+                    self._around.progress.report(stage, fraction)
+                case Ready():
+                    self._ready_since_s = self._clock()
+                    self._around.progress.close()
+                    self._around.notifier.notify("READY=1", "STATUS=serving")
+                    _log.info("rank %d has joined its group", self._launch.rank)
+                case Failed(message):
+                    self._failure = message
+                case Exited():
+                    return self._after(event)
+                case _:
+                    continue
+
+    def _after(self, exited: Exited) -> Outcome | None:
+        reason = f"{exited}: {self._failure}" if self._failure else str(exited)
+        if exited.status == _CANNOT_LOAD_STATUS:
+            return Outcome(1, f"rank {self._launch.rank} cannot start: {self._failure or exited}")
+        served = self._ready_since_s is not None and self._clock() - self._ready_since_s >= _SERVED_LONG_ENOUGH_S
+        if served or exited.status == RANKS_LOST_STATUS:
+            self._backoff_s = _FIRST_BACKOFF_S
+        else:
+            self._backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * self._backoff_s))
+        _log.warning("rank %d %s; it is started again", self._launch.rank, reason)
+        return None
+
+    async def _stop(self, child: Child) -> None:
+        """Ask it to stop, and kill it if it does not in time or a second signal comes."""
+        self._around.notifier.notify("STOPPING=1")
+        child.send(Stop())
+        try:
+            async with asyncio.timeout(_STOP_S):
+                while (event := await self._events.get()) is not None:
+                    if isinstance(event, Exited):
+                        return
+        except TimeoutError:
+            pass
+        child.kill()
+        while not isinstance(await self._events.get(), Exited):
+            pass
