@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
+from pagewire.wire.launch import AttentionBackendName, CpuKernelKind, Quantization
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.model.int8_linear import NativeInt8Linears, int8_on_torch
 from pagewire.worker.model.linear import LinearKind, TorchLinears, choose_linear
 from pagewire.worker.model.native_linear import NativeLinears
 from pagewire.worker.model.native_ops import NativeOps, unsupported_shape
@@ -61,14 +62,19 @@ def kernels_of_attention(backend: AttentionBackendName, wanted: CpuKernelKind) -
 
 
 def choose_kernels(
-    config: DecoderConfig, dtype: torch.dtype, num_threads: int, wanted: CpuKernelKind = "auto"
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    num_threads: int,
+    wanted: CpuKernelKind = "auto",
+    quantization: Quantization = "none",
 ) -> CpuKernels:
     """The native kernels where they load and fit the model's shape, else torch's.
 
-    Raises NativeUnavailable where `wanted` is native and they do not.
+    Raises NativeUnavailable where `wanted` is native and they do not; Int8Unavailable where neither kind multiplies
+    int8 on this machine.
     """
     if wanted == "torch":
-        return _torch_kernels(config, dtype, num_threads, "")
+        return _torch_kernels(config, dtype, num_threads, quantization, "")
     try:
         if reason := unsupported_shape(config):
             raise NativeUnavailable(reason)
@@ -76,26 +82,33 @@ def choose_kernels(
     except NativeUnavailable as error:
         if wanted == "native":
             raise
-        return _torch_kernels(config, dtype, num_threads, str(error))
+        return _torch_kernels(config, dtype, num_threads, quantization, str(error))
     # The library has threads of its own, and torch's would wait for the same cores.
     torch.set_num_threads(1)
     return CpuKernels(
         name=f"native ({library.level})",
         attention=PagedNativeAttention(library, config, dtype),
         ops=NativeOps(library, config, dtype),
-        linears=NativeLinears(library, dtype),
+        linears=NativeLinears(library, dtype) if quantization == "none" else NativeInt8Linears(library, dtype),
         sampler=lambda vocab_size: NativeSampler(library, vocab_size),
         note="",
     )
 
 
-def _torch_kernels(config: DecoderConfig, dtype: torch.dtype, num_threads: int, note: str) -> CpuKernels:
+def _torch_kernels(
+    config: DecoderConfig, dtype: torch.dtype, num_threads: int, quantization: Quantization, note: str
+) -> CpuKernels:
     torch.set_num_threads(num_threads)
+    linears: LinearKind
+    if quantization == "int8":
+        linears = int8_on_torch()
+    else:
+        linears = TorchLinears(choose_linear(torch.device("cpu"), dtype))
     return CpuKernels(
         name="torch",
         attention=PagedTorchAttention(),
         ops=TorchOps(config),
-        linears=TorchLinears(choose_linear(torch.device("cpu"), dtype)),
+        linears=linears,
         sampler=Sampler,
         note=note,
     )

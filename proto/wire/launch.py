@@ -19,6 +19,9 @@ AttentionBackendName = Literal[
 """Of CUDA devices the first three, best first; of CPUs the others, which come with their cpu_kernels."""
 
 
+Quantization = Literal["none", "int8"]
+
+
 class CurveKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """CURVE keys in Z85 text: the engine's public key, and this side's own pair."""
 
@@ -92,6 +95,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache takes what the rest leaves. Without effect where kv_cache_bytes is given."""
     enforce_eager: bool = False
     """On CUDA devices: record no graphs; every step is launched one operation after the other."""
+    quantization: Quantization = "none"
+    """Of the linears; int8 on the device cpu alone."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""
     group: RankGroup | None = None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pagewire.wire.launch import CpuKernelKind
+from pagewire.wire.launch import CpuKernelKind, Quantization
 from pagewire.wire.model import DType, ModelSpec
 from pagewire.worker.cpu_kernels import CpuKernels, choose_kernels
 from pagewire.worker.model.decoder import Decoder
@@ -14,16 +14,16 @@ from pagewire.worker.native.library import LIBRARY_FILE
 KINDS: list[CpuKernelKind] = ["native", "torch"]
 
 
-def kernels_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind) -> CpuKernels:
+def kernels_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind, quantization: Quantization = "none") -> CpuKernels:
     """Skips the test where the package was built without its library, or the model's shape does not suit it."""
     if kind == "native" and (reason := unsupported_shape(spec.decoder)):
         pytest.skip(reason)
     if kind == "native" and not LIBRARY_FILE.exists():
         pytest.skip("built without the native library")
-    return choose_kernels(spec.decoder, TORCH_DTYPES[dtype], torch.get_num_threads(), kind)
+    return choose_kernels(spec.decoder, TORCH_DTYPES[dtype], torch.get_num_threads(), kind, quantization)
 
 
-def decoder_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind) -> Decoder:
+def decoder_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind, quantization: Quantization = "none") -> Decoder:
     """The model with kernels of its own."""
-    kernels = kernels_for(spec, dtype, kind)
+    kernels = kernels_for(spec, dtype, kind, quantization)
     return load_decoder(spec, dtype, kernels.attention, lambda stage, fraction: None, kernels.ops, kernels.linears)

@@ -32,7 +32,8 @@ _WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-ignored-attributes"]
 _LINK_FLAGS = ["-shared", "-static-libstdc++", "-static-libgcc"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-_X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512, "avx512bf16": [*_AVX512, "-mavx512bf16"]}
+_VNNI = [*_AVX512, "-mavx512vnni"]
+_X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512, "avx512vnni": _VNNI, "avx512bf16": [*_VNNI, "-mavx512bf16"]}
 
 
 class BuildError(Exception):

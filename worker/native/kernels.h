@@ -18,6 +18,8 @@ constexpr int kChunkTokens = 256;   // of one sequence's context per decode task
                                     // depends neither on its company nor on the number of threads
 constexpr int kTileQueries = 64;    // query vectors per prefill task
 constexpr int kTileTokens = 64;     // keys a prefill task looks at together
+constexpr int kRotation = 64;       // values of a row that are rotated together before they become int8
+constexpr int64_t kMaxInt8K = 65536;  // int8 sums over more could pass 32 bits; a multiple of kRotation
 constexpr int kSumBlock = 128;      // logits per partial maximum and sum
 
 // One piece of an attention step, done once per KV head.
@@ -94,6 +96,11 @@ struct LinearArgs {
   int32_t dtype;
 };
 
+struct Int8LinearArgs {
+  LinearArgs linear;  // the weight as linear_int8.h packs it
+  void *rows;         // num_rows × int8_row_bytes(k), for x as it is quantized
+};
+
 // Rows of logits, of which each has maxima and sums by blocks of kSumBlock ids.
 struct LogitsRow {
   const void *logits;
@@ -108,7 +115,7 @@ struct Kernels {
   void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
   void (*norm)(const NormArgs *args, int64_t first, int64_t end);
   void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);
-  int64_t panel;  // columns of a linear's result that are packed together
+  int64_t panel;  // columns of a linear's result that are packed together, in any dtype
   // Panels [first, end) of the result; `next` is the one that this thread will probably do then.
   void (*linear)(const LinearArgs *args, int64_t first, int64_t end, int64_t next);
   // Panels [first, end) of a weight [n, k].
@@ -116,6 +123,15 @@ struct Kernels {
   // Rows ids[first … end) of the weight that was packed.
   void (*unpack)(const int64_t *ids, const void *packed, void *out, int64_t k, int32_t dtype, int64_t first,
                  int64_t end);
+  // Memory of one panel, and of one quantized row of x.
+  int64_t (*int8_panel_bytes)(int64_t k);
+  int64_t (*int8_row_bytes)(int64_t k);
+  // Rows [first, end) of x.
+  void (*quantize_rows)(const Int8LinearArgs *args, int64_t first, int64_t end);
+  // Panels [first, end) of the result, once all rows are quantized.
+  void (*linear_int8)(const Int8LinearArgs *args, int64_t first, int64_t end, int64_t next);
+  // Panels [first, end) of a weight [n, k].
+  void (*pack_int8)(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype, int64_t first, int64_t end);
   // Block maxima; returns the largest logit, NaN where the row has one.
   float (*row_maxima)(const LogitsRow *row, float *maxima);
   // weights[i] = exp((logit - largest) / temperature) for ids of one block range; sums by blocks.

@@ -1,7 +1,7 @@
 // The library's interface: chooses an instruction set, cuts kernels into tasks, and owns nothing else.
 //
 // Small work is not spread over threads: waking and awaiting one costs more than doing it. Every function is called
-// from one thread at a time, but for pw_pack.
+// from one thread at a time, but for pw_pack and pw_pack_int8.
 
 #include "library.h"
 
@@ -16,6 +16,7 @@ PW_DECLARE(base)
 #if defined(__x86_64__)
 PW_DECLARE(avx2)
 PW_DECLARE(avx512)
+PW_DECLARE(avx512vnni)
 PW_DECLARE(avx512bf16)
 #endif
 
@@ -28,18 +29,20 @@ struct Level {
   bool (*works)();
 };
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
 const Level kLevels[] = {
 #if defined(__x86_64__)
-    {&kernels_avx512bf16,
-     [] {
-       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-     }},
-    {&kernels_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-     }},
+    {&kernels_avx512bf16, [] { return has_vnni() && __builtin_cpu_supports("avx512bf16"); }},
+    {&kernels_avx512vnni, has_vnni},
+    {&kernels_avx512, has_avx512},
     {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {&kernels_base, [] { return true; }},
@@ -76,7 +79,7 @@ using namespace pagewire;
 #define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface, so that an older library is not called by newer Python.
-PW_EXPORT int32_t pw_interface() { return 2; }
+PW_EXPORT int32_t pw_interface() { return 3; }
 
 // The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
 // the processor lacks it.
@@ -164,6 +167,25 @@ int64_t panel_bytes(int64_t k, int32_t dtype) {
   return (dtype == kBFloat16 ? (k + 1) / 2 * 4 : k * 4) * chosen->panel;
 }
 
+// Panels [0, panels) of a linear, in tasks of kTaskBytes.
+template <class Body>
+void over_panels(int64_t panels, int64_t bytes, const Body &body) {
+  int64_t per_task = kTaskBytes / bytes;
+  if (per_task > panels / kLeastTasks) per_task = panels / kLeastTasks;
+  if (per_task < 1) per_task = 1;
+  struct Call {
+    const Body *body;
+    int64_t panels, per_task;
+  } call{&body, panels, per_task};
+  parallel(
+      [](void *context, int64_t task, int) {
+        const Call *c = static_cast<const Call *>(context);
+        const int64_t end = (task + 1) * c->per_task;
+        (*c->body)(task * c->per_task, end < c->panels ? end : c->panels, (task + max_threads()) * c->per_task);
+      },
+      &call, (panels + per_task - 1) / per_task, true);
+}
+
 }  // namespace
 
 // Memory of a packed weight [n, k].
@@ -175,22 +197,28 @@ PW_EXPORT void pw_pack(const void *weight, void *packed, int64_t n, int64_t k, i
 }
 
 PW_EXPORT void pw_linear(const LinearArgs *args) {
-  const int64_t panels = panels_of(args->n);
-  int64_t per_task = kTaskBytes / panel_bytes(args->k, args->dtype);
-  if (per_task > panels / kLeastTasks) per_task = panels / kLeastTasks;
-  if (per_task < 1) per_task = 1;
-  struct Call {
-    const LinearArgs *args;
-    int64_t panels, per_task;
-  } call{args, panels, per_task};
-  parallel(
-      [](void *context, int64_t task, int) {
-        const Call *c = static_cast<const Call *>(context);
-        const int64_t end = (task + 1) * c->per_task;
-        chosen->linear(c->args, task * c->per_task, end < c->panels ? end : c->panels,
-                       (task + max_threads()) * c->per_task);
-      },
-      &call, (panels + per_task - 1) / per_task, true);
+  over_panels(panels_of(args->n), panel_bytes(args->k, args->dtype),
+              [=](int64_t first, int64_t end, int64_t next) { chosen->linear(args, first, end, next); });
+}
+
+// Memory of an int8 weight [n, k], packed.
+PW_EXPORT int64_t pw_int8_packed_bytes(int64_t n, int64_t k) {
+  return panels_of(n) * chosen->int8_panel_bytes(k);
+}
+
+// Memory of one row of x, quantized.
+PW_EXPORT int64_t pw_int8_row_bytes(int64_t k) { return chosen->int8_row_bytes(k); }
+
+// Quantizes and packs a weight on the calling thread; others may pack others at the same time.
+PW_EXPORT void pw_pack_int8(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype) {
+  chosen->pack_int8(weight, packed, n, k, dtype, 0, panels_of(n));
+}
+
+PW_EXPORT void pw_linear_int8(const Int8LinearArgs *args) {
+  const LinearArgs *a = &args->linear;
+  over_rows(a->num_rows, a->k * 16, [=](int64_t first, int64_t end) { chosen->quantize_rows(args, first, end); });
+  over_panels(panels_of(a->n), chosen->int8_panel_bytes(a->k),
+              [=](int64_t first, int64_t end, int64_t next) { chosen->linear_int8(args, first, end, next); });
 }
 
 PW_EXPORT void pw_unpack_rows(const int64_t *ids, int64_t num_ids, const void *packed, void *out, int64_t k,

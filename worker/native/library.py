@@ -11,15 +11,17 @@ from pathlib import Path
 
 LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 
-LEVELS = ("avx512bf16", "avx512", "avx2", "base")
+LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 """Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
-INTERFACE = 2
+INTERFACE = 3
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 16
 CHUNK_TOKENS = 256
+ROTATION = 64
+MAX_INT8_K = 65536
 
 
 class NativeUnavailable(Exception):
@@ -107,6 +109,12 @@ class LinearArgs(ctypes.Structure):
     )
 
 
+class Int8LinearArgs(ctypes.Structure):
+    """`Int8LinearArgs` of kernels.h."""
+
+    _fields_ = (("linear", LinearArgs), ("rows", c_void_p))
+
+
 class NativeLibrary:
     """The library's functions. The instruction set and the threads are the process's: the last one loaded decides."""
 
@@ -138,6 +146,18 @@ class NativeLibrary:
         self.pack = functions.pw_pack
         self.pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
         self.pack.restype = None
+        self.linear_int8 = functions.pw_linear_int8
+        self.linear_int8.argtypes = (POINTER(Int8LinearArgs),)
+        self.linear_int8.restype = None
+        self.int8_packed_bytes = functions.pw_int8_packed_bytes
+        self.int8_packed_bytes.argtypes = (c_int64, c_int64)
+        self.int8_packed_bytes.restype = c_int64
+        self.int8_row_bytes = functions.pw_int8_row_bytes
+        self.int8_row_bytes.argtypes = (c_int64,)
+        self.int8_row_bytes.restype = c_int64
+        self.pack_int8 = functions.pw_pack_int8
+        self.pack_int8.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
+        self.pack_int8.restype = None
         self.unpack_rows = functions.pw_unpack_rows
         self.unpack_rows.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32)
         self.unpack_rows.restype = None

@@ -1,0 +1,202 @@
+// y = x · weightᵀ + bias in int8: the weight symmetric per column of the result, x symmetric per row, both rotated
+// (quantize.h). Tiles and panels are those of linear.h.
+//
+// A packed panel: for every four k its columns' four values side by side, all of them as value + 128, then the columns'
+// scales as floats. The instruction that multiplies four pairs and adds them up wants one side unsigned; what the 128 add
+// too much is 128 times the sum of x, and is subtracted at the end.
+//
+// Sums are exact integers, so that a result depends neither on the other rows nor on threads, and on the instruction set
+// only in the last bit of its scaling.
+
+#pragma once
+
+#include "kernels.h"
+#include "linear.h"
+#include "quantize.h"
+#include "vec.h"
+
+namespace {
+
+using namespace pagewire;
+
+int64_t int8_panel_bytes(int64_t k) { return kPanel * (rotated_k(k) + int64_t(sizeof(float))); }
+
+template <class T>
+void pack_int8_panels(const T *weight, uint8_t *packed, int64_t n, int64_t k, int64_t first, int64_t end) {
+  alignas(64) float rotated[kMaxInt8K];
+  for (int64_t panel = first; panel < end; ++panel) {
+    uint8_t *values = packed + panel * int8_panel_bytes(k);
+    float *scales = reinterpret_cast<float *>(values + kPanel * rotated_k(k));
+    for (int64_t c = 0; c < kPanel; ++c) {
+      const int64_t column = panel * kPanel + c;
+      float largest = 0, factor = 0;
+      if (column < n) {
+        largest = rotate_row(weight + column * k, k, rotated);
+        factor = steps_per_unit(largest);
+      } else {
+        std::memset(rotated, 0, rotated_k(k) * sizeof(float));
+      }
+      scales[c] = largest * (1.0f / (127.0f * kRotation));
+      for (int64_t at = 0; at < rotated_k(k); at += W) {
+        const vi value = to_integer(load(rotated + at) * factor) + 128;
+        for (int i = 0; i < W; i += 4) {
+          uint8_t *to = values + ((at + i) * kPanel + 4 * c);
+          for (int j = 0; j < 4; ++j) to[j] = uint8_t(value[i + j]);
+        }
+      }
+    }
+  }
+}
+
+#if defined(__AVX512VNNI__)
+
+struct Four {  // W columns of the weight, four k each
+  __m512i values;
+  PW_INLINE explicit Four(const uint8_t *p) : values(_mm512_loadu_si512(p)) {}
+  PW_INLINE vi add(vi sum, int32_t x) const {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, values, _mm512_set1_epi32(x));
+  }
+};
+
+#elif defined(__AVX2__)
+
+// Without that instruction: even and odd values as pairs of 16 bits. The one that multiplies bytes saturates.
+struct Four {
+#if defined(__AVX512F__)
+  typedef __m512i reg;
+  PW_INLINE static reg multiply(reg a, reg b) { return _mm512_madd_epi16(a, b); }
+  PW_INLINE static reg left(reg a) { return _mm512_slli_epi16(a, 8); }
+  PW_INLINE static reg right(reg a) { return _mm512_srli_epi16(a, 8); }
+  PW_INLINE static reg right_signed(reg a) { return _mm512_srai_epi16(a, 8); }
+  PW_INLINE static reg splat32(int32_t x) { return _mm512_set1_epi32(x); }
+#else
+  typedef __m256i reg;
+  PW_INLINE static reg multiply(reg a, reg b) { return _mm256_madd_epi16(a, b); }
+  PW_INLINE static reg left(reg a) { return _mm256_slli_epi16(a, 8); }
+  PW_INLINE static reg right(reg a) { return _mm256_srli_epi16(a, 8); }
+  PW_INLINE static reg right_signed(reg a) { return _mm256_srai_epi16(a, 8); }
+  PW_INLINE static reg splat32(int32_t x) { return _mm256_set1_epi32(x); }
+#endif
+  reg even, odd;
+  PW_INLINE explicit Four(const uint8_t *p) {
+    reg values;
+    std::memcpy(&values, p, sizeof values);
+    even = right(left(values));
+    odd = right(values);
+  }
+  PW_INLINE vi add(vi sum, int32_t x) const {
+    const reg all = splat32(x);
+    return sum + (vi)multiply(even, right_signed(left(all))) + (vi)multiply(odd, right_signed(all));
+  }
+};
+
+#else
+
+struct Four {
+  vi byte[4];
+  PW_INLINE explicit Four(const uint8_t *p) {
+    vu values;
+    std::memcpy(&values, p, sizeof values);
+    for (int j = 0; j < 4; ++j) byte[j] = (vi)(values >> (8 * j) & 0xff);
+  }
+  PW_INLINE vi add(vi sum, int32_t x) const {
+    for (int j = 0; j < 4; ++j) sum += byte[j] * int32_t(int8_t(uint32_t(x) >> (8 * j)));
+    return sum;
+  }
+};
+
+#endif
+
+template <class T, int ROWS, int AHEAD_PER_STEP>
+PW_INLINE void int8_tile(const Int8LinearArgs *args, int64_t row, const uint8_t *panel, int64_t column, Ahead ahead) {
+  const LinearArgs *a = &args->linear;
+  const int64_t depth = rotated_k(a->k);
+  int8_t *rows = static_cast<int8_t *>(args->rows) + row * int8_row_bytes(a->k);
+  const int8_t *x[ROWS];
+  for (int r = 0; r < ROWS; ++r) x[r] = rows + r * int8_row_bytes(a->k);
+  vi sum[ROWS][2] = {};
+  const uint8_t *w = panel;
+  for (int64_t at = 0; at < depth; at += 4, w += 4 * kPanel) {
+    if (ahead.line < ahead.end) {
+      for (int i = 0; i < AHEAD_PER_STEP; ++i) __builtin_prefetch(ahead.line + i * 64, 0, AHEAD_PER_STEP > 1 ? 3 : 2);
+      ahead.line += AHEAD_PER_STEP * 64;
+    }
+    const Four weight[2] = {Four(w), Four(w + 4 * W)};
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t four;
+      std::memcpy(&four, x[r] + at, sizeof four);
+      for (int i = 0; i < 2; ++i) sum[r][i] = weight[i].add(sum[r][i], four);
+    }
+  }
+  const float *scales = reinterpret_cast<const float *>(w);
+  const int64_t columns = a->n - column < kPanel ? a->n - column : kPanel;
+  const T *bias = static_cast<const T *>(a->bias);
+  for (int r = 0; r < ROWS; ++r) {
+    const RowTail *tail = row_tail(rows + r * int8_row_bytes(a->k), a->k);
+    T *out = static_cast<T *>(a->out) + (row + r) * a->n + column;
+    vf y[2];
+    for (int i = 0; i < 2; ++i)
+      y[i] = __builtin_convertvector(sum[r][i] - tail->excess, vf) * (tail->scale * load(scales + i * W));
+    if (columns == kPanel) {
+      for (int i = 0; i < 2; ++i) store(out + i * W, bias ? y[i] + load(bias + column + i * W) : y[i]);
+    } else {
+      for (int64_t c = 0; c < columns; ++c)
+        put(out + c, y[c / W][c % W] + (bias ? to_float(bias[column + c]) : 0.0f));
+    }
+  }
+}
+
+// One panel and all rows; see linear_panel.
+template <class T, int ROWS>
+void int8_panel(const Int8LinearArgs *args, const uint8_t *panel, const uint8_t *next_panel, int64_t column,
+                int64_t tiles) {
+  constexpr int64_t kAheadBytes = 2048;
+  const int64_t num_bytes = int8_panel_bytes(args->linear.k);
+  const char *bytes = reinterpret_cast<const char *>(panel);
+  if (tiles == 1)
+    return int8_tile<T, ROWS, kPanel * 4 / 64>(args, 0, panel, column,
+                                                {bytes + kAheadBytes, bytes + kAheadBytes + num_bytes});
+  const int64_t part = (num_bytes / 64 + tiles - 1) / tiles * 64;
+  const int64_t shorter = ROWS * tiles - args->linear.num_rows;  // tiles of one row less, which come last
+  int64_t row = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const char *next = reinterpret_cast<const char *>(next_panel) + tile * part;
+    if (tile < tiles - shorter) {
+      int8_tile<T, ROWS, 1>(args, row, panel, column, {next, next + part});
+      row += ROWS;
+    } else if constexpr (ROWS > 1) {
+      int8_tile<T, ROWS - 1, 1>(args, row, panel, column, {next, next + part});
+      row += ROWS - 1;
+    }
+  }
+}
+
+template <class T, int ROWS>
+void int8_panels(const Int8LinearArgs *args, int64_t tiles, int64_t rows, int64_t first, int64_t end, int64_t next) {
+  if constexpr (ROWS > 0) {
+    if (rows != ROWS) return int8_panels<T, ROWS - 1>(args, tiles, rows, first, end, next);
+    const int64_t num_bytes = int8_panel_bytes(args->linear.k);
+    const uint8_t *weight = static_cast<const uint8_t *>(args->linear.weight);
+    for (int64_t panel = first; panel < end; ++panel)
+      int8_panel<T, ROWS>(args, weight + panel * num_bytes, weight + (panel + 1 < end ? panel + 1 : next) * num_bytes,
+                          panel * kPanel, tiles);
+  }
+}
+
+void linear_int8(const Int8LinearArgs *args, int64_t first, int64_t end, int64_t next) {
+  const int64_t num_rows = args->linear.num_rows;
+  const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows, rows = (num_rows + tiles - 1) / tiles;
+  if (args->linear.dtype == kBFloat16)
+    int8_panels<bf16, kTileRows>(args, tiles, rows, first, end, next);
+  else
+    int8_panels<float, kTileRows>(args, tiles, rows, first, end, next);
+}
+
+void pack_int8(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype, int64_t first, int64_t end) {
+  if (dtype == kBFloat16)
+    pack_int8_panels(static_cast<const bf16 *>(weight), static_cast<uint8_t *>(packed), n, k, first, end);
+  else
+    pack_int8_panels(static_cast<const float *>(weight), static_cast<uint8_t *>(packed), n, k, first, end);
+}
+
+}  // namespace
