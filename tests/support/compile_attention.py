@@ -47,6 +47,13 @@ def spilled_bytes(ptx: str, arch: int) -> int:
     return sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
 
 
+def arrives_in_order(ttir: str) -> bool:
+    """Whether a barrier of our own stands between a program's stores and its arrival, and the arrival orders memory.
+    Not in PTX: there the compiler's own barriers for shared memory may stand in the same place."""
+    before, arrival, _ = ttir.partition("tt.atomic_rmw add, acq_rel")
+    return bool(arrival) and "barrier" in before[before.rfind("tt.store") :]
+
+
 def compile_attention(name: str, heads: tuple[int, int, int], block_size: int, dtype: str, arch: int) -> None:
     K, G, D = heads
     padded_d, padded_g = triton.next_power_of_2(D), triton.next_power_of_2(G)
@@ -86,6 +93,7 @@ def compile_attention(name: str, heads: tuple[int, int, int], block_size: int, d
         "spilled_bytes": spilled_bytes(ptx, arch),
         "tensor_core_products": ptx.count("wgmma.mma_async") + ptx.count("mma.sync"),
         "asynchronous_copies": ptx.count("cp.async.cg"),
+        "arrives_in_order": arrives_in_order(kernel.asm["ttir"]),
     }
     print(json.dumps(report))
 

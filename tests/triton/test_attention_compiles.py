@@ -52,3 +52,11 @@ def test_products_use_tensor_cores_and_tiles_are_requested_early(compiled: list[
             assert kernel["asynchronous_copies"] > 0, kernel
         if (kernel["arch"], kernel["dtype"]) == (90, "bf16"):
             assert kernel["shared"] >= 2 * kernel["tile_bytes"], kernel
+
+
+def test_partial_results_are_there_before_a_program_arrives(compiled: list[dict[str, Any]]) -> None:
+    """The interpreter runs one program after the other and would not notice."""
+    decodes = [kernel for kernel in compiled if kernel["name"] == "decode"]
+    assert decodes
+    for kernel in decodes:
+        assert kernel["arrives_in_order"], kernel
