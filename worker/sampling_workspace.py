@@ -1,6 +1,6 @@
 """Device memory that sampling works in, allocated once, so that a step allocates nothing and can be captured.
 
-A row of logits is handled in chunks of CHUNK ids by programs that know nothing of each other; what they find goes here.
+A row of logits is handled in chunks by programs that know nothing of each other; what they find goes here.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ CHUNK = 2048
 132 multiprocessors with a program each, and a program of 4 warps reads 16 values per thread."""
 NUM_BINS = 256
 """Into which the logits of a row are counted, to find the few that top-k and top-p need to look at."""
-MAX_CANDIDATES = 8192
-"""Ids per row that are written down for top-k and top-p; a row with more of them is searched in place."""
+MAX_CANDIDATES = 4096
+"""Ids per row that are written down for top-k and top-p, a power of two; a row with more of them is searched in
+place."""
 MAX_VOCAB_SIZE = 1 << 20
 """Probabilities are summed as integers below 2^42 (`pagewire.worker.torch_kernels.sampling`): so many fit 63 bits."""
 MAX_TOP_LOGPROBS = 20
@@ -25,6 +26,8 @@ class SamplingWorkspace:
 
     max_rows: int
     vocab_size: int
+    chunk: int
+    """Ids per chunk, a power of two. A row's token does not depend on it."""
     chunk_max_SC: torch.Tensor
     """float32: the largest logit of the chunk; infinity where one is NaN."""
     chunk_best_SC: torch.Tensor
@@ -36,14 +39,22 @@ class SamplingWorkspace:
     num_candidates_S: torch.Tensor
     """int32."""
     candidates_SN: torch.Tensor
-    """int32 [S, MAX_CANDIDATES]: ids, in no order."""
+    """int32 [S, max_candidates]: ids, in no order."""
 
     @classmethod
-    def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> "SamplingWorkspace":
+    def allocate(
+        cls,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        chunk: int = CHUNK,
+        max_candidates: int = MAX_CANDIDATES,
+    ) -> "SamplingWorkspace":
         """Raises ValueError for a vocabulary that is too large."""
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise ValueError(f"vocab_size is {vocab_size}; sampling takes 1 to {MAX_VOCAB_SIZE}")
-        num_chunks = -(-vocab_size // CHUNK)
+        num_chunks = -(-vocab_size // chunk)
 
         def empty(width: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(max_rows, width, dtype=dtype, device=device)
@@ -51,17 +62,18 @@ class SamplingWorkspace:
         return cls(
             max_rows=max_rows,
             vocab_size=vocab_size,
+            chunk=chunk,
             chunk_max_SC=empty(num_chunks, torch.float32),
             chunk_best_SC=empty(num_chunks, torch.int32),
             chunk_mass_SC=empty(num_chunks, torch.int64),
             bins_SN=empty(NUM_BINS, torch.int32),
             num_candidates_S=torch.empty(max_rows, dtype=torch.int32, device=device),
-            candidates_SN=empty(MAX_CANDIDATES, torch.int32),
+            candidates_SN=empty(max_candidates, torch.int32),
         )
 
     @property
     def num_bytes(self) -> int:
-        """Device memory that it takes: 35 kB a row for Qwen3."""
+        """Device memory that it takes: 19 kB a row for Qwen3."""
         w = self
         return sum(
             part.nbytes
@@ -82,19 +94,23 @@ class LogprobsWorkspace:
 
     max_rows: int
     vocab_size: int
+    chunk: int
     chunk_max_SC: torch.Tensor
     """float32, as above."""
     chunk_sum_SC: torch.Tensor
     """float32: sum over the chunk of exp(logit - chunk_max)."""
     chunk_top_SCN: torch.Tensor
-    """int64 [S, C, MAX_TOP_LOGPROBS]: the chunk's likeliest ids as numbers that order as (logit, -id) does."""
+    """int64, room for [S, C, MAX_TOP_LOGPROBS]: the chunk's likeliest ids, as numbers that order as (logit, -id) do."""
 
     @classmethod
-    def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> "LogprobsWorkspace":
-        num_chunks = -(-vocab_size // CHUNK)
+    def allocate(
+        cls, max_rows: int, vocab_size: int, device: torch.device, *, chunk: int = CHUNK
+    ) -> "LogprobsWorkspace":
+        num_chunks = -(-vocab_size // chunk)
         return cls(
             max_rows=max_rows,
             vocab_size=vocab_size,
+            chunk=chunk,
             chunk_max_SC=torch.empty(max_rows, num_chunks, dtype=torch.float32, device=device),
             chunk_sum_SC=torch.empty(max_rows, num_chunks, dtype=torch.float32, device=device),
             chunk_top_SCN=torch.empty(max_rows, num_chunks, MAX_TOP_LOGPROBS, dtype=torch.int64, device=device),

@@ -21,3 +21,19 @@ pytest.importorskip("triton")
 def _one_thread() -> None:
     """The interpreter works on small arrays, for which waking a second thread costs more than it saves."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter prepares Triton's language anew for every call of a function inside a kernel, which takes longer
+    than most functions do. A kernel's launch has prepared `triton.language`; what `tl.sum` and its kind are written in
+    stays prepared once it was."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    interpreter._patch_lang(tl.sum.fn)
+
+    def call(function: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+        return function.rewrite()(*args, **kwargs)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)

@@ -170,7 +170,7 @@ class TritonStepOps:
         )
         _, _, num_kv_heads, _, head_dim = kv_layer.shape
         # A view that skips the keys and values of every row.
-        return qkv.view(qkv.shape[0], -1, head_dim)[:, : -2 * num_kv_heads]
+        return qkv.view(qkv.shape[0], qkv.shape[1] // head_dim, head_dim)[:, : -2 * num_kv_heads]
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         b = self._buffers

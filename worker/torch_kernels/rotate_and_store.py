@@ -24,7 +24,7 @@ def rotate_and_store(
     kv_layer      [2, N, K, P, D]: keys, then values.
     """
     _, _, num_kv_heads, block_size, head_dim = kv_layer.shape
-    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    heads = qkv.view(qkv.shape[0], qkv.shape[1] // head_dim, head_dim)
     num_turned = heads.shape[1] - num_kv_heads
     num_heads = num_turned - num_kv_heads
     qk = heads[:, :num_turned].float()

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampling_workspace import CHUNK, MAX_TOP_LOGPROBS, LogprobsWorkspace
+from pagewire.worker.sampling_workspace import MAX_TOP_LOGPROBS, LogprobsWorkspace
 from pagewire.worker.triton_kernels.logits import (
     LEAST_RANK,
     chunk_largest,
@@ -49,9 +49,10 @@ def logprobs(
         return
     w = workspace
     num_chunks = w.chunk_max_SC.shape[1]
+    chunk = min(w.chunk, triton.next_power_of_2(vocab_size))
     _chunk_tops[(num_rows, num_chunks)](
         logits_SV, logits_SV.stride(0), w.chunk_max_SC, w.chunk_sum_SC, w.chunk_top_SCN,
-        VOCAB=vocab_size, NUM_CHUNKS=num_chunks, CHUNK=min(CHUNK, triton.next_power_of_2(vocab_size)), NUM_TOP=num_top,
+        VOCAB=vocab_size, NUM_CHUNKS=num_chunks, CHUNK=chunk, NUM_TOP=num_top,
     )  # fmt: skip
     _row_tops[(num_rows,)](
         logits_SV, logits_SV.stride(0), tokens_S, w.chunk_max_SC, w.chunk_sum_SC, w.chunk_top_SCN,

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampling_workspace import CHUNK, MAX_CANDIDATES, NUM_BINS, SamplingWorkspace
+from pagewire.worker.sampling_workspace import NUM_BINS, SamplingWorkspace
 from pagewire.worker.triton_kernels.logits import chunk_largest, is_distribution, load_chunk, load_chunk_maxima
 from pagewire.worker.triton_kernels.search import search
 from pagewire.worker.triton_kernels.tuning import FEW_TILE, MANY_TILE, SEARCH_WARPS
@@ -67,15 +67,17 @@ def sample(
     num_chunks = w.chunk_max_SC.shape[1]
     grid = (num_rows, num_chunks)
     stride = logits_SV.stride(0)
-    # A vocabulary that fits the list of candidates is searched as it is.
+    max_candidates = w.candidates_SN.shape[1]
     shape = {
         "VOCAB": vocab_size,
         "NUM_CHUNKS": num_chunks,
         "CHUNKS_BLOCK": triton.next_power_of_2(num_chunks),
-        "IS_SMALL": vocab_size <= MAX_CANDIDATES,
+        # Such a vocabulary is searched as it is.
+        "IS_SMALL": vocab_size <= max_candidates,
     }
     asked = (temperature_S, top_k_S, top_p_S)
-    chunk = min(CHUNK, triton.next_power_of_2(vocab_size))
+    chunk = min(w.chunk, triton.next_power_of_2(vocab_size))
+    many_tile = min(MANY_TILE, triton.next_power_of_2(vocab_size))
     _find_maxima[grid](
         logits_SV, stride, w.chunk_max_SC, w.chunk_best_SC, w.bins_SN, w.num_candidates_S,
         VOCAB=vocab_size, NUM_CHUNKS=num_chunks, CHUNK=chunk, NUM_BINS=NUM_BINS,
@@ -87,12 +89,12 @@ def sample(
     _pick[grid](
         logits_SV, stride, *asked, seed_S, position_S, w.chunk_max_SC, w.chunk_best_SC, w.chunk_mass_SC, w.bins_SN,
         w.num_candidates_S, w.candidates_SN, out_tokens_S,
-        **shape, CHUNK=chunk, NUM_BINS=NUM_BINS, MAX_CANDIDATES=MAX_CANDIDATES, NO_TOKEN=NO_TOKEN,
+        **shape, CHUNK=chunk, NUM_BINS=NUM_BINS, MAX_CANDIDATES=max_candidates, NO_TOKEN=NO_TOKEN,
     )  # fmt: skip
     search[(num_rows,)](
         logits_SV, stride, *asked, seed_S, position_S, w.chunk_max_SC, w.chunk_mass_SC, w.num_candidates_S,
         w.candidates_SN, out_tokens_S,
-        **shape, MAX_CANDIDATES=MAX_CANDIDATES, FEW_TILE=FEW_TILE, MANY_TILE=MANY_TILE, num_warps=SEARCH_WARPS,
+        **shape, MAX_CANDIDATES=max_candidates, FEW_TILE=FEW_TILE, MANY_TILE=many_tile, num_warps=SEARCH_WARPS,
     )  # fmt: skip
 
 

@@ -14,11 +14,11 @@ ROTATED_HEADS = 8
 """Heads per program of 4 warps: 8 × 128 values are 8 per thread. One row of Qwen3-0.6B (32 heads) is 4 programs."""
 
 SEARCH_WARPS = 8
-FEW_TILE = 1024
+FEW_TILE = 512
 MANY_TILE = 4096
-"""Ids per pass of the search in a row, in one program of SEARCH_WARPS: a few dozen are one tile, whose loads stay in
-the multiprocessor's own cache from pivot to pivot; a whole row is read in tiles that keep 16 loads per thread under
-way."""
+"""Ids that the search holds or reads at a time, in one program of SEARCH_WARPS: the few dozen of an ordinary top-k are
+two per thread, whose sums cost little more than the exchange between the warps. 4,096 are 16 per thread: as many as the
+registers hold, and enough loads under way where a whole row is read again for every pivot."""
 
 
 def norm_warps(width: int) -> int:

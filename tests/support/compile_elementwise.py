@@ -1,0 +1,128 @@
+"""Compiles the elementwise and sampling kernels for sm_90 and sm_80, a line of JSON each. A program: Triton must not
+interpret.
+
+The kernels' own callers launch them here, on CPU tensors and with a driver that only says which device to compile for,
+so that what is compiled is what a launch would specialize.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from pagewire.worker.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
+from pagewire.worker.triton_kernels import activation, logprobs, norm, rotate_and_store, sampling
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+NUM_ROWS = 16
+VOCAB_SIZE = 151_936
+CPU = torch.device("cpu")
+
+
+class Target:
+    """What Triton asks of a driver before it has compiled."""
+
+    def __init__(self, arch: int) -> None:
+        self._arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._arch, 32)
+
+    def get_current_device(self) -> int:
+        return self._arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return CPU
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Memory per thread for what the registers did not hold."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run(
+            [_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", report))
+
+
+def report_compilations() -> None:
+    launch = JITFunction.run
+
+    def compile_only(function: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = launch(function, *args, grid=grid, warmup=True, **kwargs)
+        metadata = kernel.metadata
+        print(
+            json.dumps(
+                {
+                    "name": function.__name__,
+                    "arch": metadata.target.arch,
+                    "shared": metadata.shared,
+                    "stack_bytes": stack_bytes(kernel.asm["cubin"]),
+                    "bf16": "bf16" in kernel.asm["ttir"],
+                }
+            )
+        )
+        return kernel
+
+    JITFunction.run = compile_only
+
+
+def compile_elementwise(width: int, inner: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    def values(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    indices_T = torch.zeros(NUM_ROWS, dtype=torch.int64)
+    x_TE, weight_E, delta_TE, out_TE = torch.zeros(NUM_ROWS, width), torch.zeros(width), *values(2, NUM_ROWS, width)
+    norm.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE)
+    norm.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE)
+    norm.add_rms_norm_rows(x_TE, delta_TE, indices_T, weight_E, 0.1, out_TE)
+    activation.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner))
+    rotate_and_store.rotate_and_store(
+        values(NUM_ROWS, (num_heads + 2 * num_kv_heads) * head_dim),
+        torch.zeros(num_heads + num_kv_heads, head_dim),
+        0.1,
+        torch.zeros(64, head_dim),
+        indices_T,
+        indices_T,
+        values(2, 4, num_kv_heads, 16, head_dim),
+    )
+
+
+def compile_sampling(vocab_size: int, dtype: torch.dtype) -> None:
+    logits_SV = torch.zeros(NUM_ROWS, vocab_size, dtype=dtype)
+    floats_S, ints_S, longs_S = (
+        torch.zeros(NUM_ROWS, dtype=kind) for kind in (torch.float32, torch.int32, torch.int64)
+    )
+    workspace = SamplingWorkspace.allocate(NUM_ROWS, vocab_size, CPU)
+    sampling.sample(logits_SV, floats_S, ints_S, floats_S, longs_S, ints_S, ints_S, workspace=workspace)
+    top = torch.zeros(NUM_ROWS, 20)
+    logprobs.logprobs(
+        logits_SV, ints_S, floats_S, top.int(), top, workspace=LogprobsWorkspace.allocate(NUM_ROWS, vocab_size, CPU)
+    )
+
+
+def main() -> None:
+    report_compilations()
+    for arch in (90, 80):
+        driver.set_active(Target(arch))
+        compile_elementwise(1024, 3072, 16, 8, 128)
+        compile_elementwise(5120, 25_600, 9, 3, 80)
+        compile_sampling(VOCAB_SIZE if arch == 90 else 512, torch.bfloat16)
+    compile_sampling(VOCAB_SIZE, torch.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Rows to sample on a device, and the same for the CPU's sampler."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pagewire.worker.sampler import SamplingRows
+from pagewire.worker.sampling_workspace import SamplingWorkspace
+
+Sample = Callable[..., None]
+
+SETTINGS = [
+    # temperature, top-k, top-p
+    (0.0, 0, 1.0),
+    (0.0, 5, 0.5),
+    (1.0, 0, 1.0),
+    (0.6, 0, 1.0),
+    (1.0, 1, 1.0),
+    (1.5, 20, 1.0),
+    (1.0, 20, 0.8),
+    (1.0, 0, 0.5),
+    (0.7, 0, 0.95),
+    (1.0, 0, 1e-9),
+    (1.0, 100_000, 0.9),
+    (2.0, 200, 0.999),
+    (1e-6, 0, 1.0),
+    (1e-38, 3, 0.5),
+    (100.0, 0, 0.9),
+]
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """Columns of length S as `sample` takes them."""
+
+    temperature_S: torch.Tensor
+    top_k_S: torch.Tensor
+    top_p_S: torch.Tensor
+    seed_S: torch.Tensor
+    position_S: torch.Tensor
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, ...]:
+        return self.temperature_S, self.top_k_S, self.top_p_S, self.seed_S, self.position_S
+
+    def select(self, rows: list[int]) -> "DeviceRows":
+        return DeviceRows(*(column[rows] for column in self.columns))
+
+    @property
+    def for_sampler(self) -> SamplingRows:
+        temperature, top_k, top_p, seed, position = (column.numpy() for column in self.columns)
+        return SamplingRows(
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed.view(np.uint64), position=position
+        )
+
+
+def device_rows(settings: list[tuple[float, int, float]], seed: int = 0) -> DeviceRows:
+    """One row per setting; seeds use all of their 64 bits."""
+    generator = np.random.default_rng(seed)
+    count = len(settings)
+    temperature, top_k, top_p = zip(*settings, strict=True)
+    return DeviceRows(
+        torch.tensor(temperature, dtype=torch.float32),
+        torch.tensor(top_k, dtype=torch.int32),
+        torch.tensor(top_p, dtype=torch.float32),
+        torch.from_numpy(generator.integers(0, 2**64, count, dtype=np.uint64).view(np.int64)),
+        torch.from_numpy(generator.integers(0, 2**31 - 1, count).astype(np.int32)),
+    )
+
+
+def tokens_of(
+    sample: Sample, logits_SV: torch.Tensor, rows: DeviceRows, workspace: SamplingWorkspace | None = None
+) -> list[int]:
+    num_rows, vocab_size = logits_SV.shape
+    if workspace is None:
+        workspace = SamplingWorkspace.allocate(max(num_rows, 1), vocab_size, torch.device("cpu"))
+    tokens_S = torch.full((num_rows,), -9, dtype=torch.int32)
+    sample(logits_SV, *rows.columns, tokens_S, workspace=workspace)
+    tokens: list[int] = tokens_S.tolist()
+    return tokens
