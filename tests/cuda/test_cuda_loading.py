@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from support.worker_plans import PlanMaker, admit
 from support.worker_process import TIMEOUT_S, sim_launch
 
 from pagewire.wire.columns import unpack
-from pagewire.wire.launch import AttentionBackendName
+from pagewire.wire.launch import AttentionBackendName, RankGroup
+from pagewire.wire.plan import SamplingParams, StepPlan
 from pagewire.worker.attention.ladder import AttentionNeeds
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
@@ -23,6 +26,7 @@ from pagewire.worker.model.linear import TorchLinear, TorchLinears
 from pagewire.worker.model.triton_ops import OpsKernels, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.runner import CpuRunner
+from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.startup import LaunchError, load_device
 
 
@@ -133,3 +137,51 @@ def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
         woken.clear()
         assert unpack(run(runner, plan).tokens).tolist() == plain.run(plan).tolist()
         assert woken.wait(TIMEOUT_S)
+
+
+def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
+    """Each rank on a thread of its own, with Gloo between them; recorded steps hold the sums and gathers."""
+    model = tiny_spec(tiny_config(vocab_size=101, tied=True))
+    drawn = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, seed=7)
+
+    def plans() -> list[StepPlan]:
+        maker = PlanMaker()
+        first = [admit(0, [3, 4, 5], [1]), admit(2, [9] * 4, [2], sampling=drawn)]
+        return [
+            maker.make(admits=first, chunks=[(0, 3), (2, 2)]),
+            maker.make(chunks=[(2, 2)]),
+            *(maker.make() for _ in range(6)),
+            maker.make(release=[0]),
+        ]
+
+    def rank(number: int) -> list[list[int]]:
+        launch = sim_launch(
+            "ipc:///nowhere",
+            device="cuda",
+            dtype="float32",
+            model=model,
+            max_num_seqs=3,
+            rank=number,
+            world_size=2,
+            group=RankGroup(store=f"file://{tmp_path}/ranks", num_local_ranks=2, join_timeout_s=TIMEOUT_S),
+        )
+        loaded = load_cuda(
+            launch,
+            CpuPlatform(),
+            progress=lambda stage, done: None,
+            on_rank_lost=lambda reason: None,
+            wake=lambda: None,
+        )
+        runner = loaded.brought_up.runner
+        runner.begin(1)
+        return [unpack(run(runner, plan).tokens).tolist() for plan in plans()]
+
+    with ThreadPoolExecutor(2) as pool:
+        tokens = list(pool.map(rank, range(2)))
+    limits = SlotLimits(
+        max_num_seqs=3, max_model_len=256, max_num_batched_tokens=256, block_size=16, num_blocks=9, vocab_size=101
+    )
+    plain = CpuRunner(plain_decoder(model.decoder), KVCache(model.decoder, 9, 16, torch.float32), limits)
+    plain.begin(1)
+    expected = [plain.run(plan).tolist() for plan in plans()]
+    assert tokens == [expected, expected]
