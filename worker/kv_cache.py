@@ -11,13 +11,14 @@ It does not know who owns a block; the engine does. On a CPU, memory is reserved
 system when a block is first written, so a large cache costs nothing until it is used.
 """
 
-import mmap
+import math
 import os
 from pathlib import Path
 
 import torch
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.huge_pages import HugePages
 
 _CPU = torch.device("cpu")
 
@@ -128,7 +129,8 @@ class KVCache:
         self.dtype = dtype
         self.num_bytes = num_blocks * bytes_per_block(config, block_size, dtype)
         shape = (2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self.layers = [_zeros(shape, dtype, device) for _ in range(config.num_layers)]
+        memory = HugePages()
+        self.layers = [_zeros(memory, shape, dtype, device) for _ in range(config.num_layers)]
         """Per layer [2, N, K, P, D]."""
         self._rows = [layer.view(-1, config.head_dim) for layer in self.layers]
         self._parts = [layer.view(-1, block_size * config.head_dim) for layer in self.layers]
@@ -165,11 +167,8 @@ class KVCache:
         torch.index_select(self._parts[layer], 0, index, out=out)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in page-aligned anonymous memory, because `torch.zeros` would touch every page at once."""
+def _zeros(memory: HugePages, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU from `memory`, because `torch.zeros` would touch every page at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_values = 1
-    for size in shape:
-        num_values *= size
-    return torch.frombuffer(mmap.mmap(-1, num_values * dtype.itemsize), dtype=dtype).view(shape)
+    return memory.take(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import torch
 
+from pagewire.worker.huge_pages import HugePages
 from pagewire.worker.model.embedding import Embedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.native.library import LinearArgs, NativeLibrary
-from pagewire.worker.native.memory import Buffer, HugePages, dtype_code
+from pagewire.worker.native.memory import Buffer, dtype_code
 
 
 class NativeLinears:

@@ -30,10 +30,29 @@ PW_INLINE void token_offsets(const AttentionArgs *a, int seq, int kv_head, int f
 PW_INLINE vf dot_pairs(vf sum, vu a, vu b) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
 #endif
 
-// scores[g][t] = q[g] · k[t] for NG heads; q is [NG][D] of Q, scores' rows are kChunkTokens apart.
+// One KV head's keys and values of a chunk: token t's are `offsets[t]` further on.
+template <class T>
+struct Chunk {
+  const T *k;
+  const T *v;
+  int64_t offsets[kChunkTokens];
+  int count;
+};
+
+template <class T>
+PW_INLINE void prefetch_row(const T *row, int D) {
+  for (int d = 0; d < D; d += 64 / int(sizeof(T))) __builtin_prefetch(row + d, 0, 2);
+}
+
+// scores[g][t] = q[g] · k[t] for NG heads; q is [NG][D] of Q, scores' rows are kChunkTokens apart. Meanwhile the values
+// are on their way from memory.
 template <class T, class Q, int NG>
-void decode_scores(const Q *q, const T *k, const int64_t *offsets, int count, int D, float scale, float *scores) {
+void decode_scores(const Q *q, const Chunk<T> &chunk, int D, float scale, float *scores) {
+  const T *k = chunk.k;
+  const int64_t *offsets = chunk.offsets;
+  const int count = chunk.count;
   for (int t = 0; t < count; t += 4) {
+    for (int i = t; i < t + 4 && i < count; ++i) prefetch_row(chunk.v + offsets[i], D);
     const T *rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = k + offsets[t + i < count ? t + i : count - 1];
     vf sum[NG][4] = {};
@@ -84,12 +103,15 @@ PW_INLINE void to_weights(float *scores, int count, float *largest, float *total
   *total = hsum(sum);
 }
 
-// out[g][d] = Σ weights[g][t] · v[t][d] over NV vectors of d.
+// out[g][d] = Σ weights[g][t] · v[t][d] over NV vectors from d = first. Meanwhile the next chunk's keys (if there is one)
+// are on their way from memory.
 template <class T, int NG, int NV>
-PW_INLINE void decode_values(const float *weights, const T *v, const int64_t *offsets, int count, int D, float *out) {
+PW_INLINE void decode_values(const float *weights, const Chunk<T> &chunk, const Chunk<T> *next, int first, int D,
+                             float *out) {
   vf sum[NG][NV] = {};
-  for (int t = 0; t < count; ++t) {
-    const T *row = v + offsets[t];
+  for (int t = 0; t < chunk.count; ++t) {
+    if (next && t < next->count) prefetch_row(next->k + next->offsets[t], D);
+    const T *row = chunk.v + chunk.offsets[t] + first;
     vf value[NV];
     for (int i = 0; i < NV; ++i) value[i] = load(row + i * W);
     for (int g = 0; g < NG; ++g) {
@@ -98,30 +120,35 @@ PW_INLINE void decode_values(const float *weights, const T *v, const int64_t *of
     }
   }
   for (int g = 0; g < NG; ++g)
-    for (int i = 0; i < NV; ++i) store(out + g * D + i * W, sum[g][i]);
+    for (int i = 0; i < NV; ++i) store(out + g * D + first + i * W, sum[g][i]);
 }
 
 template <class T, class Q, int NG>
-void decode_group(const Q *q, const T *k, const T *v, const int64_t *offsets, int count, int D, float scale,
-                  float *out, float *largest, float *total) {
+void decode_group(const Q *q, const Chunk<T> &chunk, const Chunk<T> *next, int D, float scale, float *out,
+                  float *largest, float *total) {
   alignas(64) float scores[NG * kChunkTokens];
-  decode_scores<T, Q, NG>(q, k, offsets, count, D, scale, scores);
-  for (int g = 0; g < NG; ++g) to_weights(scores + g * kChunkTokens, count, largest + g, total + g);
+  decode_scores<T, Q, NG>(q, chunk, D, scale, scores);
+  for (int g = 0; g < NG; ++g) to_weights(scores + g * kChunkTokens, chunk.count, largest + g, total + g);
   int d = 0;
-  for (; d + 4 * W <= D; d += 4 * W) decode_values<T, NG, 4>(scores, v + d, offsets, count, D, out + d);
-  for (; d < D; d += W) decode_values<T, NG, 1>(scores, v + d, offsets, count, D, out + d);
+  for (; d + 4 * W <= D; d += 4 * W) decode_values<T, NG, 4>(scores, chunk, d ? nullptr : next, d, D, out);
+  for (; d < D; d += W) decode_values<T, NG, 1>(scores, chunk, d ? nullptr : next, d, D, out);
+}
+
+template <class T>
+PW_INLINE void find_chunk(const AttentionArgs *a, const AttentionItem *item, int kv_head, Chunk<T> *chunk) {
+  const int first = item->first * kChunkTokens;
+  const int left = a->context_lens[item->seq] - first;
+  chunk->k = static_cast<const T *>(a->k);
+  chunk->v = static_cast<const T *>(a->v);
+  chunk->count = left < kChunkTokens ? left : kChunkTokens;
+  token_offsets(a, item->seq, kv_head, first, chunk->count, chunk->offsets);
 }
 
 template <class T, class Q>
-void decode_chunk(const AttentionArgs *a, const AttentionItem *item, int kv_head) {
+void decode_chunk(const AttentionArgs *a, const AttentionItem *item, int kv_head, const Chunk<T> &chunk,
+                  const Chunk<T> *next) {
   const int D = a->head_dim, G = a->num_heads / a->num_kv_heads, K = a->num_kv_heads;
   const int row = a->query_starts[item->seq];
-  const int first = item->first * kChunkTokens;
-  const int left = a->context_lens[item->seq] - first;
-  const int count = left < kChunkTokens ? left : kChunkTokens;
-  int64_t offsets[kChunkTokens];
-  token_offsets(a, item->seq, kv_head, first, count, offsets);
-  const T *k = static_cast<const T *>(a->k), *v = static_cast<const T *>(a->v);
   for (int g = 0; g < G;) {
     const int taken = G - g < kMaxGroup ? G - g : kMaxGroup;
     const int head = kv_head * G + g;
@@ -136,11 +163,12 @@ void decode_chunk(const AttentionArgs *a, const AttentionItem *item, int kv_head
       for (int i = 0; i < taken * D; ++i) copy[i] = to_float(source[i]);
       q = copy;
     }
+    const Chunk<T> *then = g + taken < G ? nullptr : next;
     switch (taken) {
-      case 1: decode_group<T, Q, 1>(q, k, v, offsets, count, D, a->scale, out, largest, total); break;
-      case 2: decode_group<T, Q, 2>(q, k, v, offsets, count, D, a->scale, out, largest, total); break;
-      case 3: decode_group<T, Q, kMaxGroup < 3 ? 1 : 3>(q, k, v, offsets, count, D, a->scale, out, largest, total); break;
-      default: decode_group<T, Q, kMaxGroup>(q, k, v, offsets, count, D, a->scale, out, largest, total);
+      case 1: decode_group<T, Q, 1>(q, chunk, then, D, a->scale, out, largest, total); break;
+      case 2: decode_group<T, Q, 2>(q, chunk, then, D, a->scale, out, largest, total); break;
+      case 3: decode_group<T, Q, kMaxGroup < 3 ? 1 : 3>(q, chunk, then, D, a->scale, out, largest, total); break;
+      default: decode_group<T, Q, kMaxGroup>(q, chunk, then, D, a->scale, out, largest, total);
     }
     for (int i = 0; i < taken; ++i) {
       if (item->count == 1) {
@@ -374,7 +402,32 @@ void prefill_piece(const AttentionArgs *a, const AttentionItem *item, int kv_hea
   }
 }
 
-void attend(const AttentionArgs *a, const AttentionItem *item, int kv_head) {
+template <class T, class Q, class E>
+void attend_run(const AttentionArgs *a, int64_t first, int64_t end) {
+  Chunk<T> chunks[2];
+  const int K = a->num_kv_heads;
+  bool found = false;  // chunks[task % 2] is this task's already
+  for (int64_t task = first; task < end; ++task) {
+    const AttentionItem *item = a->items + task / K;
+    const int head = int(task % K);
+    if (item->is_prefill) {
+      prefill_piece<T, E>(a, item, head);
+      continue;
+    }
+    if (!found) find_chunk(a, item, head, &chunks[task % 2]);
+    found = task + 1 < end;  // decoding comes last
+    if (found) find_chunk(a, a->items + (task + 1) / K, int((task + 1) % K), &chunks[(task + 1) % 2]);
+    decode_chunk<T, Q>(a, item, head, chunks[task % 2], found ? &chunks[(task + 1) % 2] : nullptr);
+    if (item->count == 1) continue;
+    // Whoever brings the last chunk puts all of them together: no second round of waiting.
+    int32_t *arrivals = a->arrivals + int64_t(item->partial) * K + head;
+    if (__atomic_add_fetch(arrivals, 1, __ATOMIC_ACQ_REL) < item->count) continue;
+    *arrivals = 0;
+    merge_chunks<T>(a, item, head);
+  }
+}
+
+void attend(const AttentionArgs *a, int64_t first, int64_t end) {
 #if defined(__AVX512BF16__)
   using Query = bf16;
   using Element = Pair;
@@ -382,24 +435,10 @@ void attend(const AttentionArgs *a, const AttentionItem *item, int kv_head) {
   using Query = float;
   using Element = float;
 #endif
-  if (a->dtype == kBFloat16) {
-    if (item->is_prefill)
-      prefill_piece<bf16, Element>(a, item, kv_head);
-    else
-      decode_chunk<bf16, Query>(a, item, kv_head);
-  } else {
-    if (item->is_prefill)
-      prefill_piece<float, float>(a, item, kv_head);
-    else
-      decode_chunk<float, float>(a, item, kv_head);
-  }
-}
-
-void merge(const AttentionArgs *a, const AttentionItem *item, int kv_head) {
   if (a->dtype == kBFloat16)
-    merge_chunks<bf16>(a, item, kv_head);
+    attend_run<bf16, Query, Element>(a, first, end);
   else
-    merge_chunks<float>(a, item, kv_head);
+    attend_run<float, float, float>(a, first, end);
 }
 
 }  // namespace

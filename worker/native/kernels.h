@@ -110,8 +110,8 @@ struct LogitsRow {
 
 struct Kernels {
   const char *name;
-  void (*attend)(const AttentionArgs *args, const AttentionItem *item, int kv_head);
-  void (*merge)(const AttentionArgs *args, const AttentionItem *item, int kv_head);
+  // Tasks [first, end), of which each is a KV head of an item: task / num_kv_heads is the item.
+  void (*attend)(const AttentionArgs *args, int64_t first, int64_t end);
   void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
   void (*norm)(const NormArgs *args, int64_t first, int64_t end);
   void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);

@@ -15,7 +15,7 @@ namespace pagewire {
 
 extern const Kernels PW_JOIN(kernels_, PW_LEVEL);
 const Kernels PW_JOIN(kernels_, PW_LEVEL) = {
-    PW_TEXT(PW_LEVEL), attend, merge, rotate_and_store, norm, silu_mul,
+    PW_TEXT(PW_LEVEL), attend, rotate_and_store, norm, silu_mul,
     kPanel, linear, pack, unpack,
     int8_panel_bytes, int8_row_bytes, quantize_rows, linear_int8, pack_int8, row_maxima, row_weights, at_least, widen,
 };

@@ -121,23 +121,24 @@ PW_EXPORT int64_t pw_plan_attention(const int32_t *query_starts, const int32_t *
   return count;
 }
 
-// `work_bytes` is the KV that the step reads per layer.
+// `work_bytes` is the KV that the step reads per layer. A thread takes several tasks at a time, because within a run it
+// knows what to ask of memory next.
 PW_EXPORT void pw_attend(const AttentionArgs *args, int64_t work_bytes, int64_t spread_from_bytes) {
+  constexpr int64_t kRunsPerThread = 8;
+  const int64_t tasks = args->num_items * args->num_kv_heads;
+  const int64_t least = args->num_items && args->items->is_prefill ? 1 : 4;  // a piece of a prompt is large by itself
+  int64_t runs = tasks / least < max_threads() * kRunsPerThread ? tasks / least : max_threads() * kRunsPerThread;
+  if (runs < 1) runs = 1;
+  struct Call {
+    const AttentionArgs *args;
+    int64_t tasks, runs;
+  } call{args, tasks, runs};
   parallel(
-      [](void *context, int64_t task, int) {
-        const AttentionArgs *a = static_cast<const AttentionArgs *>(context);
-        const AttentionItem *item = a->items + task / a->num_kv_heads;
-        const int head = int(task % a->num_kv_heads);
-        chosen->attend(a, item, head);
-        if (item->is_prefill || item->count == 1) return;
-        // Whoever brings the last chunk puts all of them together: no second round of waiting.
-        int32_t *arrivals = a->arrivals + int64_t(item->partial) * a->num_kv_heads + head;
-        if (__atomic_add_fetch(arrivals, 1, __ATOMIC_ACQ_REL) < item->count) return;
-        *arrivals = 0;
-        chosen->merge(a, item, head);
+      [](void *context, int64_t run, int) {
+        const Call *c = static_cast<const Call *>(context);
+        chosen->attend(c->args, c->tasks * run / c->runs, c->tasks * (run + 1) / c->runs);
       },
-      const_cast<AttentionArgs *>(args), args->num_items * args->num_kv_heads,
-      work_bytes >= spread_from_bytes);
+      &call, runs, work_bytes >= spread_from_bytes);
 }
 
 PW_EXPORT void pw_rotate_and_store(const RotateArgs *args) {

@@ -1,8 +1,4 @@
-"""Memory that is handed to the native library: buffers that grow and are reused, huge pages, and
-the codes of dtypes."""
-
-import mmap
-import threading
+"""Memory that is handed to the native library: buffers that grow and are reused, and the codes of dtypes."""
 
 import torch
 
@@ -31,37 +27,3 @@ class Buffer:
         if self._memory.numel() < num_values:
             self._memory = torch.empty(num_values, dtype=self._memory.dtype)
         return self._memory[:num_values].view(num_rows, width)
-
-
-class HugePages:
-    """Memory that is taken once and never given back, in pages of 2 MB where the system has them.
-
-    A stream through pages of 4 KB pays for a page walk every 64 lines: two Zen 4 cores read 28 GB/s so, and 36 from
-    huge pages. May be called from several threads.
-    """
-
-    _PAGE = 2 << 20
-    _CHUNK = 32 << 20
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._chunk = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """uint8 [num_bytes], zeros, at the start of a cache line; committed when it is first written."""
-        rounded = -(-num_bytes // 64) * 64
-        with self._lock:
-            if rounded > self._chunk.numel():
-                if rounded > self._CHUNK // 8:
-                    return self._map(rounded)[:num_bytes]
-                self._chunk = self._map(self._CHUNK)
-            taken, self._chunk = self._chunk[:num_bytes], self._chunk[rounded:]
-        return taken
-
-    def _map(self, num_bytes: int) -> torch.Tensor:
-        memory = mmap.mmap(-1, num_bytes + self._PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        start = -whole.data_ptr() % self._PAGE
-        return whole[start : start + num_bytes]
