@@ -12,6 +12,7 @@ from typing import Protocol
 from pagewire.wire.control import Drain, EngineRestarted, Stop, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
 from pagewire.worker.inbox import Inbox
+from pagewire.worker.parallel.lost import RankLost
 from pagewire.worker.plan_fields import PlanError
 
 
@@ -92,6 +93,8 @@ class WorkerLoop:
         while True:
             try:
                 result = self._runner.take()
+            except RankLost as error:
+                return str(error)
             except Exception as error:  # whatever it was, the engine must learn that steps have no result
                 return self._report("a step on the device", error)
             if result is None:
@@ -113,6 +116,8 @@ class WorkerLoop:
                     self._runner.submit(message)
                 except PlanError as error:
                     return f"refused plan {message.step_id} of epoch {message.epoch}: {error}"
+                except RankLost as error:
+                    return f"step {message.step_id} of epoch {message.epoch}: {error}"
                 except Exception as error:  # as above
                     return self._report(f"step {message.step_id} of epoch {message.epoch}", error)
         return None

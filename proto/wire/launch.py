@@ -57,6 +57,8 @@ class RankGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     for ranks of several hosts."""
     num_local_ranks: int
     """Ranks that share this host's cores and memory, this one among them."""
+    local_rank: int = 0
+    """This one's number among them: the GPU it takes."""
     join_timeout_s: float = 600.0
     """How long a rank waits for the others to have loaded."""
 

@@ -85,16 +85,16 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             gpu_memory_utilization=settings.gpu_memory_utilization,
             enforce_eager=settings.enforce_eager,
             sim_step_us=settings.sim_step_us,
-            group=self._group(),
+            group=self._group(rank),
         )
 
-    def _group(self) -> RankGroup | None:
+    def _group(self, rank: int) -> RankGroup | None:
         if self.world_size == 1:
             return None
         store = f"file://{self.runtime_dir}/{RANKS_STORE}"
         if self.settings.remote_workers:
             store = f"tcp://{self.settings.distributed_address}"
-        return RankGroup(store=store, num_local_ranks=self.num_local_ranks)
+        return RankGroup(store=store, num_local_ranks=self.num_local_ranks, local_rank=rank)
 
     def engine_launch(self, incarnation: int) -> EngineLaunch:
         """What the engine is started with."""

@@ -22,7 +22,7 @@ def test_ranks_are_told_who_they_are_and_where_they_meet(run_server: RunServer) 
     assert [launch["rank"] for launch in launches] == [0, 1]
     assert {launch["world_size"] for launch in launches} == {2}
     (folder,) = server.runtime_base.iterdir()
-    assert launches[0]["group"] == launches[1]["group"]
+    assert launches[1]["group"] == launches[0]["group"] | {"local_rank": 1}
     assert launches[0]["group"]["store"] == f"file://{folder}/ranks.store"
     assert launches[0]["group"]["num_local_ranks"] == 2
     assert server.heard("engine-0", "started")["launch"]["world_size"] == 2

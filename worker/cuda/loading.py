@@ -51,7 +51,7 @@ def load_cuda(
     Raises CudaUnavailable; AttentionUnavailable; RendezvousError; OSError and ValueError, with the sum in its message
     where the device has no room; torch.OutOfMemoryError where not even the weights fit.
     """
-    kit = platform.kit(launch.rank)
+    kit = platform.kit(0 if launch.group is None else launch.group.local_rank)
     meter = kit.meter
     before_model_bytes = meter.total() - meter.free()
     needs = AttentionNeeds(

@@ -14,13 +14,15 @@ import torch
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # exported, but for the type stubs
 from torch.distributed import distributed_c10d as c10d
 
+from pagewire.worker.parallel.lost import RankLost
+
 COLLECTIVE_TIMEOUT_S = 300.0
 """How long one operation may wait for a rank that is still there: no two ranks are further apart than a step."""
 
 
 class Collectives(Protocol):
-    """Operations that every rank calls, in the same order, with the same shapes. They raise RuntimeError where a rank
-    is gone; nothing can be done with the group then."""
+    """Operations that every rank calls, in the same order, with the same shapes. They raise RankLost; nothing can be
+    done with the group then."""
 
     world_size: int
 
@@ -40,13 +42,25 @@ class GroupCollectives:
         self.world_size: int = group.size()
 
     def all_reduce(self, x: torch.Tensor) -> None:
-        self._group.allreduce([x]).wait()
+        try:
+            self._group.allreduce([x]).wait()
+        except RuntimeError as error:
+            raise RankLost(_in_short(error)) from error
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         parts = x.new_empty((self.world_size, *x.shape))
         # As one tensor of N times as many rows, which is all that Gloo takes.
-        self._group._allgather_base(parts.flatten(0, 1), x).wait()
+        try:
+            self._group._allgather_base(parts.flatten(0, 1), x).wait()
+        except RuntimeError as error:
+            raise RankLost(_in_short(error)) from error
         return parts
+
+
+def _in_short(error: RuntimeError) -> str:
+    """What torch says, without the place in its sources that it begins with and the advice that may follow."""
+    said = str(error).splitlines()[0]
+    return f"another rank is gone or takes too long: {said.rpartition('] ')[2]}"
 
 
 def least(collectives: Collectives, value: int, device: torch.device) -> int:
