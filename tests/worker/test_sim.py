@@ -71,15 +71,15 @@ def test_a_vocabulary_of_end_of_sequence_ids_is_refused() -> None:
 
 def test_number_of_blocks() -> None:
     launch = sim_launch("ipc:///nowhere")
-    per_seq = launch.max_model_len // launch.block_size
-    assert sim_num_blocks(launch) == launch.max_num_seqs * per_seq
+    per_seq = launch.max_model_len // 16
+    assert sim_num_blocks(launch, 16) == launch.max_num_seqs * per_seq
     large = msgspec.structs.replace(launch, max_model_len=40_960, max_num_seqs=256)
-    assert sim_num_blocks(large) == DEFAULT_NUM_BLOCKS
-    block_bytes = 2 * 2 * 1 * 16 * launch.block_size * 2  # layers, KV heads, head dim; bf16
+    assert sim_num_blocks(large, 16) == DEFAULT_NUM_BLOCKS
+    block_bytes = 2 * 2 * 1 * 16 * 16 * 2  # keys and values, layers, KV heads, head dim, block size; bf16
     bought = msgspec.structs.replace(launch, kv_cache_bytes=(per_seq + 1) * block_bytes + 1)
-    assert sim_num_blocks(bought) == per_seq + 1
+    assert sim_num_blocks(bought, 16) == per_seq + 1
     with pytest.raises(ValueError, match=f"one sequence of max_model_len {launch.max_model_len} needs {per_seq}"):
-        sim_num_blocks(msgspec.structs.replace(launch, kv_cache_bytes=per_seq * block_bytes - 1))
+        sim_num_blocks(msgspec.structs.replace(launch, kv_cache_bytes=per_seq * block_bytes - 1), 16)
 
 
 def test_it_imports_no_torch() -> None:
