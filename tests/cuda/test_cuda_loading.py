@@ -1,29 +1,24 @@
 """What a launch on device cuda says where there is no such device, and where weights end up."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from support.device_runner import CPU, TORCH_KERNELS, plain_decoder, run, tiny_config, tiny_spec
+from support.device_runner import CpuPlatform, plain_decoder, run, tiny_config, tiny_spec
+from support.plan_stream import LoadedStream
 from support.worker_plans import PlanMaker, admit
 from support.worker_process import TIMEOUT_S, sim_launch
 
 from pagewire.wire.columns import unpack
-from pagewire.wire.launch import AttentionBackendName, RankGroup
+from pagewire.wire.launch import RankGroup
 from pagewire.wire.plan import SamplingParams, StepPlan
-from pagewire.worker.attention.ladder import AttentionNeeds
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
-from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cuda.loading import load_cuda
-from pagewire.worker.cuda.recorder import EagerRecorder
-from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.linear import TorchLinear, TorchLinears
-from pagewire.worker.model.triton_ops import OpsKernels, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.runner import CpuRunner
 from pagewire.worker.slot_columns import SlotLimits
@@ -67,49 +62,6 @@ def test_every_weight_goes_to_the_linears_device(tied: bool) -> None:
     assert len(found) == 2 * (4 + 3 * 2) + 2 + 2
     matrices = {id(tensor) for tensor in found if tensor.shape[:1] == (50,)}
     assert len(matrices) == (1 if tied else 2)
-
-
-class CpuMeter:
-    """A CPU with a memory of its own size, in which nothing counts."""
-
-    def total(self) -> int:
-        return 1 << 24
-
-    def free(self) -> int:
-        return 1 << 24
-
-    def allocated(self) -> int:
-        return 0
-
-    def peak(self, work: Callable[[], None]) -> int:
-        work()
-        return 0
-
-
-class CpuPlatform:
-    """The CPU in a CUDA device's place."""
-
-    def kit(self, rank: int) -> DeviceKit:
-        return DeviceKit(
-            device=CPU,
-            kernels=TORCH_KERNELS,
-            meter=CpuMeter(),
-            timeline=HostTimeline(),
-            new_recorder=EagerRecorder,
-        )
-
-    def ops_kernels(self) -> OpsKernels:
-        return torch_ops_kernels()
-
-    def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
-        return TritonAttention(
-            needs.config,
-            torch_paged_kernels(),
-            needs.device,
-            max_num_seqs=needs.max_num_seqs,
-            max_model_len=needs.max_model_len,
-            num_sms=1,
-        )
 
 
 def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
@@ -185,3 +137,21 @@ def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
     plain.begin(1)
     expected = [plain.run(plan).tolist() for plan in plans()]
     assert tokens == [expected, expected]
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_random_plans_after_loading(enforce_eager: bool) -> None:
+    """As tests/gpu does on a device."""
+    launch = sim_launch(
+        "ipc:///nowhere",
+        device="cuda",
+        dtype="float32",
+        model=tiny_spec(tiny_config(vocab_size=100)),
+        max_num_seqs=20,
+        max_model_len=64,
+        max_num_batched_tokens=96,
+        enforce_eager=enforce_eager,
+    )
+    stream = LoadedStream(launch, CpuPlatform())
+    for seed in range(2):
+        assert stream.check(seed, 30)[0].idle_us == 0

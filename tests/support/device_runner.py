@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 import torch
 
+from pagewire.wire.launch import AttentionBackendName
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.worker.attention.ladder import AttentionNeeds
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels
 from pagewire.worker.batch import Batch
+from pagewire.worker.cuda.bring_up import DeviceKit
 from pagewire.worker.cuda.recorded_steps import record_steps
 from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
 from pagewire.worker.cuda.runner import CudaRunner
@@ -136,3 +139,46 @@ def run(runner: CudaRunner, plan: StepPlan) -> StepResult:
     assert result is not None
     assert (result.epoch, result.step_id) == (plan.epoch, plan.step_id)
     return result
+
+
+class CpuMeter:
+    """A CPU with a memory of its own size, in which nothing counts."""
+
+    def total(self) -> int:
+        return 1 << 24
+
+    def free(self) -> int:
+        return 1 << 24
+
+    def allocated(self) -> int:
+        return 0
+
+    def peak(self, work: Callable[[], None]) -> int:
+        work()
+        return 0
+
+
+class CpuPlatform:
+    """The CPU in a CUDA device's place."""
+
+    def kit(self, rank: int) -> DeviceKit:
+        return DeviceKit(
+            device=CPU,
+            kernels=TORCH_KERNELS,
+            meter=CpuMeter(),
+            timeline=HostTimeline(),
+            new_recorder=EagerRecorder,
+        )
+
+    def ops_kernels(self) -> OpsKernels:
+        return torch_ops_kernels()
+
+    def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
+        return TritonAttention(
+            needs.config,
+            torch_paged_kernels(),
+            needs.device,
+            max_num_seqs=needs.max_num_seqs,
+            max_model_len=needs.max_model_len,
+            num_sms=1,
+        )

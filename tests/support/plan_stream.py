@@ -1,0 +1,68 @@
+"""Random plans through a device that works while its caller goes on, two of them in flight, against the plain runner."""
+
+import threading
+from collections import deque
+from random import Random
+
+import torch
+from support.device_runner import plain_decoder
+from support.worker_plans import PlanModel
+
+from pagewire.wire.columns import unpack
+from pagewire.wire.launch import WorkerLaunch
+from pagewire.wire.plan import StepResult
+from pagewire.worker.cuda.loading import LoadedCuda, load_cuda
+from pagewire.worker.cuda.platform import Platform
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.runner import CpuRunner
+
+TIMEOUT_S = 60.0
+
+
+class LoadedStream:
+    """A device that is loaded, and the plain runner over the same weights and as many blocks."""
+
+    def __init__(self, launch: WorkerLaunch, platform: Platform) -> None:
+        self._woken = threading.Event()
+        self.loaded: LoadedCuda = load_cuda(
+            launch,
+            platform,
+            progress=lambda stage, done: None,
+            on_rank_lost=lambda reason: None,
+            wake=self._woken.set,
+        )
+        self.runner, limits = self.loaded.brought_up.runner, self.loaded.brought_up.limits
+        config = launch.model.decoder
+        kv = KVCache(config, limits.num_blocks, limits.block_size, torch.float32)
+        self._plain = CpuRunner(plain_decoder(config), kv, limits)
+        self.limits = limits
+        self._epoch = 0
+
+    def check(self, seed: int, num_steps: int) -> list[StepResult]:
+        """A stream in an epoch of its own; returns its results, all of which were as expected."""
+        self._epoch += 1
+        self.runner.begin(self._epoch)
+        self._plain.begin(self._epoch)
+        plans = PlanModel(self.limits, Random(seed))
+        plans.maker.epoch = self._epoch
+        expected: deque[list[int]] = deque()
+        results: list[StepResult] = []
+        for _ in range(num_steps):
+            plan, _ = plans.step()
+            self.runner.submit(plan)
+            expected.append(self._plain.run(plan).tolist())
+            if len(expected) == 2:
+                results.append(self._take(expected.popleft()))
+        while expected:
+            results.append(self._take(expected.popleft()))
+        assert [result.step_id for result in results] == list(range(num_steps))
+        return results
+
+    def _take(self, expected: list[int]) -> StepResult:
+        while True:
+            self._woken.clear()
+            result = self.runner.take()
+            if result is not None:
+                assert unpack(result.tokens).tolist() == expected, f"step {result.step_id}"
+                return result
+            assert self._woken.wait(TIMEOUT_S), "the device does not end its step"
