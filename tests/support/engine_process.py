@@ -70,8 +70,10 @@ class Peer(Generic[Sent, Received]):
 class PlayedWorker:
     """A content worker at the other end of the engine's socket, answering one plan per call."""
 
-    def __init__(self, address: str, incarnation: int = 0, num_blocks: int = 64) -> None:
-        identity = f"0:{incarnation}".encode()
+    def __init__(
+        self, address: str, incarnation: int = 0, num_blocks: int = 64, rank: int = 0, terms_digest: str = ""
+    ) -> None:
+        identity = f"{rank}:{incarnation}".encode()
         self.peer: Peer[FromWorker, ToWorker] = Peer(address, identity, FromWorker, ToWorker)
         self._worker = ContentWorker(
             SlotLimits(
@@ -86,7 +88,7 @@ class PlayedWorker:
         self.peer.send(
             WorkerHello(
                 protocol_version=PROTOCOL_VERSION,
-                rank=0,
+                rank=rank,
                 incarnation=incarnation,
                 num_blocks=num_blocks,
                 block_size=BLOCK_SIZE,
@@ -98,20 +100,25 @@ class PlayedWorker:
                 attention_backend="played",
                 linear_backend="played",
                 versions={},
+                terms_digest=terms_digest,
             )
         )
 
     def answer(self, steps: int = 1) -> None:
         """Run this many plans, and whatever epochs begin between them."""
         while steps:
-            message = self.peer.receive()
-            if isinstance(message, Begin):
-                self._worker.begin(message.epoch)
-                continue
-            assert isinstance(message, StepPlan)
-            tokens = self._worker.execute(message)
-            self.peer.send(StepResult(message.epoch, message.step_id, pack(tokens), 10, 1))
-            steps -= 1
+            steps -= self.answer_one()
+
+    def answer_one(self) -> bool:
+        """Act on one message; whether it was a plan."""
+        message = self.peer.receive()
+        if isinstance(message, Begin):
+            self._worker.begin(message.epoch)
+            return False
+        assert isinstance(message, StepPlan)
+        tokens = self._worker.execute(message)
+        self.peer.send(StepResult(message.epoch, message.step_id, pack(tokens), 10, 1))
+        return True
 
 
 class EngineProcess:
