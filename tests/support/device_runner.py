@@ -161,7 +161,7 @@ class CpuMeter:
 class CpuPlatform:
     """The CPU in a CUDA device's place."""
 
-    def kit(self, rank: int) -> DeviceKit:
+    def kit(self, local_rank: int) -> DeviceKit:
         return DeviceKit(
             device=CPU,
             kernels=TORCH_KERNELS,

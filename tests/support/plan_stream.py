@@ -1,4 +1,4 @@
-"""Random plans through a device that works while its caller goes on, two of them in flight, against the plain runner."""
+"""Random plans through a device that works while its caller goes on, two in flight, against the plain runner."""
 
 import threading
 from collections import deque

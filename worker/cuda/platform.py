@@ -27,8 +27,9 @@ class CudaUnavailable(Exception):
 class Platform(Protocol):
     """A kind of device."""
 
-    def kit(self, rank: int) -> DeviceKit:
-        """A rank's device, made the current one, and what drives it. Raises CudaUnavailable."""
+    def kit(self, local_rank: int) -> DeviceKit:
+        """The device of this host's rank of that number, made the current one, and what drives it. Raises
+        CudaUnavailable."""
 
     def ops_kernels(self) -> OpsKernels:
         """What computes between the linears. Raises CudaUnavailable."""
@@ -40,12 +41,12 @@ class Platform(Protocol):
 class CudaPlatform:
     """NVIDIA's devices, with Triton's kernels."""
 
-    def kit(self, rank: int) -> DeviceKit:
+    def kit(self, local_rank: int) -> DeviceKit:
         """The ranks of a host take its devices in turn."""
         if not torch.cuda.is_available():
             reason = "is built without CUDA" if torch.version.cuda is None else "finds no CUDA device"
             raise CudaUnavailable(f"device cuda: torch {torch.__version__} {reason}")
-        device = torch.device("cuda", rank % torch.cuda.device_count())
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         try:
             from pagewire.worker.triton_kernels import step_state
