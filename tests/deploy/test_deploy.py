@@ -56,11 +56,11 @@ def test_quickstart_says_which_python_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_the_unit_is_one(tmp_path: Path) -> None:
-    unit = (PROJECT / "deploy" / "pagewire.service").read_text()
-    # The program need not be where the unit has it.
-    (tmp_path / "pagewire.service").write_text(unit.replace("/opt/pagewire/bin/pagewire", "/bin/true"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "pagewire.service")], capture_output=True, text=True, check=False
-    )
-    assert [line for line in done.stderr.splitlines() if "pagewire.service" in line] == []
+@pytest.mark.parametrize("name", ["pagewire.service", "pagewire-worker@.service"])
+def test_the_unit_is_one(tmp_path: Path, name: str) -> None:
+    unit = (PROJECT / "deploy" / name).read_text()
+    # The program need not be where the unit has it, and a template is looked at as one of its instances.
+    file = tmp_path / name.replace("@", "@1")
+    file.write_text(unit.replace("/opt/pagewire/bin/pagewire", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if file.name in line] == []

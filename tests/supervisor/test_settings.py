@@ -73,6 +73,17 @@ def test_sizes(text: str, size: int) -> None:
     assert resolved("--kv-cache-bytes", text).settings.kv_cache_bytes == size
 
 
+REMOTE = (
+    *("--tensor-parallel-size", "2", "--remote-workers", "1", "--curve-dir", "keys"),
+    *("--worker-transport", "tcp://10.0.0.1:5555", "--distributed-address", "10.0.0.1:5556"),
+)
+
+
+def test_ranks_on_other_hosts_are_warned_of() -> None:
+    settings, _ = resolved(*REMOTE)
+    assert any("distributed_address = '10.0.0.1:5556' is open" in warning for warning in exposure_warnings(settings))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -101,6 +112,13 @@ def test_sizes(text: str, size: int) -> None:
         (("--worker-transport", "tcp://10.0.0.1:5555"), "is TCP and needs curve_dir"),
         (("--worker-transport", "udp://10.0.0.1:5555"), "must be ipc or tcp://host:port"),
         (("--curve-dir", "keys"), "curve_dir = 'keys' is of no use with worker_transport = 'ipc'"),
+        (("--tensor-parallel-size", "0"), "tensor_parallel_size = 0 must be"),
+        ((*REMOTE, "--tensor-parallel-size", "1"), "remote_workers = 1 must be less than tensor_parallel_size = 1"),
+        (REMOTE[:4], "remote_workers = 1 needs worker_transport = tcp://host:port"),
+        (REMOTE[:-2], "remote_workers = 1 and distributed_address = None: ranks of other hosts need both"),
+        (("--distributed-address", "10.0.0.1:5"), "remote_workers = 0 and distributed_address = '10.0.0.1:5'"),
+        ((*REMOTE[:-1], "0.0.0.0:5556"), "distributed_address = '0.0.0.0:5556' must name a host and a port"),
+        ((*REMOTE[:-1], "10.0.0.1:0"), "distributed_address = '10.0.0.1:0' must name a host and a port"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_value(flags: tuple[str, ...], message: str) -> None:
