@@ -96,7 +96,8 @@ def _probe_with_torch() -> ProbeReport:
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
     from pagewire.worker.kv_cache import available_memory_bytes
-    from pagewire.worker.model.linear import OneDnnLinear, TorchLinear, choose_linear
+    from pagewire.worker.model.cpu_linears import cpu_linears
+    from pagewire.worker.model.linear import OneDnnLinear, TorchLinear
     from pagewire.worker.native.library import NativeUnavailable, load_library
 
     cores = usable_cores()
@@ -105,18 +106,15 @@ def _probe_with_torch() -> ProbeReport:
     cpu = DeviceReport(
         device="cpu", name=_cpu_name(), memory_bytes=available_memory_bytes(), usable=True, note="memory available now"
     )
-    chosen = {dtype: choose_linear(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)}
+    library, native_error = None, ""
+    try:
+        library = load_library(cores)
+    except NativeUnavailable as error:
+        native_error = str(error)
+    on_cpu = cpu_linears(library, native_error)
     linears = [
-        BackendReport(
-            device="cpu",
-            name=kind.name,
-            available=kind is TorchLinear or kind in chosen.values(),
-            chosen=kind in chosen.values(),
-            note="for " + ", ".join(str(dtype).removeprefix("torch.") for dtype in chosen if chosen[dtype] is kind)
-            if kind in chosen.values()
-            else "",
-        )
-        for kind in (OneDnnLinear, TorchLinear)
+        BackendReport(device="cpu", name=kind.name, available=kind.available, chosen=kind.chosen, note=kind.note)
+        for kind in on_cpu
     ]
     if card is not None:
         linears.append(BackendReport(device="cuda", name=TorchLinear.name, available=True, chosen=True, note="cuBLAS"))
@@ -127,26 +125,22 @@ def _probe_with_torch() -> ProbeReport:
                 what="Triton", consequence="device cuda cannot be used", install="pip install 'pagewire[cuda]'"
             )
         )
-    native_error, level = None, ""
-    try:
-        level = load_library(cores).level
-    except NativeUnavailable as error:
-        native_error = str(error)
+    if library is None:
         missing.append(
             MissingReport(
                 what="native CPU kernels",
-                consequence=f"a step of 8 or more sequences takes nearly twice as long; {error}",
+                consequence=f"a step of 8 or more sequences takes nearly twice as long; {native_error}",
                 install="install a C++ compiler (g++), then pagewire again: pip install --force-reinstall --no-deps",
             )
         )
-    if OneDnnLinear not in chosen.values():
-        missing.append(
-            MissingReport(
-                what="oneDNN packed linears",
-                consequence="linear layers take about twice as long",
-                install="a torch build with oneDNN (the wheels on PyPI have it)",
+        if not any(kind.name == OneDnnLinear.name and kind.available for kind in on_cpu):
+            missing.append(
+                MissingReport(
+                    what="oneDNN packed linears",
+                    consequence="linear layers take about twice as long",
+                    install="a torch build with oneDNN (the wheels on PyPI have it)",
+                )
             )
-        )
     return ProbeReport(
         usable_cores=cores,
         instruction_sets=instruction_sets(),
@@ -160,13 +154,11 @@ def _probe_with_torch() -> ProbeReport:
             BackendReport(
                 device="cpu",
                 name=PagedNativeAttention.name,
-                available=native_error is None,
-                chosen=native_error is None,
-                note=native_error or f"with its norms and samplers, on {level}",
+                available=library is not None,
+                chosen=library is not None,
+                note=native_error if library is None else f"with its norms and samplers, on {library.level}",
             ),
-            BackendReport(
-                device="cpu", name=PagedTorchAttention.name, available=True, chosen=native_error is not None, note=""
-            ),
+            BackendReport(device="cpu", name=PagedTorchAttention.name, available=True, chosen=library is None, note=""),
             *_reported(attention_ladder(card, importlib.import_module)),
         ],
         linear_backends=linears,

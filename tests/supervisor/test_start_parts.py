@@ -72,7 +72,14 @@ def plan(settings: Settings, **changes: object) -> ServerPlan:
 
 
 def test_launches_survive_their_files() -> None:
-    settings = Settings(frontends=2, tls_certificate="c", tls_key="k", num_threads=3, attention_backend="triton")
+    settings = Settings(
+        frontends=2,
+        tls_certificate="c",
+        tls_key="k",
+        num_threads=3,
+        attention_backend="triton",
+        quantization="int8",
+    )
     made = plan(settings)
     worker, engine = made.worker_launch(0, 2), made.engine_launch(3)
     first = made.frontend_launch(0, 0, None)
@@ -84,7 +91,7 @@ def test_launches_survive_their_files() -> None:
         (second, FrontendLaunch),
     ):
         assert msgspec.json.decode(msgspec.json.encode(launch), type=kind) == launch
-    assert (worker.attention_backend, worker.block_size) == ("triton", None)
+    assert (worker.attention_backend, worker.block_size, worker.quantization) == ("triton", None, "int8")
     assert worker.engine == engine.workers
     assert first.engine == engine.frontends
     assert (first.listen, first.admin_listen) == ("127.0.0.1:50051", "127.0.0.1:50052")

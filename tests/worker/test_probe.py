@@ -27,7 +27,12 @@ def test_probe() -> None:
     assert [backend["name"] for backend in report["attention_backends"] if backend["chosen"]] == [
         "paged-native" if LIBRARY_FILE.exists() else "paged-torch"
     ]
-    assert any(backend["chosen"] for backend in report["linear_backends"])
+    linears = {backend["name"]: backend for backend in report["linear_backends"]}
+    assert linears.keys() == {"native-packed", "onednn-packed", "torch", "native-int8", "onednn-int8"}
+    chosen = {name for name, backend in linears.items() if backend["chosen"]}
+    assert chosen == {"native-packed"} if LIBRARY_FILE.exists() else chosen and chosen <= {"onednn-packed", "torch"}
+    assert linears["native-int8"]["available"] == LIBRARY_FILE.exists()
+    assert all(backend["note"] for name, backend in linears.items() if name.endswith("int8"))
     assert report["instruction_sets"] == instruction_sets()
 
 
