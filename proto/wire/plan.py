@@ -104,9 +104,9 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     tokens: bytes
     """int32 column: one token (or NO_TOKEN) per row that samples, in the order above."""
     busy_us: int
-    """Time spent on this step."""
+    """Time that the device spent on this step."""
     idle_us: int
-    """Time between the end of the step before and the arrival of this plan; 0 for an epoch's first."""
+    """Time from the end of the step before, on the device, to the beginning of this one; 0 for an epoch's first."""
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):

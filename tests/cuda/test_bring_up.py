@@ -82,9 +82,11 @@ class WatchedModel:
     def __init__(self, model: Model) -> None:
         self._model = model
         self.shapes: list[tuple[int, int, int]] = []
+        self.num_blocks: list[int] = []
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         self.shapes.append((len(batch.input_ids_T), len(batch.sample_rows_S), batch.num_decodes))
+        self.num_blocks.append(kv.num_blocks)
         return self._model.forward(batch, kv)
 
 
@@ -113,11 +115,12 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert (report.buffers, report.activations, report.graphs) == (BUFFERS, PEAK, 26 * BLOCK)
     assert report.kv_cache == 17 * BLOCK
     assert [len(marks) for marks in device.num_recordings] == [2, 4]
-    # The worst step, small ones, the worst again; two recordings that are thrown away; then every size, the largest
-    # first.
+    # The worst step twice and two recordings, over a cache of one block. Over the real one: the worst step and small
+    # ones to warm up, then every size, the largest first.
     worst, small = (24, 6, 5), [(1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
-    recorded = [(size, size, size) for size in (6, 4, 6, 4, 2, 1)]
-    assert model.shapes == [worst, *small, worst, *recorded]
+    tried, recorded = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
+    assert model.shapes == [worst, worst, *tried, worst, *small, *recorded]
+    assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4)
     plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
     brought.runner.begin(1)
     assert unpack(run(brought.runner, plan).tokens).tolist() == [6]

@@ -1,6 +1,6 @@
 """From a loaded model to a runner: measure the worst step, size the KV cache, record the decode steps.
 
-    worst step, twice ─▶ activations ─▶ two recordings ─▶ graphs, estimated ─▶ KV cache ─▶ all recordings
+    worst step, twice ─▶ activations ─▶ two recordings ─▶ graphs, estimated ─▶ KV cache ─▶ warm-up ─▶ recordings
 
 Recordings hold the cache's address, and the cache takes what they leave, so two are made over a cache of one block, for
 their size alone, and thrown away. The order is the same on every rank: a step may wait for the others' parts.
@@ -111,6 +111,7 @@ def bring_up(
     limits = replace(limits, num_blocks=num_blocks)
     kv = KVCache(loaded.config, num_blocks, limits.block_size, loaded.dtype, kit.device)
     work = StepWork(model=loaded.model, kernels=kit.kernels, kv=kv, memory=memory)
+    warm_up(work, memory.buffers, limits)
     free_before = kit.meter.free()
     recorded: RecordedSteps | None = None
     if not terms.enforce_eager:
@@ -158,9 +159,7 @@ def _profile(
     def worst_step() -> None:
         run_worst_step(work, memory.buffers, limits)
 
-    worst_step()  # compiles kernels, and libraries allocate workspaces that stay
-    for rows_B in small_mixed_steps(limits):  # the rest of what could be compiled
-        run_padding(work, memory.buffers, limits, rows_B)
+    worst_step()  # libraries allocate workspaces that stay
     buffers = kit.meter.allocated() - loaded.weights_bytes - kv.num_bytes
     activations = kit.meter.peak(worst_step)
     graphs = 0 if terms.enforce_eager else _estimate_graphs(kit, work, memory.buffers, limits)
@@ -204,6 +203,14 @@ def run_worst_step(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> 
     run_padding(work, buffers, limits, rows_B, num_decodes=rows_B.count(1))
 
 
+def warm_up(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
+    """Whatever is compiled is compiled now, for this cache: a prompt must not wait for it. Kernels are specialized on
+    the size of the cache, and on counts being one, a multiple of 16, or neither."""
+    run_worst_step(work, buffers, limits)
+    for rows_B in small_mixed_steps(limits):
+        run_padding(work, buffers, limits, rows_B)
+
+
 def run_padding(
     work: StepWork, buffers: StepBuffers, limits: SlotLimits, rows_B: list[int], num_decodes: int = 0
 ) -> None:
@@ -217,8 +224,7 @@ def run_padding(
 
 
 def small_mixed_steps(limits: SlotLimits) -> list[list[int]]:
-    """Rows of chunks in steps whose counts differ in what compilers specialize on: one, multiples of 16, neither.
-    A prompt must not wait for a kernel that is compiled when it comes."""
+    """Rows of chunks, in steps whose counts of sequences and of rows are one, a multiple of 16, or neither."""
     steps = [[1], [3], [16], [17], [1, 2], [1] * 15 + [2], [2] * 16]
     most_seqs, most_rows = limits.max_num_seqs, limits.max_num_batched_tokens
     return [
