@@ -30,6 +30,9 @@ SETTINGS = [
     (100.0, 0, 0.9),
 ]
 
+QUARTERS = [(1, 1_473_566), (3, 915_196), (10, 1_206_881), (1, 1_425_965)]
+"""(seed, position) whose uniform is exactly 0, 1/4, 1/2 and 3/4."""
+
 
 @dataclass(frozen=True)
 class DeviceRows:
@@ -68,6 +71,14 @@ def device_rows(settings: list[tuple[float, int, float]], seed: int = 0) -> Devi
         torch.from_numpy(generator.integers(0, 2**64, count, dtype=np.uint64).view(np.int64)),
         torch.from_numpy(generator.integers(0, 2**31 - 1, count).astype(np.int32)),
     )
+
+
+def rows_at_quarters(setting: tuple[float, int, float]) -> DeviceRows:
+    """Four rows that draw exactly on the edges between four equal probabilities."""
+    rows = device_rows([setting] * 4)
+    for row, (seed, position) in enumerate(QUARTERS):
+        rows.seed_S[row], rows.position_S[row] = seed, position
+    return rows
 
 
 def tokens_of(

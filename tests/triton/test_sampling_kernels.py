@@ -5,20 +5,32 @@ to an edge. Most cases use chunks of 64 ids, so that a small vocabulary has many
 some rows are searched in the list and others in the row.
 """
 
+import numpy as np
 import pytest
 import torch
-from support.sampling_rows import SETTINGS, DeviceRows, device_rows, tokens_of
+import triton
+import triton.language as tl
+from support.sampling_rows import SETTINGS, DeviceRows, device_rows, rows_at_quarters, tokens_of
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.sampling_workspace import SamplingWorkspace
 from pagewire.worker.torch_kernels.sampling import sample as reference
 from pagewire.worker.triton_kernels.sampling import sample
+from pagewire.worker.triton_kernels.weights import scaled_draw, top_p_target
 
 # Of extreme rows: the interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 INF, NAN = float("inf"), float("nan")
 CPU = torch.device("cpu")
+
+
+@triton.jit
+def _write_products(total_ptr, draw_ptr, share_ptr, target_ptr, passed_ptr, NUM: tl.constexpr):
+    index = tl.arange(0, NUM)
+    total = tl.load(total_ptr + index)
+    tl.store(target_ptr + index, top_p_target(total, tl.load(share_ptr + index)))
+    tl.store(passed_ptr + index, scaled_draw(total, tl.load(draw_ptr + index)))
 
 
 def workspace_for(vocab_size: int, max_rows: int = 64, chunk: int = 64, max_candidates: int = 64) -> SamplingWorkspace:
@@ -99,6 +111,25 @@ def test_top_k_and_top_p_keep_the_lower_ids_among_equals() -> None:
     logits_SV = logits_SV.expand(12, -1)
     for setting, kept in (((1.0, 2, 1.0), {10, 100}), ((1.0, 0, 0.5), {10, 100}), ((1.0, 0, 0.51), {10, 100, 200})):
         assert set(ours(logits_SV, device_rows([setting] * 12))) == kept, setting
+
+
+@pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (1.0, 4, 1.0), (1.0, 0, 0.999)], ids=str)
+def test_a_draw_on_an_edge_takes_the_id_after_it(setting: tuple[float, int, float]) -> None:
+    logits_SV = torch.full((4, 300), -INF)
+    logits_SV[:, [70, 100, 200, 299]] = 1.0
+    assert ours(logits_SV, rows_at_quarters(setting)) == [70, 100, 200, 299]
+
+
+def test_products_of_integers_are_exact() -> None:
+    generator = np.random.default_rng(0)
+    totals = [1, 2**24 - 1, 2**42, 2**62, *generator.integers(1, 2**62, 60).tolist()]
+    draws = [0, 1, 2**24 - 1, 2**23, *generator.integers(0, 2**24, 60).tolist()]
+    shares = torch.tensor([0.5, 0.95, 0.1, 1 - 2**-24, *generator.random(60).tolist()])
+    targets, passed = torch.zeros(2, 64, dtype=torch.int64)
+    _write_products[(1,)](torch.tensor(totals), torch.tensor(draws), shares, targets, passed, NUM=64)
+    exact = [int(share * 2**31) for share in shares.double().tolist()]
+    assert passed.tolist() == [total * draw >> 24 for total, draw in zip(totals, draws, strict=True)]
+    assert targets.tolist() == [max(1, -(-total * share >> 31)) for total, share in zip(totals, exact, strict=True)]
 
 
 def test_top_p_counts_shares_of_what_top_k_kept() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sampling_rows import SETTINGS, device_rows, tokens_of
+from support.sampling_rows import SETTINGS, device_rows, rows_at_quarters, tokens_of
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.sampler import Sampler
@@ -82,6 +82,15 @@ def test_tokens_are_those_of_the_cpu(vocab_size: int, dtype: torch.dtype) -> Non
     ours = np.asarray(tokens_of(sample, logits_SV, rows))
     theirs = Sampler(vocab_size).sample(logits_SV, rows.for_sampler)
     assert (ours != theirs).sum() <= 2, "of 300 draws, so many may fall within a rounding error of an edge"
+
+
+@pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (1.0, 4, 1.0), (1.0, 0, 0.999)], ids=str)
+def test_a_draw_on_an_edge_takes_the_id_after_it(setting: tuple[float, int, float]) -> None:
+    logits_SV = torch.full((4, 300), -INF)
+    logits_SV[:, [70, 100, 200, 299]] = 1.0
+    rows = rows_at_quarters(setting)
+    assert tokens_of(sample, logits_SV, rows) == [70, 100, 200, 299]
+    assert Sampler(300).sample(logits_SV, rows.for_sampler).tolist() == [70, 100, 200, 299]
 
 
 def test_broken_rows() -> None:
