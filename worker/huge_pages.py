@@ -5,14 +5,19 @@ A stream through pages of 4 KB pays for a page walk every 64 lines. Two Zen 4 co
 tokens each).
 """
 
+import ctypes
 import mmap
+import os
 import threading
 
 import torch
 
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14; Python 3.11 has no name for it."""
+
 
 class HugePages:
-    """Never gives memory back before it is gone itself. May be called from several threads."""
+    """Never gives memory back before it is gone itself. `take` may be called from several threads."""
 
     _PAGE = 2 << 20
     _CHUNK = 32 << 20
@@ -20,6 +25,7 @@ class HugePages:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._mapped: list[torch.Tensor] = []
 
     def take(self, num_bytes: int) -> torch.Tensor:
         """uint8 [num_bytes], zeros, at the start of a cache line; committed when it is first written."""
@@ -38,4 +44,31 @@ class HugePages:
             memory.madvise(mmap.MADV_HUGEPAGE)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         start = -whole.data_ptr() % self._PAGE
-        return whole[start : start + num_bytes]
+        mapped = whole[start : start + num_bytes]
+        self._mapped.append(mapped)
+        return mapped
+
+    def commit(self) -> None:
+        """Has the system give every page now, and returns when it has, or when it does not do that or has no more.
+
+        The first write to a page waits until the system has cleared it, 3 ms for 2 MB in a virtual machine whose host
+        hands out memory late: 2.3 of the 28 seconds in which 32 requests met a new cache.
+        """
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for mapped in self._mapped:
+            for start in range(0, mapped.nbytes, self._PAGE):
+                size = min(self._PAGE, mapped.nbytes - start)
+                size -= size % mmap.PAGESIZE
+                if size and madvise(mapped.data_ptr() + start, size, _MADV_POPULATE_WRITE):
+                    return
+
+    def commit_when_idle(self) -> None:
+        """`commit` on a thread of its own that runs when a core has nothing else to do."""
+
+        def run() -> None:
+            if hasattr(os, "SCHED_IDLE"):
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            self.commit()
+
+        threading.Thread(target=run, name="commit", daemon=True).start()

@@ -7,8 +7,8 @@ that a head's part of a block is contiguous.
            │          ├─ block 1  ├─ head 1: P slots × D
            └─ values   …           …
 
-It does not know who owns a block; the engine does. On a CPU, memory is reserved at start and committed by the operating
-system when a block is first written, so a large cache costs nothing until it is used.
+It does not know who owns a block; the engine does. On a CPU, memory is reserved at start; the operating system commits
+it when a block is first written, or before, when the machine has time for that.
 """
 
 import math
@@ -129,11 +129,15 @@ class KVCache:
         self.dtype = dtype
         self.num_bytes = num_blocks * bytes_per_block(config, block_size, dtype)
         shape = (2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        memory = HugePages()
-        self.layers = [_zeros(memory, shape, dtype, device) for _ in range(config.num_layers)]
+        self._memory = HugePages()
+        self.layers = [_zeros(self._memory, shape, dtype, device) for _ in range(config.num_layers)]
         """Per layer [2, N, K, P, D]."""
         self._rows = [layer.view(-1, config.head_dim) for layer in self.layers]
         self._parts = [layer.view(-1, block_size * config.head_dim) for layer in self.layers]
+
+    def commit_when_idle(self) -> None:
+        """On a CPU: has the system give the whole cache's memory, when a core has nothing else to do."""
+        self._memory.commit_when_idle()
 
     def row_index(self, slots_W: torch.Tensor) -> torch.Tensor:
         """Where `write` puts W tokens whose slots (block id × P + offset) are given: int64 [W · 2K] row numbers of a

@@ -178,6 +178,7 @@ def _load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[
             available_bytes=available_bytes,
         )
         kv = KVCache(decoder.config, num_blocks, block_size, dtype)
+        kv.commit_when_idle()
     except (OSError, ValueError, RendezvousError) as error:
         raise LaunchError(str(error)) from error
     limits = _limits(launch, block_size, num_blocks)
