@@ -7,6 +7,7 @@ Every rank gets the same bits from both operations: Gloo's and NCCL's all-reduce
 it to the others, and gathering copies. So all ranks draw the same token from the same logits.
 """
 
+import re
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -58,9 +59,9 @@ class GroupCollectives:
 
 
 def _in_short(error: RuntimeError) -> str:
-    """What torch says, without the place in its sources that it begins with and the advice that may follow."""
-    said = str(error).splitlines()[0]
-    return f"another rank is gone or takes too long: {said.rpartition('] ')[2]}"
+    """What torch says, without the place in its sources that it may begin with and the advice that may follow."""
+    said = re.sub(r"^\[[^\]]*\] ", "", str(error).partition("\n")[0])
+    return f"another rank is gone or takes too long: {said.partition('. ')[0]}"
 
 
 def least(collectives: Collectives, value: int, device: torch.device) -> int:
