@@ -29,15 +29,25 @@ def kind_of(name: str, dtype: torch.dtype) -> LinearKind:
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(75, 48), (33, 200), (600, 128)], ids=str)
 def test_torch_s_operators_have_the_same_integers(dtype: torch.dtype, has_bias: bool, shape: tuple[int, int]) -> None:
-    weight = torch.randn(shape).to(dtype)
+    # Whole numbers: rotations of them are exact in any order.
+    weight = torch.randint(-8, 9, shape).to(dtype)
     bias = torch.randn(shape[0]).to(dtype) if has_bias else None
     linear = onednn().linear(weight, bias)
     for num_rows in (1, 2, 7, 33, 130):
-        x = torch.randn(num_rows, shape[1]).to(dtype)
+        x = torch.randint(-8, 9, (num_rows, shape[1])).to(dtype)
         y = linear(x)
         assert y.dtype == dtype
         tolerance = 1e-5 if dtype == torch.float32 else 2**-8
         torch.testing.assert_close(y.float(), reference_int8(x, weight, bias), rtol=tolerance, atol=1e-4)
+
+
+def test_torch_s_operators_are_near_the_model_s_own_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(256, 1000, generator=generator), torch.randn(20, 1000, generator=generator)
+    weight[:, 3] *= 30
+    x[:, 500] *= 30
+    expected = x @ weight.T
+    assert (onednn().linear(weight, None)(x) - expected).norm() < 0.02 * expected.norm()
 
 
 def test_a_row_that_is_not_finite_shows() -> None:

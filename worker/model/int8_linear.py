@@ -34,6 +34,7 @@ Time of all linears of Qwen3-0.6B's shape, ms, two Zen 4 cores, the native libra
 """
 
 import ctypes
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -112,7 +113,7 @@ class NativeInt8Linear:
 
 
 class OneDnnInt8Linears:
-    """A `LinearKind` of torch's oneDNN operators, with the same arithmetic."""
+    """A `LinearKind` of torch's oneDNN operators, with the same arithmetic but for the order in which rotations add."""
 
     device = torch.device("cpu")
 
@@ -161,20 +162,20 @@ def check_depth(in_features: int) -> None:
         raise ValueError(f"a linear has {in_features} inputs; int8 takes at most {MAX_INT8_K}")
 
 
-def rotated(x: torch.Tensor) -> torch.Tensor:
-    """[T, in] times ROTATION's Hadamard matrix along `in`, in fp32, filled up with zeros to whole rotations.
+@cache
+def _hadamard() -> torch.Tensor:
+    """[ROTATION, ROTATION] of 1 and -1."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < ROTATION:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix
 
-    Sums are taken in the order in which the native library takes them, so that both have the same integers."""
-    num_rows, width = x.shape
-    filled = -(-width // ROTATION) * ROTATION
-    values = torch.nn.functional.pad(x.float(), (0, filled - width))
-    half = 1
-    while half < ROTATION:
-        pairs = values.view(num_rows, -1, 2, half)
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        values = torch.stack((low + high, low - high), dim=2)
-        half *= 2
-    return values.view(num_rows, filled)
+
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """[T, in] times ROTATION's Hadamard matrix along `in`, in fp32, filled up with zeros to whole rotations."""
+    missing = -x.shape[1] % ROTATION
+    values = torch.nn.functional.pad(x.float(), (0, missing)) if missing else x.float()
+    return (values.view(-1, ROTATION) @ _hadamard()).view(values.shape)
 
 
 def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
