@@ -98,3 +98,15 @@ def test_thousands_of_small_regions_are_complete(library: NativeLibrary) -> None
         x.fill_(i)
         assert linear(x)[0, i % 256] == i
         assert linear(x).sum() == 256 * i
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_head_gives_float32(library: NativeLibrary, dtype: torch.dtype) -> None:
+    weight, x = matrix(75, 96, dtype=dtype), matrix(14, 96, dtype=dtype)
+    linears = NativeLinears(library, dtype)
+    exact, rounded = linears.head(weight)(x), linears.linear(weight, None)(x)
+    assert exact.dtype == torch.float32
+    torch.testing.assert_close(exact, x.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
+    assert torch.equal(exact.to(dtype), rounded)
+    _, tied = linears.tied(weight)
+    assert torch.equal(tied(x), exact)

@@ -90,7 +90,7 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
-        """Computes all rows, writes the KV of the batch's write rows, and returns logits_SV in the model's dtype."""
+        """Computes all rows, writes the KV of the batch's write rows, and returns logits_SV in what the head gives."""
         w = self.weights
         ops = self.ops.begin(batch, kv, self.rope)
         attention = self.attention.begin(batch, kv)

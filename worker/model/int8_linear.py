@@ -43,7 +43,7 @@ from pagewire.worker.model.embedding import Embedding, TableEmbedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.native_linear import NativeLinears
 from pagewire.worker.native.library import MAX_INT8_K, ROTATION, Int8LinearArgs, LinearArgs, NativeLibrary
-from pagewire.worker.native.memory import Buffer
+from pagewire.worker.native.memory import Buffer, dtype_code
 
 _LEAST = 1e-30
 """Rows without a larger magnitude become zeros."""
@@ -64,10 +64,13 @@ class NativeInt8Linears:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Raises ValueError for a weight with too many inputs."""
-        return NativeInt8Linear(self, weight, bias)
+        return NativeInt8Linear(self, weight, bias, self.shared.dtype)
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        return NativeInt8Linear(self, weight_VE, None, torch.float32)
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
-        return TableEmbedding(weight_VE), self.linear(weight_VE, None)
+        return TableEmbedding(weight_VE), self.head(weight_VE)
 
 
 class NativeInt8Linear:
@@ -75,7 +78,9 @@ class NativeInt8Linear:
 
     name: ClassVar[str] = "native-int8"
 
-    def __init__(self, kind: NativeInt8Linears, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, kind: NativeInt8Linears, weight: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> None:
         """Packs on the calling thread; several may be made at the same time."""
         self.out_features, self.in_features = weight.shape
         check_depth(self.in_features)
@@ -86,6 +91,7 @@ class NativeInt8Linear:
         weight = weight.contiguous()
         library.pack_int8(weight.data_ptr(), self._packed.data_ptr(), self.out_features, self.in_features, dtype)
         self._kind = kind
+        self._out_dtype = out_dtype
         self._row_bytes: int = library.int8_row_bytes(self.in_features)
         self._run = library.linear_int8
         self._args = Int8LinearArgs(
@@ -95,6 +101,7 @@ class NativeInt8Linear:
                 k=self.in_features,
                 n=self.out_features,
                 dtype=dtype,
+                out_dtype=dtype_code(out_dtype),
             )
         )
         self._args_ref = ctypes.byref(self._args)
@@ -102,7 +109,7 @@ class NativeInt8Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         args = self._args.linear
         num_rows = x.shape[0]
-        out = self._kind.shared.result(num_rows, self.out_features)
+        out = self._kind.shared.result(num_rows, self.out_features, self._out_dtype)
         args.x = x.data_ptr()
         args.x_stride = x.stride(0)
         args.out = out.data_ptr()
@@ -120,6 +127,9 @@ class OneDnnInt8Linears:
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Raises ValueError for a weight with too many inputs."""
         return OneDnnInt8Linear(weight, bias)
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        return self.linear(weight_VE, None)
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
         return TableEmbedding(weight_VE), self.linear(weight_VE, None)

@@ -38,7 +38,8 @@ class Linear(Protocol):
     """Memory its weight and bias take."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in] → [T, out] in the dtype of x, valid until the next call of any linear of the decoder."""
+        """[T, in] → [T, out] in the dtype of x, or a head's in float32; valid until the next call of any linear of the
+        decoder."""
 
 
 class LinearKind(Protocol):
@@ -50,6 +51,10 @@ class LinearKind(Protocol):
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Takes over `weight` [out, in] and `bias` [out], both in the model's dtype; the caller drops its own."""
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        """What makes logits. Where it can, it gives them in float32: two of SmolLM2's were 25.25 in bfloat16, whose
+        values lie 0.125 apart there, and the wrong one came first."""
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
         """The embedding and the head that share one matrix."""
@@ -95,6 +100,9 @@ class TorchLinears:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         return self._linear(weight, bias)
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        return self._linear(weight_VE, None)
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
         # Rows of what oneDNN packed cannot be looked up, so the matrix stays beside its copy: 57 MB for SmolLM2-135M,

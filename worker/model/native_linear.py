@@ -26,20 +26,23 @@ class NativeLinears:
         self.dtype = dtype
         self.dtype_code = dtype_code(dtype)
         self.memory = HugePages()
-        self._results: dict[int, Buffer] = {}
+        self._results: dict[tuple[int, torch.dtype], Buffer] = {}
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        return NativeLinear(self, weight, bias)
+        return NativeLinear(self, weight, bias, self.dtype)
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        return NativeLinear(self, weight_VE, None, torch.float32)
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
-        head = NativeLinear(self, weight_VE, None)
+        head = NativeLinear(self, weight_VE, None, torch.float32)
         return TiedEmbedding(head), head
 
-    def result(self, num_rows: int, width: int) -> torch.Tensor:
-        """[num_rows, width] of no particular content, the same memory in every call for this width."""
-        buffer = self._results.get(width)
+    def result(self, num_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """[num_rows, width] of no particular content, the same memory in every call for this width and dtype."""
+        buffer = self._results.get((width, dtype))
         if buffer is None:
-            buffer = self._results[width] = Buffer(self.dtype)
+            buffer = self._results[width, dtype] = Buffer(dtype)
         return buffer.take(num_rows, width)
 
 
@@ -48,7 +51,9 @@ class NativeLinear:
 
     name: ClassVar[str] = "native-packed"
 
-    def __init__(self, shared: NativeLinears, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, shared: NativeLinears, weight: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> None:
         """Packs on the calling thread; several may be made at the same time."""
         self.out_features, self.in_features = weight.shape
         library, dtype = shared.library, shared.dtype_code
@@ -58,6 +63,7 @@ class NativeLinear:
         weight = weight.contiguous()
         library.pack(weight.data_ptr(), self._packed.data_ptr(), self.out_features, self.in_features, dtype)
         self._shared = shared
+        self._out_dtype = out_dtype
         self._run = library.linear
         self._args = LinearArgs(
             weight=self._packed.data_ptr(),
@@ -65,13 +71,14 @@ class NativeLinear:
             k=self.in_features,
             n=self.out_features,
             dtype=dtype,
+            out_dtype=dtype_code(out_dtype),
         )
         self._args_ref = ctypes.byref(self._args)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         args = self._args
         num_rows = x.shape[0]
-        out = self._shared.result(num_rows, self.out_features)
+        out = self._shared.result(num_rows, self.out_features, self._out_dtype)
         args.x = x.data_ptr()
         args.x_stride = x.stride(0)
         args.out = out.data_ptr()

@@ -93,7 +93,7 @@ def build_decoder(
         embedding, head = linears.tied(assembler.fused(["model.embed_tokens.weight"]))
     else:
         embedding = TableEmbedding(assembler.fused(["model.embed_tokens.weight"]))
-        head = linears.linear(assembler.fused(["lm_head.weight"]), None)
+        head = linears.head(assembler.fused(["lm_head.weight"]))
     progress("weights", head_share / (config.num_layers + head_share))
     layers = []
     with ThreadPoolExecutor(num_threads, thread_name_prefix="load") as pool:

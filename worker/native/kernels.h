@@ -88,12 +88,13 @@ struct LinearArgs {
   const void *x;       // [num_rows, k] in dtype, rows x_stride apart
   const void *weight;  // packed
   const void *bias;    // [n] in dtype, or null
-  void *out;           // [num_rows, n] in dtype, contiguous
+  void *out;           // [num_rows, n] in out_dtype, contiguous
   int64_t x_stride;
   int64_t num_rows;
   int64_t k;
   int64_t n;
   int32_t dtype;
+  int32_t out_dtype;  // dtype, or kFloat32
 };
 
 struct Int8LinearArgs {

@@ -14,7 +14,7 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 """Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
-INTERFACE = 3
+INTERFACE = 4
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -106,6 +106,7 @@ class LinearArgs(ctypes.Structure):
         ("k", c_int64),
         ("n", c_int64),
         ("dtype", c_int32),
+        ("out_dtype", c_int32),
     )
 
 

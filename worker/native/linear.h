@@ -75,6 +75,27 @@ struct Step<bf16> {
 #endif
 };
 
+// Columns [column, column + kPanel) of one row of the result, as far as there are that many, with the bias added.
+template <class T, class Out>
+PW_INLINE void store_columns(const LinearArgs *a, int64_t row, int64_t column, const vf *y) {
+  const int64_t columns = a->n - column < kPanel ? a->n - column : kPanel;
+  const T *bias = static_cast<const T *>(a->bias);
+  Out *out = static_cast<Out *>(a->out) + row * a->n + column;
+  if (columns == kPanel) {
+    for (int i = 0; i < 2; ++i) store(out + i * W, bias ? y[i] + load(bias + column + i * W) : y[i]);
+  } else {
+    for (int64_t c = 0; c < columns; ++c) put(out + c, y[c / W][c % W] + (bias ? to_float(bias[column + c]) : 0.0f));
+  }
+}
+
+template <class T>
+PW_INLINE void store_result(const LinearArgs *a, int64_t row, int64_t column, const vf *y) {
+  if (a->out_dtype == kFloat32)
+    store_columns<T, float>(a, row, column, y);
+  else
+    store_columns<T, bf16>(a, row, column, y);
+}
+
 // Memory that a tile asks for while it computes: lines of 64 bytes, `per_step` in every step until there are no more.
 struct Ahead {
   const char *line;
@@ -104,17 +125,7 @@ PW_INLINE void linear_tile(const LinearArgs *a, int64_t row, const T *panel, int
       Step<T>::add(sum[r], weight, last);
     }
   }
-  const int64_t columns = a->n - column < kPanel ? a->n - column : kPanel;
-  const T *bias = static_cast<const T *>(a->bias);
-  for (int r = 0; r < ROWS; ++r) {
-    T *out = static_cast<T *>(a->out) + (row + r) * a->n + column;
-    if (columns == kPanel) {
-      for (int i = 0; i < 2; ++i) store(out + i * W, bias ? sum[r][i] + load(bias + column + i * W) : sum[r][i]);
-    } else {
-      for (int64_t c = 0; c < columns; ++c)
-        put(out + c, sum[r][c / W][c % W] + (bias ? to_float(bias[column + c]) : 0.0f));
-    }
-  }
+  for (int r = 0; r < ROWS; ++r) store_result<T>(a, row + r, column, sum[r]);
 }
 
 // One panel and all rows, in tiles as equal as can be. The first tile meets the panel in the cache, because the tiles of

@@ -129,20 +129,12 @@ PW_INLINE void int8_tile(const Int8LinearArgs *args, int64_t row, const uint8_t 
     }
   }
   const float *scales = reinterpret_cast<const float *>(w);
-  const int64_t columns = a->n - column < kPanel ? a->n - column : kPanel;
-  const T *bias = static_cast<const T *>(a->bias);
   for (int r = 0; r < ROWS; ++r) {
     const RowTail *tail = row_tail(rows + r * int8_row_bytes(a->k), a->k);
-    T *out = static_cast<T *>(a->out) + (row + r) * a->n + column;
     vf y[2];
     for (int i = 0; i < 2; ++i)
       y[i] = __builtin_convertvector(sum[r][i] - tail->excess, vf) * (tail->scale * load(scales + i * W));
-    if (columns == kPanel) {
-      for (int i = 0; i < 2; ++i) store(out + i * W, bias ? y[i] + load(bias + column + i * W) : y[i]);
-    } else {
-      for (int64_t c = 0; c < columns; ++c)
-        put(out + c, y[c / W][c % W] + (bias ? to_float(bias[column + c]) : 0.0f));
-    }
+    store_result<T>(a, row + r, column, y);
   }
 }
 
