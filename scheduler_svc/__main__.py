@@ -158,7 +158,8 @@ def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) 
     from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
     from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
     from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
-    from pagewire.scheduler_svc.supervisor.supervisor import Supervisor, Surroundings
+    from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
+    from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
 
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
@@ -192,7 +193,7 @@ def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Comma
     from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
     from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
     from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
-    from pagewire.scheduler_svc.supervisor.supervisor import Surroundings
+    from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
 
     assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
     keys = read_worker_keys(Path(settings.curve_dir))

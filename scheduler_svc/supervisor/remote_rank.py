@@ -18,7 +18,7 @@ from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
 from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
 from pagewire.scheduler_svc.supervisor.supervision import Outcome
-from pagewire.scheduler_svc.supervisor.supervisor import Surroundings
+from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
 from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION, RankGroup, WorkerLaunch
 from pagewire.wire.lifeline import RANKS_LOST_STATUS
