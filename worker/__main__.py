@@ -20,7 +20,8 @@ from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import WorkerLoop
-from pagewire.worker.startup import LaunchError, load_device, read_launch
+from pagewire.worker.startup.devices import load_device
+from pagewire.worker.startup.launch_file import LaunchError, read_launch
 
 STOPPED_STATUS = 0
 LOAD_FAILED_STATUS = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pagewire.worker.cpu_info import instruction_sets, usable_cores
-from pagewire.worker.startup import installed_version
+from pagewire.worker.startup.loaded import installed_version
 
 if TYPE_CHECKING:
     from pagewire.worker.attention.ladder import CudaCard, Rung

@@ -1,7 +1,7 @@
 """The supervisor: starts the engine, the workers and the frontends, watches them, and ends them.
 
-It owns the crew of processes, the phase of the server and its exit status, and knows nothing of requests. One loop takes
-events from one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
+It owns the crew, the phase of the server and its exit status, and knows nothing of requests. One loop takes events from
+one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
 
     STARTING ── all ready ──▶ SERVING ── signal, or an operator's Drain ──▶ DRAINING ── all drained ──▶ end, status 0
        └──────────────────── an operator's Drain ─────────────────────────────▲

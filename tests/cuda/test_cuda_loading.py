@@ -22,7 +22,8 @@ from pagewire.worker.model.linear import TorchLinear, TorchLinears
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.runner import CpuRunner
 from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.startup import LaunchError, load_device
+from pagewire.worker.startup.devices import load_device
+from pagewire.worker.startup.launch_file import LaunchError
 
 
 @pytest.mark.parametrize(("built_with", "reason"), [(None, "is built without CUDA"), ("12.9", "finds no CUDA device")])

@@ -13,7 +13,8 @@ from pagewire.worker.attention.ladder import CudaCard
 from pagewire.worker.cpu_info import cpu_flags, instruction_sets, usable_cores
 from pagewire.worker.native.library import LIBRARY_FILE
 from pagewire.worker.probe import DeviceReport, cuda_report
-from pagewire.worker.startup import LaunchError, load_device
+from pagewire.worker.startup.devices import load_device
+from pagewire.worker.startup.launch_file import LaunchError
 
 
 def test_probe() -> None:

@@ -13,7 +13,9 @@ from pagewire.worker.cpu_kernels import choose_kernels
 from pagewire.worker.model.cpu_linears import cpu_linears
 from pagewire.worker.model.int8_linear import Int8Unavailable, OneDnnInt8Linears
 from pagewire.worker.native.library import LIBRARY_FILE
-from pagewire.worker.startup import LaunchError, LoadedDevice, load_device, read_launch
+from pagewire.worker.startup.devices import load_device
+from pagewire.worker.startup.launch_file import LaunchError, read_launch
+from pagewire.worker.startup.loaded import LoadedDevice
 
 
 def load(**changes: object) -> LoadedDevice:
