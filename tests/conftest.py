@@ -1,17 +1,26 @@
-"""What the whole suite shares: the fast tests run first, so that a plain mistake shows within seconds."""
+"""What the whole suite shares: the fast tests run first, so that a plain mistake shows within seconds; and Triton's
+kernels are interpreted, which whoever imports Triton first decides for the process (transformers does)."""
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 FOLDERS_LAST = ("equality", "service", "deploy")
 """Whole engines and whole services: seconds each."""
+COMPILING = Path(__file__).parent / "gpu"
+"""Tests that run Triton's kernels on a device; where nothing else is asked for, kernels are compiled."""
 
 
-def pytest_configure() -> None:
-    """A suite started in the background of a shell ignores SIGINT and hands that on to the commands it interrupts."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported."""
+    # A suite started in the background of a shell ignores SIGINT and hands that on to the commands it interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
+    if not all(path.resolve().is_relative_to(COMPILING) for path in asked):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

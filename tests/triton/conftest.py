@@ -1,8 +1,8 @@
 """Triton's kernels run in its interpreter here, on the CPU.
 
 Whether a kernel is compiled or interpreted is decided when its module is imported, and Triton's own functions with
-Triton itself. So the variable is set when this file is collected, before any test runs; nothing else in the suite
-imports Triton.
+Triton itself, which transformers imports too. So the variable is set here where this folder is asked for by name, and
+by `tests/conftest.py` for the whole suite, before anything is collected.
 """
 
 import os
