@@ -22,7 +22,8 @@ import msgspec
 from pagewire.scheduler_svc.models.cache import default_cache_dir
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.settings import sources
-from pagewire.scheduler_svc.settings.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
 from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan

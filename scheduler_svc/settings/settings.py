@@ -1,22 +1,18 @@
 """Every setting of the server, each with its meaning, unit, range and default, in one frozen struct.
 
 The struct is the only place where a setting is declared: flags, environment variables, the TOML file, `--help` and
-`--print-config` are all made from it (`sources`). It owns the checks that need two settings at once. It knows
-neither where a value came from nor what a model is.
+`--print-config` are all made from it (`sources`). It knows neither where a value came from nor what a model is.
 """
 
 from typing import Annotated, Literal
 
 import msgspec
 
-from pagewire.scheduler_svc.settings.addresses import check_address, is_loopback
+from pagewire.scheduler_svc.settings.agreement import check_agreement
 from pagewire.scheduler_svc.settings.field import Setting, setting_fields
-from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.launch import AttentionBackendName, CpuKernelKind, Quantization
 
 MAX_INT32 = 2**31 - 1
-_LEAST_HANG_TIMEOUT_S = 4.0
-"""Signs of life come every second, on a busy machine later."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -294,100 +290,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         for name, field in setting_fields(type(self)).items():
             field.check(getattr(self, name))
-        self._check_limits()
-        self._check_network()
-        self._check_ranks()
-
-    def _check_limits(self) -> None:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise SettingsError(
-                f"max_num_batched_tokens = {self.max_num_batched_tokens} is less than max_num_seqs = "
-                f"{self.max_num_seqs}: a step must have room for one token of every running sequence"
-            )
-        least_hang_s = max(_LEAST_HANG_TIMEOUT_S, 4 * self.load_interval_s)
-        if 0 < self.hang_timeout_s < least_hang_s:
-            raise SettingsError(
-                f"hang_timeout_s = {self.hang_timeout_s:g} must be 0 or at least {least_hang_s:g}: signs of life come "
-                f"every second, the engine's every load_interval_s = {self.load_interval_s:g}"
-            )
-        if self.max_n > self.max_queued:
-            raise SettingsError(
-                f"max_n = {self.max_n} is more than max_queued = {self.max_queued}: a request's outputs wait together"
-            )
-
-    def _check_network(self) -> None:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            given, missing = ("tls_certificate", "tls_key") if self.tls_key is None else ("tls_key", "tls_certificate")
-            raise SettingsError(f"{given} is set and {missing} is not: TLS needs both")
-        if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise SettingsError(f"tls_client_ca = {self.tls_client_ca!r} needs tls_certificate and tls_key")
-        for name, address in (("listen", self.listen), ("admin_listen", self.admin_listen)):
-            if address or name == "listen":
-                check_address(name, address)
-        if self.admin_listen == self.listen and not self.listen.endswith(":0"):
-            raise SettingsError(f"listen and admin_listen are both {self.listen!r}; they need an address each")
-        if self.frontends > 1 and self.listen.startswith("unix:"):
-            raise SettingsError(
-                f"frontends = {self.frontends} cannot share {self.listen!r}: a Unix socket has one owner"
-            )
-        if self.worker_transport != "ipc":
-            if not self.worker_transport.startswith("tcp://"):
-                raise SettingsError(f"worker_transport = {self.worker_transport!r} must be ipc or tcp://host:port")
-            check_address("worker_transport", self.worker_transport.removeprefix("tcp://"))
-            if self.worker_transport.endswith(":0"):
-                raise SettingsError(f"worker_transport = {self.worker_transport!r} needs a port that is not 0")
-            if self.curve_dir is None:
-                raise SettingsError(
-                    f"worker_transport = {self.worker_transport!r} is TCP and needs curve_dir; make keys with "
-                    "`pagewire serve --make-curve-keys DIR`"
-                )
-        elif self.curve_dir is not None:
-            raise SettingsError(f"curve_dir = {self.curve_dir!r} is of no use with worker_transport = 'ipc'")
-
-    def _check_ranks(self) -> None:
-        if self.distributed_address is not None:
-            check_address("distributed_address", self.distributed_address)
-            host, _, port = self.distributed_address.rpartition(":")
-            if self.distributed_address.startswith("unix:") or host in ("0.0.0.0", "[::]") or port == "0":
-                raise SettingsError(
-                    f"distributed_address = {self.distributed_address!r} must name a host and a port that other hosts "
-                    "can reach"
-                )
-        if self.remote_workers and self.remote_workers >= self.tensor_parallel_size:
-            raise SettingsError(
-                f"remote_workers = {self.remote_workers} must be less than tensor_parallel_size = "
-                f"{self.tensor_parallel_size}: rank 0 runs beside the engine"
-            )
-        if self.remote_workers and self.worker_transport == "ipc":
-            raise SettingsError(
-                f"remote_workers = {self.remote_workers} needs worker_transport = tcp://host:port, where other hosts "
-                "reach the engine"
-            )
-        if (self.remote_workers > 0) != (self.distributed_address is not None):
-            raise SettingsError(
-                f"remote_workers = {self.remote_workers} and distributed_address = {self.distributed_address!r}: "
-                "ranks of other hosts need both, and nothing else needs either"
-            )
-
-
-def exposure_warnings(settings: Settings) -> list[str]:
-    """What is open to the network without TLS or keys."""
-    found = []
-    if not is_loopback(settings.listen):
-        missing = [
-            word
-            for word, value in (("TLS", settings.tls_certificate), ("API keys", settings.api_keys_file))
-            if value is None
-        ]
-        if len(missing) == 2 or (missing == ["API keys"] and settings.tls_client_ca is None):
-            found.append(f"listen = {settings.listen!r} is open to other machines, without {' or '.join(missing)}")
-        elif missing == ["TLS"]:
-            found.append(f"listen = {settings.listen!r} is open to other machines, and API keys travel without TLS")
-    if settings.admin_listen and not is_loopback(settings.admin_listen):
-        found.append(f"admin_listen = {settings.admin_listen!r} is open to other machines: they can drain this server")
-    if settings.distributed_address is not None and not is_loopback(settings.distributed_address):
-        found.append(
-            f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
-            "neither keys nor encryption"
-        )
-    return found
+        check_agreement(self)

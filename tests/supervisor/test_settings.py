@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.field import setting_fields
-from pagewire.scheduler_svc.settings.settings import Settings, exposure_warnings
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import (
     FOREIGN_VARIABLES,
     Resolved,

@@ -1,0 +1,94 @@
+"""What two settings must agree on, whatever their sources. Each check raises SettingsError, which names both."""
+
+from typing import TYPE_CHECKING
+
+from pagewire.scheduler_svc.settings.addresses import check_address
+from pagewire.scheduler_svc.startup_errors import SettingsError
+
+if TYPE_CHECKING:
+    from pagewire.scheduler_svc.settings.settings import Settings
+
+_LEAST_HANG_TIMEOUT_S = 4.0
+"""Signs of life come every second, on a busy machine later."""
+
+
+def check_agreement(settings: "Settings") -> None:
+    """Raises SettingsError. Every setting is in its range by itself."""
+    _check_limits(settings)
+    _check_network(settings)
+    _check_ranks(settings)
+
+
+def _check_limits(settings: "Settings") -> None:
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        raise SettingsError(
+            f"max_num_batched_tokens = {settings.max_num_batched_tokens} is less than max_num_seqs = "
+            f"{settings.max_num_seqs}: a step must have room for one token of every running sequence"
+        )
+    least_hang_s = max(_LEAST_HANG_TIMEOUT_S, 4 * settings.load_interval_s)
+    if 0 < settings.hang_timeout_s < least_hang_s:
+        raise SettingsError(
+            f"hang_timeout_s = {settings.hang_timeout_s:g} must be 0 or at least {least_hang_s:g}: signs of life come "
+            f"every second, the engine's every load_interval_s = {settings.load_interval_s:g}"
+        )
+    if settings.max_n > settings.max_queued:
+        raise SettingsError(
+            f"max_n = {settings.max_n} is more than max_queued = {settings.max_queued}: a request's outputs wait "
+            "together"
+        )
+
+
+def _check_network(settings: "Settings") -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        given, missing = ("tls_certificate", "tls_key") if settings.tls_key is None else ("tls_key", "tls_certificate")
+        raise SettingsError(f"{given} is set and {missing} is not: TLS needs both")
+    if settings.tls_client_ca is not None and settings.tls_certificate is None:
+        raise SettingsError(f"tls_client_ca = {settings.tls_client_ca!r} needs tls_certificate and tls_key")
+    for name, address in (("listen", settings.listen), ("admin_listen", settings.admin_listen)):
+        if address or name == "listen":
+            check_address(name, address)
+    if settings.admin_listen == settings.listen and not settings.listen.endswith(":0"):
+        raise SettingsError(f"listen and admin_listen are both {settings.listen!r}; they need an address each")
+    if settings.frontends > 1 and settings.listen.startswith("unix:"):
+        raise SettingsError(
+            f"frontends = {settings.frontends} cannot share {settings.listen!r}: a Unix socket has one owner"
+        )
+    if settings.worker_transport != "ipc":
+        if not settings.worker_transport.startswith("tcp://"):
+            raise SettingsError(f"worker_transport = {settings.worker_transport!r} must be ipc or tcp://host:port")
+        check_address("worker_transport", settings.worker_transport.removeprefix("tcp://"))
+        if settings.worker_transport.endswith(":0"):
+            raise SettingsError(f"worker_transport = {settings.worker_transport!r} needs a port that is not 0")
+        if settings.curve_dir is None:
+            raise SettingsError(
+                f"worker_transport = {settings.worker_transport!r} is TCP and needs curve_dir; make keys with "
+                "`pagewire serve --make-curve-keys DIR`"
+            )
+    elif settings.curve_dir is not None:
+        raise SettingsError(f"curve_dir = {settings.curve_dir!r} is of no use with worker_transport = 'ipc'")
+
+
+def _check_ranks(settings: "Settings") -> None:
+    if settings.distributed_address is not None:
+        check_address("distributed_address", settings.distributed_address)
+        host, _, port = settings.distributed_address.rpartition(":")
+        if settings.distributed_address.startswith("unix:") or host in ("0.0.0.0", "[::]") or port == "0":
+            raise SettingsError(
+                f"distributed_address = {settings.distributed_address!r} must name a host and a port that other hosts "
+                "can reach"
+            )
+    if settings.remote_workers and settings.remote_workers >= settings.tensor_parallel_size:
+        raise SettingsError(
+            f"remote_workers = {settings.remote_workers} must be less than tensor_parallel_size = "
+            f"{settings.tensor_parallel_size}: rank 0 runs beside the engine"
+        )
+    if settings.remote_workers and settings.worker_transport == "ipc":
+        raise SettingsError(
+            f"remote_workers = {settings.remote_workers} needs worker_transport = tcp://host:port, where other hosts "
+            "reach the engine"
+        )
+    if (settings.remote_workers > 0) != (settings.distributed_address is not None):
+        raise SettingsError(
+            f"remote_workers = {settings.remote_workers} and distributed_address = {settings.distributed_address!r}: "
+            "ranks of other hosts need both, and nothing else needs either"
+        )
