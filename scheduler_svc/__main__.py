@@ -1,34 +1,28 @@
 """`python -m pagewire.scheduler_svc serve` and `... worker`, which `pagewire serve` and `pagewire worker` run, and
 `... models`.
 
-Settings, model and runtime directory are made here, once, and handed to the supervisor. Exit status: 0 after draining;
-1 where the server could not start or go on; 2 for wrong settings; 128 + N where signal N ended it at once.
+Settings are made here, once, and handed down. Exit status: 0 after draining; 1 where the server could not start or go
+on; 2 for wrong settings; 128 + N where signal N ended it at once.
 """
 
 import argparse
-import asyncio
 import faulthandler
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
-from pagewire.scheduler_svc.models.cache import default_cache_dir
-from pagewire.scheduler_svc.progress import Progress
+from pagewire.scheduler_svc.models.cache import cache_dir_of
 from pagewire.scheduler_svc.settings import sources
-from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
-from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
-from pagewire.scheduler_svc.supervisor.supervision import Outcome
-from pagewire.wire.launch import Device
+from pagewire.scheduler_svc.supervisor.server_plan import Commands
 
 
 def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
@@ -101,7 +95,7 @@ def _models(arguments: argparse.Namespace) -> int:
     from pagewire.scheduler_svc.models.known import as_table, known_models
 
     wanted = arguments.cache_dir or os.environ.get("PAGEWIRE_CACHE_DIR")
-    known = known_models(_cache_dir(wanted), arguments.cached)
+    known = known_models(cache_dir_of(wanted, os.environ), arguments.cached)
     print(
         msgspec.json.encode(known).decode() if arguments.json else as_table(known), end="\n" if arguments.json else ""
     )
@@ -121,7 +115,7 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     _take_charge(resolved.settings, "supervisor")
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd)
-    return _until_interrupted(lambda: _run(arguments, resolved.settings, commands))
+    return _until_interrupted(lambda: _run_server(arguments, resolved.settings, commands))
 
 
 def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
@@ -131,6 +125,20 @@ def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
     settings = sources.resolve(flags, os.environ, arguments.config).settings
     _take_charge(settings, f"rank {arguments.rank}")
     return _until_interrupted(lambda: _run_rank(arguments, settings, commands))
+
+
+def _run_server(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
+    from pagewire.scheduler_svc.serving import run_server
+    from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
+
+    ready = ReadyReport(arguments.ready_fd, arguments.ready_file)
+    return run_server(settings, commands, ready, quiet=arguments.quiet)
+
+
+def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
+    from pagewire.scheduler_svc.serving import run_rank
+
+    return run_rank(settings, arguments.rank, commands, quiet=arguments.quiet)
 
 
 def _take_charge(settings: Settings, who: str) -> None:
@@ -150,113 +158,6 @@ def _until_interrupted(run: Callable[[], int]) -> int:
         # A plain return would wait for the threads of a download to end; everything of ours is cleaned up by now.
         sys.stdout.flush()
         os._exit(128 + interrupted.number)
-
-
-def _run(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
-    from pagewire.scheduler_svc.progress import closing_progress, make_progress
-    from pagewire.scheduler_svc.settings.device import choose_device
-    from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys
-    from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
-    from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
-    from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
-    from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
-
-    started_unix_s = time.time()
-    for warning in exposure_warnings(settings):
-        logging.warning("%s", warning)
-    notifier = SystemdNotifier(os.environ)
-    with (
-        ReadyReport(arguments.ready_fd, arguments.ready_file) as ready,
-        RuntimeDir.open(settings.runtime_dir) as runtime_dir,
-        closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
-    ):
-        plan = _plan(settings, choose_device(settings), progress, runtime_dir.path, started_unix_s)
-        if settings.curve_dir is not None:
-            engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
-            plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
-        surroundings = Surroundings(
-            commands=commands,
-            runtime_dir=runtime_dir,
-            environ=os.environ,
-            progress=progress,
-            notifier=notifier,
-            announce=lambda addresses: ready.announce(plan.model.name, addresses),
-        )
-        outcome = asyncio.run(Supervisor(plan, surroundings).run())
-    return _ended(outcome)
-
-
-def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
-    from pagewire.scheduler_svc.progress import closing_progress, make_progress
-    from pagewire.scheduler_svc.settings.device import choose_device
-    from pagewire.scheduler_svc.supervisor.curve_keys import read_worker_keys
-    from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
-    from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-    from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
-    from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
-
-    assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
-    keys = read_worker_keys(Path(settings.curve_dir))
-    notifier = SystemdNotifier(os.environ)
-    with (
-        RuntimeDir.open(settings.runtime_dir) as runtime_dir,
-        closing_progress(SystemdProgress(make_progress(arguments.quiet), notifier)) as progress,
-    ):
-        plan = _plan(settings, choose_device(settings), progress, runtime_dir.path, time.time())
-        plan = msgspec.structs.replace(plan, worker_keys=keys)
-        surroundings = Surroundings(
-            commands=commands,
-            runtime_dir=runtime_dir,
-            environ=os.environ,
-            progress=progress,
-            notifier=notifier,
-            announce=lambda addresses: None,
-        )
-        outcome = asyncio.run(RemoteRank(remote_launch(plan, arguments.rank), surroundings).run())
-    return _ended(outcome)
-
-
-def _plan(
-    settings: Settings, device: Device, progress: Progress, runtime_dir: Path, started_unix_s: float
-) -> ServerPlan:
-    """Find the model, and decide what depends on it and on this machine."""
-    from pagewire.scheduler_svc.models.resolve import resolve_model
-    from pagewire.scheduler_svc.settings.device import (
-        check_tensor_parallel,
-        choose_dtype,
-        choose_max_model_len,
-        read_cpuinfo,
-    )
-
-    model = resolve_model(
-        settings.model,
-        served_name=settings.served_model_name,
-        weights_needed=device != "sim",
-        cache_dir=_cache_dir(settings.cache_dir),
-        environ=os.environ,
-        progress=progress,
-    )
-    check_tensor_parallel(settings, device, model.decoder)
-    return ServerPlan(
-        settings=settings,
-        model=model,
-        device=device,
-        dtype=choose_dtype(settings, device, read_cpuinfo()),
-        max_model_len=choose_max_model_len(settings, device, model.decoder),
-        runtime_dir=runtime_dir,
-        started_unix_s=started_unix_s,
-    )
-
-
-def _ended(outcome: Outcome) -> int:
-    if outcome.message:
-        print(f"pagewire: {outcome.message}", file=sys.stderr)
-    return outcome.status
-
-
-def _cache_dir(wanted: str | None) -> Path:
-    return Path(wanted).expanduser().absolute() if wanted else default_cache_dir(os.environ)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -16,6 +16,11 @@ from pathlib import Path
 from pagewire.scheduler_svc.startup_errors import ModelError
 
 
+def cache_dir_of(wanted: str | None, environ: Mapping[str, str]) -> Path:
+    """The folder that was asked for, else the default."""
+    return Path(wanted).expanduser().absolute() if wanted else default_cache_dir(environ)
+
+
 def default_cache_dir(environ: Mapping[str, str]) -> Path:
     """$XDG_CACHE_HOME/pagewire, or ~/.cache/pagewire."""
     base = environ.get("XDG_CACHE_HOME", "")

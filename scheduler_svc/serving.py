@@ -1,0 +1,110 @@
+"""From settings to a running server, or to one rank of a server on another host, and to the exit status.
+
+It finds the model, decides what depends on it and on this machine, makes what the supervisor acts through, and takes it
+down again. It knows neither flags nor signals before the supervisor's loop: those are the command's.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from pagewire.scheduler_svc.models.cache import cache_dir_of
+from pagewire.scheduler_svc.models.resolve import resolve_model
+from pagewire.scheduler_svc.progress import closing_progress, make_progress
+from pagewire.scheduler_svc.settings.device import (
+    check_tensor_parallel,
+    choose_device,
+    choose_dtype,
+    choose_max_model_len,
+    read_cpuinfo,
+)
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
+from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
+from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
+from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
+from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
+from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
+from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.supervision import Outcome
+from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
+from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
+
+
+def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, quiet: bool) -> int:
+    """Serve until the end; returns the exit status. Raises StartupError."""
+    started_unix_s = time.time()
+    for warning in exposure_warnings(settings):
+        logging.warning("%s", warning)
+    with ready, _surroundings(settings, commands, quiet=quiet) as around:
+        plan = _plan(settings, around, started_unix_s)
+        if settings.curve_dir is not None:
+            engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
+            plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
+        around = msgspec.structs.replace(around, announce=lambda addresses: ready.announce(plan.model.name, addresses))
+        outcome = asyncio.run(Supervisor(plan, around).run())
+    return _ended(outcome)
+
+
+def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) -> int:
+    """Run one rank of a server on another host until told to stop; returns the exit status. Raises StartupError."""
+    assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
+    keys = read_worker_keys(Path(settings.curve_dir))
+    with _surroundings(settings, commands, quiet=quiet) as around:
+        plan = msgspec.structs.replace(_plan(settings, around, time.time()), worker_keys=keys)
+        outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), around).run())
+    return _ended(outcome)
+
+
+@contextmanager
+def _surroundings(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator[Surroundings]:
+    """Announces nothing."""
+    notifier = SystemdNotifier(os.environ)
+    with (
+        RuntimeDir.open(settings.runtime_dir) as runtime_dir,
+        closing_progress(SystemdProgress(make_progress(quiet), notifier)) as progress,
+    ):
+        yield Surroundings(
+            commands=commands,
+            runtime_dir=runtime_dir,
+            environ=os.environ,
+            progress=progress,
+            notifier=notifier,
+            announce=lambda addresses: None,
+        )
+
+
+def _plan(settings: Settings, around: Surroundings, started_unix_s: float) -> ServerPlan:
+    """Find the model, and decide what depends on it and on this machine."""
+    device = choose_device(settings)
+    model = resolve_model(
+        settings.model,
+        served_name=settings.served_model_name,
+        weights_needed=device != "sim",
+        cache_dir=cache_dir_of(settings.cache_dir, os.environ),
+        environ=os.environ,
+        progress=around.progress,
+    )
+    check_tensor_parallel(settings, device, model.decoder)
+    return ServerPlan(
+        settings=settings,
+        model=model,
+        device=device,
+        dtype=choose_dtype(settings, device, read_cpuinfo()),
+        max_model_len=choose_max_model_len(settings, device, model.decoder),
+        runtime_dir=around.runtime_dir.path,
+        started_unix_s=started_unix_s,
+    )
+
+
+def _ended(outcome: Outcome) -> int:
+    if outcome.message:
+        print(f"pagewire: {outcome.message}", file=sys.stderr)
+    return outcome.status
