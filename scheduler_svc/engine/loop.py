@@ -1,8 +1,7 @@
 """The engine's loop: reads what came, lets the scheduler plan, sends what changed.
 
-Owns the state of the service (loading, ready, recovering, draining) and everything that waits for the first worker. It
-sleeps in one poll over all its sockets; nothing here spins, because a busy process beside the worker's OpenMP threads
-costs them a factor of two.
+Owns the state of the service (loading, ready, recovering, draining). It sleeps in one poll over all its sockets;
+nothing here spins, because on a CPU the worker computes on the same cores.
 
     frontends ──Submit, Abort──▶ ┌────────┐ ──StepPlan──▶ worker
               ◀──TokenBatch───── │  loop  │ ◀─StepResult──
@@ -16,6 +15,7 @@ from collections.abc import Callable
 
 import zmq
 
+from pagewire.scheduler_svc.engine.early import EarlySubmissions
 from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
 from pagewire.scheduler_svc.engine.outbox import Outbox
 from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
@@ -66,7 +66,7 @@ class EngineLoop:
         self._outbox = Outbox()
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
         self._scheduler: Scheduler | None = None
-        self._early: list[tuple[int, Submit]] = []  # came before the first worker; after an engine's restart, all
+        self._early = EarlySubmissions(launch.max_queued + launch.max_num_seqs)
         self._group = WorkerGroup(launch)
         self._draining = False
         self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
@@ -141,9 +141,7 @@ class EngineLoop:
 
     def _submit(self, frontend: int, request: Submit) -> None:
         if self._scheduler is None:
-            if len(self._early) < self._launch.max_queued + self._launch.max_num_seqs:
-                self._early.append((frontend, request))
-            else:
+            if not self._early.add(frontend, request):
                 message = f"{len(self._early)} sequences wait for the model to load already"
                 rejection = Rejection(SequenceKey(frontend, request.handle), RejectKind.QUEUE_FULL, "", message, 1.0)
                 self._reject(rejection)
@@ -167,15 +165,13 @@ class EngineLoop:
         except ValueError:
             self._misfits += 1
             return
-        self._early = [
-            (owner, submit) for owner, submit in self._early if SequenceKey(owner, submit.handle) not in keys
-        ]
+        self._early.abort(keys)
         if self._scheduler is not None:
             for key in keys:
                 self._scheduler.abort(key)
 
     def _drop_frontend(self, frontend: int) -> None:
-        self._early = [(owner, submit) for owner, submit in self._early if owner != frontend]
+        self._early.drop_frontend(frontend)
         if self._scheduler is not None:
             self._scheduler.abort_frontend(frontend)
 
@@ -211,9 +207,8 @@ class EngineLoop:
         config = self._group.config()
         if self._scheduler is None:
             self._scheduler = Scheduler(config)
-            for frontend, submit in self._early:
+            for frontend, submit in self._early.take():
                 self._submit(frontend, submit)
-            self._early = []
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
             gc.freeze()
