@@ -1,7 +1,7 @@
 """Paged attention by the native library: the cache is read in place, nothing is gathered or padded.
 
 A step is cut once into items, shared by all layers: chunks of 256 tokens of a decoding sequence's context, and tiles of
-64 query vectors of a prompt's chunk. An item and a KV head are one task, so that one long sequence occupies every
+128 query vectors of a prompt's chunk. An item and a KV head are one task, so that one long sequence occupies every
 thread, and the query heads of a KV head share each read of it. The cut depends on a sequence's own length alone, so its
 result depends neither on its company nor on the number of threads.
 

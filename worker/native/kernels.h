@@ -16,7 +16,7 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kHeadDimMultiple = 16;
 constexpr int kChunkTokens = 256;   // of one sequence's context per decode task; fixed, so that a sequence's result
                                     // depends neither on its company nor on the number of threads
-constexpr int kTileQueries = 64;    // query vectors per prefill task
+constexpr int kTileQueries = 128;   // query vectors per prefill task
 constexpr int kTileTokens = 64;     // keys a prefill task looks at together
 constexpr int kRotation = 64;       // values of a row that are rotated together before they become int8
 constexpr int64_t kMaxInt8K = 65536;  // int8 sums over more could pass 32 bits; a multiple of kRotation

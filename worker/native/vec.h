@@ -51,11 +51,16 @@ PW_INLINE void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 // To nearest, ties to even; a NaN stays one.
 PW_INLINE void store(bf16 *p, vf v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &h, sizeof h);
+#else
   vu u = (vu)v;
   vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   vu nan = (vu)(v != v);
   vh h = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 PW_INLINE float to_float(float x) { return x; }
