@@ -98,10 +98,24 @@ def test_a_rank_of_an_earlier_start_completes_no_group(engine: EngineProcess) ->
     assert frontend.all_tokens(first) == EXPECTED
 
 
+def wait_until_first_has_come(engine: EngineProcess) -> None:
+    """Hellos on two sockets come in any order; here rank 0's must be known before the next is sent."""
+    observer: Peer[FromFrontend, ToFrontend] = engine.frontend(1)
+    deadline_s = time.monotonic() + LIMIT_S
+    weights_bytes = 0
+    while weights_bytes == 0:
+        assert time.monotonic() < deadline_s
+        observer.send(Register(1, 0))
+        info = observer.until(lambda message: isinstance(message, EngineInfo))
+        assert isinstance(info, EngineInfo)
+        weights_bytes = info.weights_bytes
+
+
 @pytest.mark.parametrize("wrong", ["terms", "rank"])
 def test_a_rank_that_fits_no_group_is_refused(engine: EngineProcess, wrong: str) -> None:
     frontend = Frontend(engine)
     first = PlayedWorker(engine.workers, terms_digest="a")
+    wait_until_first_has_come(engine)
     other = PlayedWorker(engine.workers, rank=1 if wrong == "terms" else 2, terms_digest="b")
     assert not other.peer.socket.poll(300)
     other.peer.close()
