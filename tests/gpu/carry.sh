@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Fills a folder with what `tests/gpu/run.sh` needs on a machine without a network, besides torch and Triton: the
+# project's wheel, its dependencies and transformers, for this machine's kind of processor and its Python.
+#
+#   bash tests/gpu/carry.sh DIR       PYTHON names a Python of the GPU machine's version
+set -euo pipefail
+mkdir -p "${1:?usage: bash tests/gpu/carry.sh DIR}"
+target=$(cd "$1" && pwd)
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python3}
+
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$target" .
+rm -rf build ./*.egg-info
+wheel=$(ls -t "$target"/pagewire-*.whl | head -1)
+# The whole of what would be installed, less torch and what comes with it.
+"$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report "$target/report.json" \
+  -c deploy/constraints.txt "$wheel[all]" transformers
+"$python" - "$target/report.json" > "$target/requirements.txt" <<'PYTHON'
+import json, re, sys
+theirs = re.compile(r"torch|triton|pagewire|nvidia[-_].*|cuda[-_].*")
+for item in json.load(open(sys.argv[1]))["install"]:
+    name = item["metadata"]["name"]
+    if not theirs.fullmatch(name.lower()):
+        print(f"{name}=={item['metadata']['version']}")
+PYTHON
+"$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$target" \
+  -r "$target/requirements.txt"
+rm "$target/report.json" "$target/requirements.txt"
+du -sh "$target"

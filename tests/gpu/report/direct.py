@@ -1,0 +1,127 @@
+"""The worker without gRPC: the scheduler and the device's runner in one process, two plans in flight, no sockets.
+
+What the service's workload costs when nothing stands between plan and step but the scheduler.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from gpu.report.scale import Scale
+from support.worker_process import sim_launch
+
+from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
+from pagewire.scheduler_svc.engine.scheduler import Scheduler
+from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
+from pagewire.wire.columns import pack, unpack
+from pagewire.wire.plan import SamplingParams, StepResult
+from pagewire.wire.requests import Submit
+from pagewire.worker.cuda.loading import load_cuda
+from pagewire.worker.cuda.platform import Platform
+
+_DEPTH = 2
+_STEP_TIMEOUT_S = 60.0
+
+
+class DirectEngine:
+    """Runs workloads on a device of its own."""
+
+    def __init__(self, scale: Scale, platform: Platform) -> None:
+        settings = scale.settings
+        spec = random_spec(scale.small_shape, 0)
+        self._woken = threading.Event()
+        loaded = load_cuda(
+            sim_launch(
+                "ipc:///nowhere",
+                device="cuda",
+                dtype=settings["dtype"],
+                model=spec,
+                max_num_seqs=settings["max_num_seqs"],
+                max_model_len=settings["max_model_len"],
+                max_num_batched_tokens=settings["max_num_batched_tokens"],
+                block_size=None,
+            ),
+            platform,
+            progress=lambda stage, done: None,
+            on_rank_lost=lambda reason: None,
+            wake=self._woken.set,
+        )
+        self._runner, limits = loaded.brought_up.runner, loaded.brought_up.limits
+        self._config = SchedulerConfig(
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_prefill_tokens_per_step=int(settings["max_prefill_tokens_per_step"]),
+            max_model_len=limits.max_model_len,
+            max_queued=1024,
+            vocab_size=spec.decoder.vocab_size,
+            eos_token_ids=spec.eos_token_ids,
+            num_blocks=limits.num_blocks,
+            block_size=limits.block_size,
+            enable_prefix_caching=True,
+        )
+        self._epoch = 0
+
+    def run(self, jobs: Sequence[Job], temperature: float) -> float:
+        """Output tokens a second of all jobs at once, nothing cached."""
+        self._epoch += 1
+        self._runner.begin(self._epoch)
+        scheduler = Scheduler(self._config)
+        in_flight: deque[PlannedStep] = deque()
+        step_id = num_tokens = 0
+        begin_s = time.perf_counter()
+        for handle, job in enumerate(jobs):
+            refused = scheduler.submit(0, _submission(handle, job, temperature), 0.0)
+            if refused is not None:
+                raise ValueError(f"the scheduler refused a request: {refused}")
+        while scheduler.has_work:
+            step = scheduler.plan(self._epoch, step_id, 0.0) if len(in_flight) < _DEPTH else None
+            if step is not None:
+                self._runner.submit(step.plan)
+                in_flight.append(step)
+                step_id += 1
+            if len(in_flight) == _DEPTH or step is None:
+                num_tokens += len(scheduler.apply(in_flight.popleft(), unpack(self._take().tokens)).tokens)
+        if num_tokens != sum(job.max_tokens for job in jobs):
+            raise ValueError(f"{num_tokens} tokens came")
+        return num_tokens / (time.perf_counter() - begin_s)
+
+    def _take(self) -> StepResult:
+        while True:
+            self._woken.clear()
+            result = self._runner.take()
+            if result is not None:
+                return result
+            if not self._woken.wait(_STEP_TIMEOUT_S):
+                raise TimeoutError(f"the device did not end its step in {_STEP_TIMEOUT_S:g} s")
+
+
+def run(scale: Scale, platform: Platform) -> list[float]:
+    """Tokens a second of nano-vllm's workload, a round each, after one that warms up."""
+    engine = DirectEngine(scale, platform)
+    length = Span(*scale.workload_length)
+    max_id = min(NANO_VLLM_MAX_ID, RANDOM_SHAPES[scale.small_shape].vocab_size - 1)
+    engine.run(nano_vllm(4, Span(4, 32), Span(4, 16), 99, max_id), 0.6)
+    return [
+        engine.run(nano_vllm(scale.workload_seqs, length, length, index, max_id), 0.6)
+        for index in range(scale.workload_rounds)
+    ]
+
+
+def _submission(handle: int, job: Job, temperature: float) -> Submit:
+    return Submit(
+        handle=handle,
+        request_id="direct",
+        prompt=pack([token for token in job.prompt if isinstance(token, int)]),
+        given=b"",
+        sampling=SamplingParams(temperature=temperature, top_k=0, top_p=1.0, seed=handle),
+        max_tokens=job.max_tokens,
+        stop_token_ids=[],
+        ignore_eos=True,
+        priority=0,
+        salt=b"",
+        max_queue_time_s=None,
+    )

@@ -1,0 +1,83 @@
+"""The backends of the attention ladder in bf16 against attention written out in fp32, each by itself: so
+FlashAttention = Triton = reference.
+
+A FlashAttention that is not installed is named, with the reason, and not an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import torch
+from gpu.report.checks import Check, Skipped
+from gpu.report.scale import Scale
+from support.paged_world import Heads, PagedWorld, attention_config
+
+from pagewire.worker.attention.ladder import AttentionNeeds, CudaCard, attention_ladder
+from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
+from pagewire.worker.batch import Batch
+
+MAX_DIFFERENCE = 2e-2
+_HEADS = Heads(16, 8, 128)
+_BLOCK_SIZE = 256
+_STEPS = {
+    "decodes": [(1, 1), (1, 300), (1, 256), (1, 1500)],
+    "prompts": [(70, 70), (3, 270), (500, 900)],
+    "mixed": [(1, 40), (1, 700), (33, 33), (128, 400)],
+}
+
+
+def run(scale: Scale, device: torch.device) -> tuple[list[Check], dict[str, object]]:
+    """A check for each backend there is; what is not there, and why."""
+    config = attention_config(_HEADS, num_layers=2)
+    if scale.is_dry:
+        backend = TritonAttention(
+            config, torch_paged_kernels(), device, max_num_seqs=8, max_model_len=2048, num_sms=132
+        )
+        return [_check(backend.name, backend, device)], {
+            rung.name: rung.missing for rung in attention_ladder(None, importlib.import_module)
+        }
+    card = CudaCard.of(device)
+    needs = AttentionNeeds(
+        config=config,
+        dtype=torch.bfloat16,
+        device=device,
+        max_num_seqs=8,
+        max_model_len=2048,
+        block_size=_BLOCK_SIZE,
+    )
+    checks: list[Check] = []
+    found: dict[str, object] = {}
+    for rung in attention_ladder(card, importlib.import_module):
+        reason = rung.unsuited(needs)
+        found[rung.name] = reason or rung.found
+        if rung.build is not None and not reason:
+            checks.append(_check(rung.name, rung.build(needs, card), device))
+    if not checks:
+        raise Skipped(f"no attention backend: {found}")
+    return checks, found
+
+
+def _check(name: str, backend: object, device: torch.device) -> Check:
+    worst = 0.0
+    for sequences in _STEPS.values():
+        world = PagedWorld(_HEADS, _BLOCK_SIZE, sequences, torch.bfloat16)
+        batch, kv = world.batch()
+        kv.layers = [layer.to(device) for layer in kv.layers]
+        moved = Batch(
+            **{
+                field.name: value.to(device) if isinstance(value := getattr(batch, field.name), torch.Tensor) else value
+                for field in dataclasses.fields(batch)
+            }
+        )
+        out = backend.begin(moved, kv).attend(1, world.q.to(device)).float().cpu()  # type: ignore[attr-defined]
+        expected = world.expected()
+        worst = max(worst, float((out - expected).abs().max()) if out.isfinite().all() else float("inf"))
+    return Check(
+        what=f"{name}, bf16: largest difference from fp32",
+        seen=worst,
+        unit="",
+        relation="at most",
+        limit=MAX_DIFFERENCE,
+    )

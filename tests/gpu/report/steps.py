@@ -1,0 +1,71 @@
+"""Greedy and sampled tokens in fp32, over random plans: recorded steps, steps launched one operation after the other,
+and the plain CPU path agree token for token. In a dry run the CPU stands in for the device."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+from gpu.report.checks import Check
+from gpu.report.scale import Scale
+from support.device_runner import CpuPlatform, tiny_config, tiny_spec
+from support.plan_stream import LoadedStream
+from support.worker_process import sim_launch
+
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.cuda.platform import CudaPlatform, Platform
+
+_SEEDS = (0, 1, 2)
+
+
+def platform_of(scale: Scale) -> Platform:
+    """The device of the run, or its stand-in."""
+    return CpuPlatform() if scale.is_dry else CudaPlatform()
+
+
+def models(scale: Scale) -> dict[str, DecoderConfig]:
+    """Small ones, because the plain path computes them on the CPU: a tiny one, and one with the heads of Qwen3."""
+    tiny = tiny_config(vocab_size=100)
+    wide = msgspec.structs.replace(
+        tiny, hidden_size=256, intermediate_size=512, num_heads=8, num_kv_heads=4, head_dim=128, vocab_size=3000
+    )
+    return {"tiny": tiny} if scale.is_dry else {"tiny": tiny, "heads of 128": wide}
+
+
+def run(scale: Scale) -> tuple[list[Check], dict[str, object]]:
+    """The number of streams of plans whose tokens differ; where the first differences were, and the memory went."""
+    checks: list[Check] = []
+    figures: dict[str, object] = {}
+    for (name, config), enforce_eager in itertools.product(models(scale).items(), (False, True)):
+        kind = f"{name}, {'eager' if enforce_eager else 'recorded'}"
+        launch = sim_launch(
+            "ipc:///nowhere",
+            device="cuda",
+            dtype="float32",
+            model=tiny_spec(config),
+            max_num_seqs=20,
+            max_model_len=64,
+            max_num_batched_tokens=96,
+            block_size=16,
+            attention_backend="triton",
+            enforce_eager=enforce_eager,
+        )
+        stream = LoadedStream(launch, platform_of(scale))
+        wrong = 0
+        for seed in _SEEDS[: 1 if scale.is_dry else None]:
+            try:
+                stream.check(seed, scale.plan_steps)
+            except AssertionError as error:
+                wrong += 1
+                figures.setdefault(f"{kind}: first difference", str(error).splitlines()[0])
+        checks.append(
+            Check(
+                what=f"{kind} steps, fp32: streams of plans whose tokens are not the CPU's",
+                seen=wrong,
+                unit="streams",
+                relation="at most",
+                limit=0,
+            )
+        )
+        figures[f"{kind}: memory"] = stream.loaded.brought_up.report.lines()
+    return checks, figures

@@ -1,0 +1,146 @@
+"""`tests/gpu/run.sh --dry-run`: every part comes to its end on a machine without a GPU, and says so in both files. And
+what the run does with parts that do not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu.report.budget import DRY_SHARES, GPU_SHARES, Budget, Share
+from gpu.report.checks import Check, PartResult, result_of
+from gpu.report.part import PARTS
+from gpu.report.results import append_result, read_results
+from gpu.report.window import decode_window
+from gpu.report.writing import markdown, report
+
+from pagewire.client.bench.summary import Reading
+
+SCRIPT = Path(__file__).with_name("run.sh")
+SPEEDS = {
+    "service": [
+        "nano-vllm workload, random:tiny",
+        "one stream, tiny",
+        "prefill of 16 tokens",
+        "idle share of the device in steady decode, 4 streams",
+    ],
+    "direct": ["nano-vllm workload: the service / the worker without gRPC"],
+    "large": ["4 streams, tiny"],
+    "peer": ["the service / transformers' generate_batch"],
+}
+ABOUT = {"card": "a card", "torch": "2", "date": "today"}
+
+
+def test_both_lists_of_processes_have_every_part() -> None:
+    for shares in (GPU_SHARES, DRY_SHARES):
+        assert sorted(part for share in shares for part in share.parts) == sorted(PARTS)
+
+
+@pytest.mark.slow
+def test_a_dry_run(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    pytest.importorskip("transformers")
+    environ = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--dry-run", "--out", str(tmp_path)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = json.loads((tmp_path / "gpu.json").read_text())
+    assert [part["part"] for part in said["parts"]] == list(DRY_SHARES[0].parts)
+    assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == dict.fromkeys(
+        PARTS, ("held", "")
+    ), done.stderr
+    assert done.returncode == 0
+    assert said.keys() == {"held", "dry_run", "seconds", "card", "torch", "date", "hardware", "versions", "parts"}
+    assert (said["held"], said["dry_run"]) == (True, True)
+    assert said["seconds"] < 110
+
+    checks = {part["part"]: part["checks"] for part in said["parts"]}
+    for part, wanted in SPEEDS.items():
+        for check, name in zip(checks[part], wanted, strict=True):
+            assert check["what"].startswith(name)
+            assert check["seen"] > 0
+            assert check["limit"] is None or not check["is_judged"]
+    assert [check["floor"] > check["limit"] > 0 for check in (*checks["service"][:3], *checks["large"])] == [True] * 4
+    for part in ("kernels", "steps", "logits", "flash"):
+        assert checks[part]
+        assert all(check["is_judged"] and check["limit"] is not None for check in checks[part])
+    assert len(checks["kernels"]) == 8
+
+    table = (tmp_path / "gpu.md").read_text()
+    for check in (check for found in checks.values() for check in found):
+        assert check["what"] in table
+    assert done.stdout.rstrip().endswith("everything held")
+
+
+def test_what_cannot_run_says_so(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHON": "/nonexistent/python"}
+    done = subprocess.run(["bash", str(SCRIPT)], env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "finds no Python >= 3.11 with torch >= 2.11 and Triton" in done.stderr
+
+
+def test_a_part_that_ends_its_process_does_not_stop_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process has no such part and ends with argparse's status; the parent goes on with what is left."""
+    results = tmp_path / "results"
+    Budget(60.0).run(Share(("nothing", "large"), 50.0), results, dry_run=True, environ=os.environ)
+    first, second = read_results(results)
+    assert (first.part, first.status, first.note) == ("nothing", "error", "its process ended with status 2")
+    assert (second.part, second.status) == ("large", "error")
+    assert second.note == "ValueError: the card was not measured, so there are no floors"
+
+
+def test_a_part_without_time_is_not_run(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    Budget(0.0).run(Share(("card", "steps"), 50.0), results, dry_run=True, environ=os.environ)
+    assert [(result.part, result.status) for result in read_results(results)] == [
+        ("card", "not run"),
+        ("steps", "not run"),
+    ]
+
+
+def test_half_a_line_is_no_result(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    assert read_results(file) == []
+    append_result(file, PartResult(part="card", status="held"))
+    with file.open("ab") as lines:
+        lines.write(b'{"part":"ste')
+    assert [result.part for result in read_results(file)] == ["card"]
+
+
+def test_a_report_holds_where_every_part_does() -> None:
+    good = result_of(
+        "card", 1.0, [Check(what="a | b", seen=2.0, unit="x", relation="at least", limit=1.0, floor=4.0)], {}
+    )
+    gone = PartResult(part="flash", status="skipped", note="no\nFlashAttention")
+    bad = result_of("steps", 1.0, [Check(what="c", seen=2.0, unit="x", relation="at most", limit=1.0)], {})
+    assert report([good, gone], ABOUT, False, 1.0)["held"] is True
+    assert report([good, bad], ABOUT, False, 1.0)["held"] is False
+    assert report([], ABOUT, False, 1.0)["held"] is False
+    table = markdown([good, gone, bad], ABOUT, False)
+    assert "| card | a / b | 2 x | at least 1 | 4 (50%) | holds |" in table
+    assert "| flash | no FlashAttention | | | | skipped |" in table
+    assert "| steps | c | 2 x | at most 1 |  | **does not hold** |" in table
+
+
+def reading(arrivals: list[tuple[float, int]], error: str = "") -> Reading:
+    return Reading(
+        due_s=0.0, arrivals=tuple(arrivals), prompt_tokens=10, cached_tokens=0, ended_s=arrivals[-1][0], error=error
+    )
+
+
+def test_the_window_in_which_all_decode() -> None:
+    early = reading([(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1)])
+    late = reading([(2.0, 1), (3.0, 2), (4.0, 1), (9.0, 50)])
+    window = decode_window([early, late])
+    assert (window.num_tokens, window.seconds, window.tokens_per_s) == (5, 2.0, 2.5)
+    assert window.mean_context == ((12 + 1) + (11 + 1.5)) / 2
+    with pytest.raises(ValueError, match="at no time decoding all together"):
+        decode_window([early, reading([(4.0, 1), (5.0, 1)])])
+    with pytest.raises(ValueError, match="1 of 2 streams failed: gone"):
+        decode_window([early, reading([(4.0, 1)], "gone")])
