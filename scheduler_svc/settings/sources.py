@@ -1,4 +1,5 @@
-"""Where settings come from: flags, then the environment, then a TOML file, then the default.
+"""Where settings come from: flags, then the environment, then a TOML file, then the default, which may be
+the device's own.
 
 Everything here follows from the struct `Settings`: its fields name the flags (`--max-num-seqs`), the variables
 (`PAGEWIRE_MAX_NUM_SEQS`) and the keys of the file (`max_num_seqs`). An unknown variable or key is an error that names
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
-from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.settings.settings import DEVICE_DEFAULTS, Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
@@ -38,6 +39,8 @@ class Resolved(NamedTuple):
     origins: dict[str, str]
 
 
+DEFAULT = "default"
+"""Where a value comes from that nothing else gave."""
 WORKER_GROUPS = frozenset({"model", "worker", "parallel"})
 WORKER_SETTINGS = frozenset(
     {"curve_dir", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes", "runtime_dir", "log_level"}
@@ -75,13 +78,16 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | 
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, field in setting_fields(Settings).items():
-        raw, origin = next((source[name] for source in sources if name in source), (field.default, "default"))
+        raw, origin = next((source[name] for source in sources if name in source), (field.default, DEFAULT))
         try:
-            value = raw if origin == "default" else _parse(field, raw)
+            value = raw if origin == DEFAULT else _parse(field, raw)
             field.check(value)
         except SettingsError as error:
             raise SettingsError(f"{error} (from {origin})") from None
         values[name], origins[name] = value, origin
+    for name, value in DEVICE_DEFAULTS.get(values["device"], {}).items():
+        if origins[name] == DEFAULT:
+            values[name], origins[name] = value, f"default of device {values['device']}"
     return Resolved(Settings(**values), origins)
 
 

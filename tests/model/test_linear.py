@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pagewire.worker.model import linear
-from pagewire.worker.model.linear import OneDnnLinear, TorchLinear, choose_linear
+from pagewire.worker.model.linear import Float32Head, OneDnnLinear, TorchLinear, TorchLinears, choose_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,3 +48,11 @@ def test_a_kind_that_fails_its_trial_is_not_chosen(monkeypatch: pytest.MonkeyPat
 
 def test_other_devices_use_torch() -> None:
     assert choose_linear(torch.device("cuda"), torch.bfloat16) is TorchLinear
+
+
+def test_a_device_s_head_gives_float32() -> None:
+    """The operator is CUDA's alone; on torch's device without memory its types and shapes can be seen."""
+    weight = torch.empty(50, 16, dtype=torch.bfloat16, device="meta")
+    logits = Float32Head(weight)(torch.empty(3, 16, dtype=torch.bfloat16, device="meta"))
+    assert (logits.dtype, logits.shape) == (torch.float32, (3, 50))
+    assert isinstance(TorchLinears(TorchLinear).head(torch.zeros(4, 4, dtype=torch.bfloat16)), TorchLinear)

@@ -54,6 +54,22 @@ def test_flags_win_over_environment_over_file_over_default(config_file: Path) ->
     ]
 
 
+def test_a_device_has_defaults_of_its_own(config_file: Path) -> None:
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_prefill_tokens_per_step")
+    settings, origins = resolved("--device", "cuda")
+    assert [getattr(settings, name) for name in names] == [256, 8192, 2048]
+    assert [origins[name] for name in names] == ["default of device cuda"] * 3
+    for device in ("cpu", "sim", "auto"):
+        assert [getattr(resolved("--device", device).settings, name) for name in names] == [64, 1024, 256]
+
+    config_file.write_text('device = "cuda"\nmax_num_seqs = 64\n')
+    settings, origins = resolved(environ={"PAGEWIRE_MAX_NUM_BATCHED_TOKENS": "1024"}, config=config_file)
+    assert [getattr(settings, name) for name in names] == [64, 1024, 2048]
+    assert origins["max_num_seqs"] == str(config_file)
+    with pytest.raises(SettingsError, match="max_num_batched_tokens = 100 is less than max_num_seqs = 256"):
+        resolved("--device", "cuda", "--max-num-batched-tokens", "100")
+
+
 def test_every_setting_has_a_flag_a_variable_a_meaning_and_a_default() -> None:
     flags = parse()
     fields = setting_fields(Settings)

@@ -74,6 +74,20 @@ class TorchLinear:
         return F.linear(x, self._weight, self._bias)
 
 
+class Float32Head:
+    """A head on a CUDA device: the product's fp32 sums as they are, not rounded to the weight's type. At 256 rows of
+    Qwen3-0.6B that is 78 MB more to write and 156 to read, 0.05 ms of an H200's step of 7."""
+
+    name: ClassVar[str] = "torch"
+
+    def __init__(self, weight_VE: torch.Tensor) -> None:
+        self.num_bytes = weight_VE.nbytes
+        self._weight_EV = weight_VE.t()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.mm(x, self._weight_EV, out_dtype=torch.float32)
+
+
 class OneDnnLinear:
     """A weight in oneDNN's own layout. It cannot be sliced or read back, so cut it before it comes here."""
 
@@ -102,13 +116,24 @@ class TorchLinears:
         return self._linear(weight, bias)
 
     def head(self, weight_VE: torch.Tensor) -> Linear:
+        if weight_VE.is_cuda and weight_VE.dtype != torch.float32 and _gives_float32(weight_VE):
+            return Float32Head(weight_VE)
         return self._linear(weight_VE, None)
 
     def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
         # Rows of what oneDNN packed cannot be looked up, so the matrix stays beside its copy: 57 MB for SmolLM2-135M,
         # 311 MB for Qwen3-0.6B. Decoding one token with the unpacked matrix takes 3.7 ms instead of 0.7, and 11
         # instead of 6.4.
-        return TableEmbedding(weight_VE), self._linear(weight_VE, None)
+        return TableEmbedding(weight_VE), self.head(weight_VE)
+
+
+def _gives_float32(weight_VE: torch.Tensor) -> bool:
+    """Whether torch multiplies matrices of this type on this device into fp32; tried, because it depends on both."""
+    few = weight_VE[:8]
+    try:
+        return bool(torch.mm(few, few.t(), out_dtype=torch.float32).dtype == torch.float32)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype) -> type[TorchLinear] | type[OneDnnLinear]:
