@@ -7,36 +7,18 @@ import pytest
 import torch
 from support.device_runner import CountingModel, make_runner, tiny_config
 from support.held_timeline import HeldTimeline
+from support.loop_thread import HELLO, LoopThread
 from support.worker_plans import SMALL, PlanMaker, admit
 from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import EngineRestarted, Stop
-from pagewire.wire.launch import Endpoint
-from pagewire.wire.plan import Begin, StepResult, WorkerFailed, WorkerHello
+from pagewire.wire.plan import Begin, StepResult, WorkerFailed
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.cuda.waker import Waker
 from pagewire.worker.inbox import Inbox
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.link import EngineLink
-from pagewire.worker.loop import WorkerLoop
-
-HELLO = WorkerHello(
-    protocol_version=1,
-    rank=0,
-    incarnation=1,
-    num_blocks=1,
-    block_size=1,
-    max_num_seqs=1,
-    max_model_len=1,
-    vocab_size=1,
-    weights_bytes=0,
-    kv_cache_bytes=0,
-    attention_backend="",
-    linear_backend="",
-    versions={},
-)
 
 
 def counting_runner(timeline: HeldTimeline, **options: object) -> CudaRunner:
@@ -119,28 +101,13 @@ def test_host_times_add_up_to_the_wall() -> None:
     assert [(step.busy_us, step.idle_us) for step in steps] == [(500_000, 0), (1_250_000, 250_000), (250_000, 0)]
 
 
-class Worker:
-    """A loop on a thread of its own, over a runner whose steps the test lets end."""
+class Worker(LoopThread):
+    """Over a runner whose steps the test lets end."""
 
     def __init__(self, address: str) -> None:
-        self.inbox, self.timeline = Inbox(), HeldTimeline()
-        self.log: list[str] = []
-        self.outcome: list[str | None] = []
-        self._runner = counting_runner(self.timeline, watch=Waker(self.inbox.wake).watch)
-        self._address = address
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        link = EngineLink(Endpoint(address=self._address), "0:1")
-        loop = WorkerLoop(link=link, runner=self._runner, inbox=self.inbox, hello=HELLO, log=self.log.append)
-        self.outcome.append(loop.serve())
-        link.close(flush_s=1)
-
-    def join(self) -> str | None:
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-        return self.outcome[0]
+        self.timeline = HeldTimeline()
+        inbox = Inbox()
+        super().__init__(address, counting_runner(self.timeline, watch=Waker(inbox.wake).watch), inbox)
 
 
 @pytest.fixture

@@ -1,36 +1,19 @@
 """The step loop with a runner that is scripted, over a real link to a scripted engine."""
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support.loop_thread import HELLO, LoopThread
 from support.worker_plans import PlanMaker
-from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
+from support.worker_process import ScriptedEngine, ipc_address
 
 from pagewire.wire.control import Stop
 from pagewire.wire.launch import Endpoint
-from pagewire.wire.plan import Begin, StepPlan, StepResult, WorkerFailed, WorkerHello
+from pagewire.wire.plan import Begin, StepPlan, StepResult, WorkerFailed
 from pagewire.worker.immediate import ImmediateRunner
 from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink, LinkError
-from pagewire.worker.loop import WorkerLoop
-
-HELLO = WorkerHello(
-    protocol_version=1,
-    rank=0,
-    incarnation=1,
-    num_blocks=1,
-    block_size=1,
-    max_num_seqs=1,
-    max_model_len=1,
-    vocab_size=1,
-    weights_bytes=0,
-    kv_cache_bytes=0,
-    attention_backend="",
-    linear_backend="",
-    versions={},
-)
 
 
 class ScriptedRunner:
@@ -51,31 +34,10 @@ class ScriptedRunner:
         return np.asarray([plan.step_id], np.int32)
 
 
-class RunningLoop:
-    """A loop on a thread of its own."""
-
-    def __init__(self, address: str, *, errors: dict[int, Exception], clock_ticks: list[float] | None = None) -> None:
-        self.inbox = Inbox()
-        self.log: list[str] = []
-        self.outcome: list[str | None] = []
-        self._address = address
-        ticks = iter(clock_ticks or [])
-        clock = ticks.__next__ if clock_ticks else lambda: 0.0
-        self._runner = ImmediateRunner(ScriptedRunner(errors), clock)
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        link = EngineLink(Endpoint(address=self._address), "0:1")
-        loop = WorkerLoop(link=link, runner=self._runner, inbox=self.inbox, hello=HELLO, log=self.log.append)
-        self.outcome.append(loop.serve())
-        link.close(flush_s=1)
-
-    def join(self) -> str | None:
-        """What `serve` returned."""
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-        return self.outcome[0]
+def running_loop(address: str, *, errors: dict[int, Exception], clock_ticks: list[float] | None = None) -> LoopThread:
+    """A loop whose runner reads its clock from a list."""
+    clock = iter(clock_ticks).__next__ if clock_ticks else lambda: 0.0
+    return LoopThread(address, ImmediateRunner(ScriptedRunner(errors), clock), Inbox())
 
 
 @pytest.fixture
@@ -85,7 +47,7 @@ def engine() -> Iterator[ScriptedEngine]:
 
 
 def test_a_step_that_raises_is_reported_and_final(engine: ScriptedEngine) -> None:
-    loop = RunningLoop(engine.address, errors={1: RuntimeError("not enough memory")})
+    loop = running_loop(engine.address, errors={1: RuntimeError("not enough memory")})
     assert engine.receive() == HELLO
     engine.send(Begin(3))
     maker = PlanMaker(3)
@@ -101,7 +63,7 @@ def test_a_step_that_raises_is_reported_and_final(engine: ScriptedEngine) -> Non
 
 def test_busy_and_idle_time_add_up_to_the_wall(engine: ScriptedEngine) -> None:
     ticks = [10.0, 10.5, 10.75, 12.0, 12.0, 12.125, 20.0, 20.25]
-    loop = RunningLoop(engine.address, errors={}, clock_ticks=ticks)
+    loop = running_loop(engine.address, errors={}, clock_ticks=ticks)
     engine.receive()
     times = []
     for epoch, steps in ((1, 3), (2, 1)):
@@ -118,7 +80,7 @@ def test_busy_and_idle_time_add_up_to_the_wall(engine: ScriptedEngine) -> None:
 
 
 def test_commands_wake_a_loop_that_waits(engine: ScriptedEngine) -> None:
-    loop = RunningLoop(engine.address, errors={})
+    loop = running_loop(engine.address, errors={})
     engine.receive()
     loop.inbox.put(Stop())
     assert loop.join() is None
