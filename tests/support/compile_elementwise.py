@@ -1,5 +1,5 @@
-"""Compiles the elementwise and sampling kernels for sm_90 and sm_80, a line of JSON each. A program: Triton must not
-interpret.
+"""Compiles the elementwise, sampling and step-state kernels for sm_90 and sm_80, a line of JSON each. A program: Triton
+must not interpret.
 
 The kernels' own callers launch them here, on CPU tensors and with a driver that only says which device to compile for,
 so that what is compiled is what a launch would specialize.
@@ -19,8 +19,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from pagewire.worker.cuda.plan_packer import packed_capacity
+from pagewire.worker.cuda.slot_state import SlotLayout
+from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
-from pagewire.worker.triton_kernels import activation, logprobs, norm, rotate_and_store, sampling
+from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.step_tensors import SEQ_FIELDS
+from pagewire.worker.triton_kernels import activation, logprobs, norm, rotate_and_store, sampling, step_state
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NUM_ROWS = 16
@@ -114,6 +119,25 @@ def compile_sampling(vocab_size: int, dtype: torch.dtype) -> None:
     )
 
 
+def compile_step_state(max_rows: int) -> None:
+    limits = SlotLimits(
+        max_num_seqs=NUM_ROWS,
+        max_model_len=4096,
+        max_num_batched_tokens=256,
+        block_size=64,
+        num_blocks=1024,
+        vocab_size=VOCAB_SIZE,
+    )
+    slots = SlotLayout.of(limits).allocate(CPU)
+    shape = StepShape.of_decodes(NUM_ROWS, limits.max_model_len)
+    step = StepBuffers(limits, packed_capacity(limits), CPU).tensors(shape)
+    ints_S = torch.zeros(NUM_ROWS, dtype=torch.int32)
+    seqs_BQ = torch.zeros(NUM_ROWS, SEQ_FIELDS, dtype=torch.int32)
+    step_state.apply_changes(slots, ints_S, ints_S)
+    step_state.prepare_step(slots, seqs_BQ, ints_S, step, block_size=limits.block_size, max_rows=max_rows)
+    step_state.finish_step(slots, seqs_BQ, ints_S)
+
+
 def main() -> None:
     report_compilations()
     for arch in (90, 80):
@@ -121,6 +145,7 @@ def main() -> None:
         compile_elementwise(1024, 3072, 16, 8, 128)
         compile_elementwise(5120, 25_600, 9, 3, 80)
         compile_sampling(VOCAB_SIZE if arch == 90 else 512, torch.bfloat16)
+        compile_step_state(1 if arch == 90 else 256)
     compile_sampling(VOCAB_SIZE, torch.float32)
 
 
