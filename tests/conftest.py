@@ -1,6 +1,7 @@
 """What the whole suite shares: the fast tests run first, so that a plain mistake shows within seconds; and Triton's
 kernels are interpreted, which whoever imports Triton first decides for the process (transformers does)."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,12 @@ COMPILING = Path(__file__).parent / "gpu"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported."""
+    # How long one example may take says something about the machine, which other programs share.
+    with contextlib.suppress(ImportError):  # tests/gpu runs without it
+        from hypothesis import settings
+
+        settings.register_profile("pagewire", deadline=None)
+        settings.load_profile("pagewire")
     # A suite started in the background of a shell ignores SIGINT and hands that on to the commands it interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
