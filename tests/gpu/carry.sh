@@ -12,12 +12,12 @@ python=${PYTHON:-python3}
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$target" .
 rm -rf build ./*.egg-info
 wheel=$(ls -t "$target"/pagewire-*.whl | head -1)
-# The whole of what would be installed, less torch and what comes with it.
+# The whole of what would be installed, less torch and what it alone needs.
 "$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report "$target/report.json" \
   -c deploy/constraints.txt "$wheel[all]" transformers
 "$python" - "$target/report.json" > "$target/requirements.txt" <<'PYTHON'
 import json, re, sys
-theirs = re.compile(r"torch|triton|pagewire|nvidia[-_].*|cuda[-_].*")
+theirs = re.compile(r"torch|triton|pagewire|nvidia[-_].*|cuda[-_].*|sympy|mpmath|networkx|setuptools")
 for item in json.load(open(sys.argv[1]))["install"]:
     name = item["metadata"]["name"]
     if not theirs.fullmatch(name.lower()):

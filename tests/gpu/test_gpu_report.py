@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu.report.budget import DRY_SHARES, GPU_SHARES, Budget, Share
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget, Share
 from gpu.report.checks import Check, PartResult, result_of
 from gpu.report.part import PARTS
 from gpu.report.results import append_result, read_results
@@ -32,9 +32,9 @@ SPEEDS = {
 ABOUT = {"card": "a card", "torch": "2", "date": "today"}
 
 
-def test_both_lists_of_processes_have_every_part() -> None:
-    for shares in (GPU_SHARES, DRY_SHARES):
-        assert sorted(part for share in shares for part in share.parts) == sorted(PARTS)
+def test_both_lists_of_stages_have_every_part() -> None:
+    for stages in (GPU_STAGES, DRY_STAGES):
+        assert sorted(part for stage in stages for share in stage for part in share.parts) == sorted(PARTS)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
         timeout=120,
     )
     said = json.loads((tmp_path / "gpu.json").read_text())
-    assert [part["part"] for part in said["parts"]] == list(DRY_SHARES[0].parts)
+    assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)
     assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == dict.fromkeys(
         PARTS, ("held", "")
     ), done.stderr
@@ -85,7 +85,7 @@ def test_what_cannot_run_says_so(tmp_path: Path) -> None:
     assert "finds no Python >= 3.11 with torch >= 2.11 and Triton" in done.stderr
 
 
-def test_a_part_that_ends_its_process_does_not_stop_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_ends_its_process_does_not_stop_the_next(tmp_path: Path) -> None:
     """The first process has no such part and ends with argparse's status; the parent goes on with what is left."""
     results = tmp_path / "results"
     Budget(60.0).run(Share(("nothing", "large"), 50.0), results, dry_run=True, environ=os.environ)
@@ -97,10 +97,23 @@ def test_a_part_that_ends_its_process_does_not_stop_the_next(tmp_path: Path, mon
 
 def test_a_part_without_time_is_not_run(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    Budget(0.0).run(Share(("card", "steps"), 50.0), results, dry_run=True, environ=os.environ)
-    assert [(result.part, result.status) for result in read_results(results)] == [
+    stage = (Share(("card", "steps"), 50.0), Share(("peer",), 50.0))
+    Budget(0.0).run_stage(stage, results, dry_run=True, environ=os.environ)
+    assert {(result.part, result.status) for result in read_results(results)} == {
         ("card", "not run"),
         ("steps", "not run"),
+        ("peer", "not run"),
+    }
+
+
+def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Whoever would import torch in a hundredth of a second; the clock stands still, so that the next has its turn."""
+    results = tmp_path / "results"
+    budget = Budget(0.01, clock=lambda: 0.0, least_s=0.001)
+    budget.run(Share(("kernels", "peer"), 60.0), results, dry_run=True, environ=os.environ)
+    assert [(result.part, result.status) for result in read_results(results)] == [
+        ("kernels", "timed out"),
+        ("peer", "timed out"),
     ]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import msgspec
-from gpu.report.budget import DRY_SHARES, GPU_SHARES, Budget
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget
 from gpu.report.checks import PartResult
 from gpu.report.results import read_results
 from gpu.report.writing import JSON_NAME, MARKDOWN_NAME, markdown, report
@@ -50,9 +50,9 @@ def main() -> int:
     budget = Budget(_DRY_TOTAL_S if args.dry_run else _GPU_TOTAL_S)
     with tempfile.TemporaryDirectory(prefix="pagewire-gpu-") as folder:
         file = Path(folder) / "results"
-        for share in DRY_SHARES if args.dry_run else GPU_SHARES:
-            print(f"== {', '.join(share.parts)}", flush=True)
-            budget.run(share, file, args.dry_run, environ)
+        for stage in DRY_STAGES if args.dry_run else GPU_STAGES:
+            print(f"== {', '.join(part for share in stage for part in share.parts)}", flush=True)
+            budget.run_stage(stage, file, args.dry_run, environ)
         results = read_results(file)
     seconds = time.monotonic() - begin_s
     about = _about(results)

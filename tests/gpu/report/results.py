@@ -11,8 +11,8 @@ _decoder = msgspec.json.Decoder(PartResult)
 
 
 def append_result(file: Path, result: PartResult) -> None:
-    """Whole lines alone."""
-    with file.open("ab") as lines:
+    """A whole line at once, behind what other processes append meanwhile."""
+    with file.open("ab", buffering=0) as lines:
         lines.write(msgspec.json.encode(result) + b"\n")
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from gpu.report.bounds import LARGE, MAX_IDLE_SHARE, ONE_STREAM, PREFILL, WORKLOAD, speed_check
+from gpu.report.bounds import LARGE, MAX_IDLE_SHARE, ONE_STREAM, PREFILL, WORKLOAD, SpeedBound, speed_check
 from gpu.report.checks import Check
 from gpu.report.floors import Floors, Rates, Request
 from gpu.report.scale import DecodeCase, Scale
@@ -23,7 +23,7 @@ from pagewire.client.transport import Transport
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 
 TEMPERATURE = 0.6
-_START_TIMEOUT_S = 150.0
+_START_TIMEOUT_S = 110.0
 
 
 class Bench:
@@ -109,8 +109,8 @@ class Bench:
     def _config_name(self) -> str:
         return self._session.service.model.name
 
-    def _speed(self, name: str, seen: float, floor: float, bound: object) -> Check:
-        return speed_check(name, seen, floor, bound, self._card, not self._scale.is_dry)  # type: ignore[arg-type]
+    def _speed(self, name: str, seen: float, floor: float, bound: SpeedBound) -> Check:
+        return speed_check(name, seen, floor, bound, self._card, not self._scale.is_dry)
 
     async def _at_once(self, jobs: Sequence[Job]) -> Outcome:
         outcome = await runs.throughput(self._session, jobs, self._settings)
