@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, DeviceKit, LoadedModel, bring_up, worst_rows
 from pagewire.worker.cuda.memory_budget import GIB, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.recorder import EagerRecorder, Launch
-from pagewire.worker.cuda.step_work import Model
+from pagewire.worker.cuda.step_work import Model, StepKernels
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.kv_cache import KVCache, bytes_per_block
 from pagewire.worker.runner import CpuRunner
+from pagewire.worker.step_tensors import SlotTensors
+from pagewire.worker.torch_kernels import step_state
 
 CONFIG = tiny_config(SMALL.vocab_size)
 BLOCK = bytes_per_block(CONFIG, SMALL.block_size, torch.float32)
@@ -90,10 +93,12 @@ class WatchedModel:
         return self._model.forward(batch, kv)
 
 
-def bring(model: Model, device: ScriptedDevice, terms: CacheTerms = TERMS) -> BroughtUp:
+def bring(
+    model: Model, device: ScriptedDevice, terms: CacheTerms = TERMS, kernels: StepKernels = TORCH_KERNELS
+) -> BroughtUp:
     kit = DeviceKit(
         device=CPU,
-        kernels=TORCH_KERNELS,
+        kernels=kernels,
         meter=device,
         timeline=HostTimeline(),
         new_recorder=device.new_recorder,
@@ -121,6 +126,28 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     tried, recorded = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
     assert model.shapes == [worst, worst, *tried, worst, *small, *recorded]
     assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4)
+    plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
+    brought.runner.begin(1)
+    assert unpack(run(brought.runner, plan).tokens).tolist() == [6]
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_every_kernel_has_run_before_the_first_plan(enforce_eager: bool) -> None:
+    """Also the one that no step contains: it would be compiled while the first prompt waits."""
+    arenas: list[torch.Tensor] = []
+
+    def apply_changes(slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None:
+        step_state.apply_changes(slots, indices_C, values_C)
+        arenas.append(slots.arena)
+
+    state = SimpleNamespace(
+        apply_changes=apply_changes, prepare_step=step_state.prepare_step, finish_step=step_state.finish_step
+    )
+    kernels = StepKernels(state=state, sample=TORCH_KERNELS.sample)
+    terms = replace(TERMS, enforce_eager=enforce_eager)
+    brought = bring(CountingModel(SMALL.vocab_size), ScriptedDevice(in_use=0), terms, kernels)
+    assert len(arenas) == 1
+    assert not arenas[0].any(), "a slot was changed"
     plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
     brought.runner.begin(1)
     assert unpack(run(brought.runner, plan).tokens).tolist() == [6]

@@ -209,6 +209,8 @@ def warm_up(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
     run_worst_step(work, buffers, limits)
     for rows_B in small_mixed_steps(limits):
         run_padding(work, buffers, limits, rows_B)
+    buffers.packed[:2].zero_()
+    work.apply_changes(0, 1)  # word 0 of the slots, which is 0 until a sequence is admitted
 
 
 def run_padding(
