@@ -114,7 +114,8 @@ def paged_prefill(
     )
 
 
-@triton.jit
+# Where the rows that decode end, these begin at any word; a variant for each alignment would be compiled while serving.
+@triton.jit(do_not_specialize=["tables", "query_starts", "context_lens"])
 def _paged_prefill_kernel(
     q,
     kv,
