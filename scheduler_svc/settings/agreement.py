@@ -14,9 +14,17 @@ _LEAST_HANG_TIMEOUT_S = 4.0
 
 def check_agreement(settings: "Settings") -> None:
     """Raises SettingsError. Every setting is in its range by itself."""
+    _check_device(settings)
     _check_limits(settings)
     _check_network(settings)
     _check_ranks(settings)
+
+
+def _check_device(settings: "Settings") -> None:
+    if settings.quantization != "none" and settings.device in ("cuda", "sim"):
+        raise SettingsError(
+            f"quantization = {settings.quantization!r} is for device cpu, and device = {settings.device!r}"
+        )
 
 
 def _check_limits(settings: "Settings") -> None:

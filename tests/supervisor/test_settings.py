@@ -113,6 +113,7 @@ def test_ranks_on_other_hosts_are_warned_of() -> None:
         (("--kv-cache-bytes", "4 gallons"), "kv_cache_bytes = '4 gallons' must be a number of bytes"),
         (("--kv-cache-bytes", "9" * 400), "is no size that any machine has"),
         (("--device", "tpu"), "device = 'tpu' must be auto, cpu, cuda or sim (from --device)"),
+        (("--device", "sim", "--quantization", "int8"), "quantization = 'int8' is for device cpu, and device = 'sim'"),
         (("--max-num-batched-tokens", "8"), "max_num_batched_tokens = 8 is less than max_num_seqs = 64"),
         (("--hang-timeout-s", "2"), "hang_timeout_s = 2 must be 0 or at least 4"),
         (("--hang-timeout-s", "30", "--load-interval-s", "8"), "hang_timeout_s = 30 must be 0 or at least 32"),

@@ -19,7 +19,7 @@ from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepW
 from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.triton_ops import OpsKernels, TritonOps, torch_ops_kernels
+from pagewire.worker.model.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.torch_kernels import step_state
@@ -75,7 +75,7 @@ def device_decoder(
     paged_kernels: PagedKernels | None = None,
 ) -> Decoder:
     """The same weights, with the parts that a device uses; by torch's kernels, if no others are given."""
-    ops = TritonOps(
+    ops = KernelOps(
         decoder.config,
         torch.float32,
         CPU,

@@ -11,7 +11,7 @@ from pagewire.wire.columns import unpack
 from pagewire.worker.attention.triton import triton_paged_kernels
 from pagewire.worker.cuda.step_work import StepKernels
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.triton_ops import triton_ops_kernels
+from pagewire.worker.model.kernel_ops import triton_ops_kernels
 from pagewire.worker.runner import CpuRunner
 from pagewire.worker.triton_kernels import step_state
 from pagewire.worker.triton_kernels.sampling import sample

@@ -15,9 +15,9 @@ from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, br
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.waker import Waker
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.kernel_ops import KernelOps
 from pagewire.worker.model.linear import TorchLinear, TorchLinears
 from pagewire.worker.model.ops import DecoderOps
-from pagewire.worker.model.triton_ops import TritonOps
 from pagewire.worker.model.weights import TORCH_DTYPES, load_decoder
 from pagewire.worker.parallel.ranks import RankStart
 from pagewire.worker.slot_columns import SlotLimits
@@ -74,7 +74,7 @@ def load_cuda(
         num_blocks=1,
         vocab_size=launch.model.decoder.vocab_size,
     )
-    ops = TritonOps(
+    ops = KernelOps(
         needs.config,
         needs.dtype,
         kit.device,

@@ -17,7 +17,7 @@ from pagewire.worker.cuda.meter import CudaMeter
 from pagewire.worker.cuda.recorder import CudaGraphRecorder
 from pagewire.worker.cuda.step_work import StepKernels
 from pagewire.worker.cuda.timeline import CudaTimeline
-from pagewire.worker.model.triton_ops import OpsKernels, triton_ops_kernels
+from pagewire.worker.model.kernel_ops import OpsKernels, triton_ops_kernels
 
 
 class CudaUnavailable(Exception):

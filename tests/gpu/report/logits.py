@@ -20,10 +20,10 @@ from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torc
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels, triton_ops_kernels
 from pagewire.worker.model.linear import TorchLinear, TorchLinears
 from pagewire.worker.model.random_source import RandomSource
 from pagewire.worker.model.source import Part
-from pagewire.worker.model.triton_ops import OpsKernels, TritonOps, torch_ops_kernels, triton_ops_kernels
 from pagewire.worker.model.weights import build_decoder
 
 MAX_RELATIVE = 2e-2
@@ -84,7 +84,7 @@ def _steps(
         dtype,
         attention,
         lambda stage, done: None,
-        TritonOps(config, torch_dtype, device, ops, max_rows=4 * length, max_positions=4 * length),
+        KernelOps(config, torch_dtype, device, ops, max_rows=4 * length, max_positions=4 * length),
         TorchLinears(TorchLinear, device),
         num_threads=4,
     )

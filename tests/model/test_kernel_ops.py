@@ -14,10 +14,10 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.kernel_ops import KernelOps, torch_ops_kernels
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
-from pagewire.worker.model.triton_ops import TritonOps, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 
 PROMPT = [(5 * i * i + 3 * i + 1) % 256 for i in range(40)]
@@ -28,8 +28,8 @@ STEPS: list[Mapping[int, Sequence[int]]] = [
 ]
 
 
-def ops_for(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> TritonOps:
-    return TritonOps(config, dtype, torch.device("cpu"), torch_ops_kernels(), max_rows=64, max_positions=64)
+def ops_for(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> KernelOps:
+    return KernelOps(config, dtype, torch.device("cpu"), torch_ops_kernels(), max_rows=64, max_positions=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,15 +11,15 @@ from support.step_ops import CONFIG, run_step
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.kernel_ops import KernelOps, triton_ops_kernels
 from pagewire.worker.model.ops import DecoderOps, TorchOps
-from pagewire.worker.model.triton_ops import TritonOps, triton_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 
 CPU = torch.device("cpu")
 
 
-def triton_ops(config: DecoderConfig) -> TritonOps:
-    return TritonOps(config, torch.float32, CPU, triton_ops_kernels(), max_rows=32, max_positions=64)
+def triton_ops(config: DecoderConfig) -> KernelOps:
+    return KernelOps(config, torch.float32, CPU, triton_ops_kernels(), max_rows=32, max_positions=64)
 
 
 def test_a_step_agrees_with_torch() -> None:

@@ -59,7 +59,7 @@ def triton_ops_kernels() -> OpsKernels:
     )
 
 
-class TritonOps:
+class KernelOps:
     """For one decoder; it runs one step at a time."""
 
     def __init__(
@@ -93,7 +93,7 @@ class TritonOps:
         table_bytes = self._max_positions * self._config.head_dim * torch.float32.itemsize
         return sum(buffer.nbytes for buffer in buffers) + table_bytes
 
-    def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "TritonStepOps":
+    def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "KernelStepOps":
         """Raises ValueError for a batch of more than max_rows rows. The first step with a rope makes its table, so
         that step cannot be captured; a capture is always preceded by a step that warms up."""
         num_rows = batch.input_ids_T.shape[0]
@@ -102,7 +102,7 @@ class TritonOps:
         if self._rope is not rope:
             self._cos_sin_PD = rope.table(self._max_positions).to(self._x_TE.device)
             self._rope = rope
-        return TritonStepOps(
+        return KernelStepOps(
             self._kernels,
             batch,
             kv,
@@ -133,7 +133,7 @@ class StepBuffers:
     activation_TF: torch.Tensor
 
 
-class TritonStepOps:
+class KernelStepOps:
     """For one step."""
 
     def __init__(
