@@ -130,41 +130,61 @@ PW_INLINE void linear_tile(const LinearArgs *a, int64_t row, const T *panel, int
 
 // One panel and all rows, in tiles as equal as can be. The first tile meets the panel in the cache, because the tiles of
 // the one before asked for it, each for its part; a single tile asks for what it will reach itself.
-template <class T, int ROWS>
-void linear_panel(const LinearArgs *a, const T *panel, const T *next_panel, int64_t column, int64_t panel_bytes,
-                  int64_t tiles) {
+//
+// A Kind has `args` (LinearArgs), panel_bytes() and tile<ROWS, AHEAD_PER_STEP>(row, panel, column, ahead).
+template <class Kind, int ROWS>
+void tile_panel(const Kind &kind, const char *panel, const char *next_panel, int64_t column, int64_t tiles) {
   constexpr int64_t kAheadBytes = 2048;
-  const char *bytes = reinterpret_cast<const char *>(panel);
+  const int64_t bytes = kind.panel_bytes();
   if (tiles == 1)
-    return linear_tile<T, ROWS, kPanel * 4 / 64>(a, 0, panel, column,
-                                                 {bytes + kAheadBytes, bytes + kAheadBytes + panel_bytes});
-  const int64_t part = (panel_bytes / 64 + tiles - 1) / tiles * 64;
-  const int64_t shorter = ROWS * tiles - a->num_rows;  // tiles of one row less, which come last
+    return kind.template tile<ROWS, kPanel * 4 / 64>(0, panel, column,
+                                                     {panel + kAheadBytes, panel + kAheadBytes + bytes});
+  const int64_t part = (bytes / 64 + tiles - 1) / tiles * 64;
+  const int64_t shorter = ROWS * tiles - kind.args->num_rows;  // tiles of one row less, which come last
   int64_t row = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const char *next = reinterpret_cast<const char *>(next_panel) + tile * part;
+    const char *next = next_panel + tile * part;
     if (tile < tiles - shorter) {
-      linear_tile<T, ROWS, 1>(a, row, panel, column, {next, next + part});
+      kind.template tile<ROWS, 1>(row, panel, column, {next, next + part});
       row += ROWS;
     } else if constexpr (ROWS > 1) {
-      linear_tile<T, ROWS - 1, 1>(a, row, panel, column, {next, next + part});
+      kind.template tile<ROWS - 1, 1>(row, panel, column, {next, next + part});
       row += ROWS - 1;
     }
   }
 }
 
-template <class T, int ROWS>
-void linear_panels(const LinearArgs *a, int64_t tiles, int64_t rows, int64_t first, int64_t end, int64_t next) {
+template <class Kind, int ROWS>
+void tile_panels(const Kind &kind, int64_t tiles, int64_t rows, int64_t first, int64_t end, int64_t next) {
   if constexpr (ROWS > 0) {
-    if (rows != ROWS) return linear_panels<T, ROWS - 1>(a, tiles, rows, first, end, next);
-    const int64_t panel_values = k_steps<T>(a->k) * kPanel * (sizeof(T) == 2 ? 2 : 1);
-    const T *weight = static_cast<const T *>(a->weight);
+    if (rows != ROWS) return tile_panels<Kind, ROWS - 1>(kind, tiles, rows, first, end, next);
+    const char *weight = static_cast<const char *>(kind.args->weight);
+    const int64_t bytes = kind.panel_bytes();
     for (int64_t panel = first; panel < end; ++panel)
-      linear_panel<T, ROWS>(a, weight + panel * panel_values,
-                            weight + (panel + 1 < end ? panel + 1 : next) * panel_values, panel * kPanel,
-                            panel_values * int64_t(sizeof(T)), tiles);
+      tile_panel<Kind, ROWS>(kind, weight + panel * bytes, weight + (panel + 1 < end ? panel + 1 : next) * bytes,
+                             panel * kPanel, tiles);
   }
 }
+
+// Panels [first, end) and all rows; `next` is the panel that this thread probably does then.
+template <class Kind>
+void run_panels(const Kind &kind, int64_t first, int64_t end, int64_t next) {
+  const int64_t tiles = (kind.args->num_rows + kTileRows - 1) / kTileRows;
+  const int64_t rows = (kind.args->num_rows + tiles - 1) / tiles;
+  tile_panels<Kind, kTileRows>(kind, tiles, rows, first, end, next);
+}
+
+template <class T>
+struct Plain {
+  const LinearArgs *args;
+
+  PW_INLINE int64_t panel_bytes() const { return k_steps<T>(args->k) * kPanel * 4; }
+
+  template <int ROWS, int AHEAD_PER_STEP>
+  PW_INLINE void tile(int64_t row, const char *panel, int64_t column, Ahead ahead) const {
+    linear_tile<T, ROWS, AHEAD_PER_STEP>(args, row, reinterpret_cast<const T *>(panel), column, ahead);
+  }
+};
 
 // Columns [first panel, end panel) of a weight [n, k] into their place, a few steps of all columns after the other: they
 // stay in the first-level cache while every column brings a line of its own.
@@ -205,12 +225,10 @@ void unpack_rows(const int64_t *ids, const T *packed, T *out, int64_t k, int64_t
 }
 
 void linear(const LinearArgs *a, int64_t first, int64_t end, int64_t next) {
-  const int64_t tiles = (a->num_rows + kTileRows - 1) / kTileRows;
-  const int64_t rows = (a->num_rows + tiles - 1) / tiles;
   if (a->dtype == kBFloat16)
-    linear_panels<bf16, kTileRows>(a, tiles, rows, first, end, next);
+    run_panels(Plain<bf16>{a}, first, end, next);
   else
-    linear_panels<float, kTileRows>(a, tiles, rows, first, end, next);
+    run_panels(Plain<float>{a}, first, end, next);
 }
 
 void pack(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype, int64_t first, int64_t end) {

@@ -138,50 +138,24 @@ PW_INLINE void int8_tile(const Int8LinearArgs *args, int64_t row, const uint8_t 
   }
 }
 
-// One panel and all rows; see linear_panel.
-template <class T, int ROWS>
-void int8_panel(const Int8LinearArgs *args, const uint8_t *panel, const uint8_t *next_panel, int64_t column,
-                int64_t tiles) {
-  constexpr int64_t kAheadBytes = 2048;
-  const int64_t num_bytes = int8_panel_bytes(args->linear.k);
-  const char *bytes = reinterpret_cast<const char *>(panel);
-  if (tiles == 1)
-    return int8_tile<T, ROWS, kPanel * 4 / 64>(args, 0, panel, column,
-                                                {bytes + kAheadBytes, bytes + kAheadBytes + num_bytes});
-  const int64_t part = (num_bytes / 64 + tiles - 1) / tiles * 64;
-  const int64_t shorter = ROWS * tiles - args->linear.num_rows;  // tiles of one row less, which come last
-  int64_t row = 0;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const char *next = reinterpret_cast<const char *>(next_panel) + tile * part;
-    if (tile < tiles - shorter) {
-      int8_tile<T, ROWS, 1>(args, row, panel, column, {next, next + part});
-      row += ROWS;
-    } else if constexpr (ROWS > 1) {
-      int8_tile<T, ROWS - 1, 1>(args, row, panel, column, {next, next + part});
-      row += ROWS - 1;
-    }
-  }
-}
+template <class T>
+struct Int8 {
+  const Int8LinearArgs *all;
+  const LinearArgs *args;
 
-template <class T, int ROWS>
-void int8_panels(const Int8LinearArgs *args, int64_t tiles, int64_t rows, int64_t first, int64_t end, int64_t next) {
-  if constexpr (ROWS > 0) {
-    if (rows != ROWS) return int8_panels<T, ROWS - 1>(args, tiles, rows, first, end, next);
-    const int64_t num_bytes = int8_panel_bytes(args->linear.k);
-    const uint8_t *weight = static_cast<const uint8_t *>(args->linear.weight);
-    for (int64_t panel = first; panel < end; ++panel)
-      int8_panel<T, ROWS>(args, weight + panel * num_bytes, weight + (panel + 1 < end ? panel + 1 : next) * num_bytes,
-                          panel * kPanel, tiles);
+  PW_INLINE int64_t panel_bytes() const { return int8_panel_bytes(args->k); }
+
+  template <int ROWS, int AHEAD_PER_STEP>
+  PW_INLINE void tile(int64_t row, const char *panel, int64_t column, Ahead ahead) const {
+    int8_tile<T, ROWS, AHEAD_PER_STEP>(all, row, reinterpret_cast<const uint8_t *>(panel), column, ahead);
   }
-}
+};
 
 void linear_int8(const Int8LinearArgs *args, int64_t first, int64_t end, int64_t next) {
-  const int64_t num_rows = args->linear.num_rows;
-  const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows, rows = (num_rows + tiles - 1) / tiles;
   if (args->linear.dtype == kBFloat16)
-    int8_panels<bf16, kTileRows>(args, tiles, rows, first, end, next);
+    run_panels(Int8<bf16>{args, &args->linear}, first, end, next);
   else
-    int8_panels<float, kTileRows>(args, tiles, rows, first, end, next);
+    run_panels(Int8<float>{args, &args->linear}, first, end, next);
 }
 
 void pack_int8(const void *weight, void *packed, int64_t n, int64_t k, int32_t dtype, int64_t first, int64_t end) {
