@@ -67,7 +67,7 @@ def test_a_tied_embedding_has_the_rows_that_were_packed(
     ids = torch.arange(shape[0]).flip(0).repeat(2)
     assert torch.equal(embedding(ids), weight[ids])
     assert embedding.num_bytes == 0
-    assert head.num_bytes >= weight.nbytes
+    assert head.num_bytes >= weight.nbytes * 0.75
 
 
 def test_weights_may_be_packed_by_several_threads(library: NativeLibrary) -> None:

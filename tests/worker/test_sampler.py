@@ -32,29 +32,34 @@ def rows(
     )
 
 
-def kept_ids(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ids that top-k and top-p keep, ascending, and their weights, by a full sort in float64."""
+def kept_ids(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Ids that top-k and top-p keep, ascending, and their weights, by a full sort in float64; and how far top-p was
+    from keeping one more or less, as a share of the sum."""
     weights = np.exp((logits.astype(np.float64) - logits.max()) / np.float64(np.float32(temperature)))
     order = np.lexsort((np.arange(len(logits)), -logits))
     if top_k:
         order = order[:top_k]
+    margin = 1.0
     if top_p < 1:
         running = weights[order].cumsum()
-        order = order[: int(np.argmax(running >= np.float64(np.float32(top_p)) * running[-1])) + 1]
+        beyond = running / running[-1] - np.float64(np.float32(top_p))
+        order = order[: int(np.argmax(beyond >= 0)) + 1]
+        margin = float(np.abs(beyond).min())
     ids = np.sort(order)
-    return ids, weights[ids]
+    return ids, weights[ids], margin
 
 
 def reference_token(
     logits: np.ndarray, *, temperature: float, top_k: int, top_p: float, seed: int, position: int
 ) -> tuple[int, float]:
-    """The documented rule, and how far the draw was from the border to another token, as a share of the sum."""
+    """The documented rule, and how far top-p and the draw were from the border to another token, as a share of the
+    sum."""
     if temperature == 0:
         return int(logits.argmax()), 1.0
-    ids, weights = kept_ids(logits, temperature, top_k, top_p)
+    ids, weights, margin = kept_ids(logits, temperature, top_k, top_p)
     running = weights.cumsum() / weights.sum()
     draw = float(uniform(np.asarray([seed], np.uint64), np.asarray([position]))[0])
-    return int(ids[np.argmax(running > draw)]), float(np.abs(running - draw).min())
+    return int(ids[np.argmax(running > draw)]), min(margin, float(np.abs(running - draw).min()))
 
 
 @settings(max_examples=300, deadline=None)
@@ -127,7 +132,7 @@ def test_distribution(top_k: int, top_p: float) -> None:
     """Chi-square of 20,000 draws at fixed seeds against the exact probabilities."""
     num_draws, vocab_size = 20_000, 200
     logits = (np.random.default_rng(7).standard_normal(vocab_size) * 1.5).astype(np.float32)
-    ids, weights = kept_ids(logits, 0.8, top_k, top_p)
+    ids, weights, _ = kept_ids(logits, 0.8, top_k, top_p)
     expected = num_draws * weights / weights.sum()
     parameters = rows(num_draws, temperature=0.8, top_k=top_k, top_p=top_p)
     parameters.seed[:] = np.arange(num_draws) % 100

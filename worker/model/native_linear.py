@@ -1,7 +1,7 @@
 """Linears by the native library, and the embedding that a tied head holds.
 
-A weight is packed once into panels (linear.h says how). One kind of memory serves every number of rows, and rows of the
-weight can still be looked up, so a tied head needs no copy of its own beside the embedding.
+A weight is packed once into panels. One kind of memory serves every number of rows, and rows of the weight can still be
+looked up, so a tied head needs no copy of its own beside the embedding.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from pagewire.worker.model.embedding import Embedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.native.library import LinearArgs, NativeLibrary
 from pagewire.worker.native.memory import Buffer, dtype_code
+from pagewire.worker.native.panels import CompactPanels, Panels, PlainPanels
 
 
 class NativeLinears:
@@ -38,6 +39,12 @@ class NativeLinears:
         head = NativeLinear(self, weight_VE, None, torch.float32)
         return TiedEmbedding(head), head
 
+    def pack(self, weight: torch.Tensor) -> Panels:
+        """[out, in] in this kind's dtype, on the calling thread."""
+        weight = weight.contiguous()
+        kind = CompactPanels if CompactPanels.fit(self.library, weight) else PlainPanels
+        return kind(self.library, weight, self.memory)
+
     def result(self, num_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         """[num_rows, width] of no particular content, the same memory in every call for this width and dtype."""
         buffer = self._results.get((width, dtype))
@@ -56,21 +63,18 @@ class NativeLinear:
     ) -> None:
         """Packs on the calling thread; several may be made at the same time."""
         self.out_features, self.in_features = weight.shape
-        library, dtype = shared.library, shared.dtype_code
-        self._packed = shared.memory.take(library.packed_bytes(self.out_features, self.in_features, dtype))
+        self._panels = shared.pack(weight)
         self._bias = bias
-        self.num_bytes = self._packed.nbytes + (0 if bias is None else bias.nbytes)
-        weight = weight.contiguous()
-        library.pack(weight.data_ptr(), self._packed.data_ptr(), self.out_features, self.in_features, dtype)
+        self.num_bytes = self._panels.memory.nbytes + (0 if bias is None else bias.nbytes)
         self._shared = shared
         self._out_dtype = out_dtype
-        self._run = library.linear
+        self._multiply = self._panels.multiply
         self._args = LinearArgs(
-            weight=self._packed.data_ptr(),
+            weight=self._panels.memory.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             k=self.in_features,
             n=self.out_features,
-            dtype=dtype,
+            dtype=shared.dtype_code,
             out_dtype=dtype_code(out_dtype),
         )
         self._args_ref = ctypes.byref(self._args)
@@ -83,15 +87,13 @@ class NativeLinear:
         args.x_stride = x.stride(0)
         args.out = out.data_ptr()
         args.num_rows = num_rows
-        self._run(self._args_ref)
+        self._multiply(self._args_ref)
         return out
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight: int64 [T] → [T, in], a new tensor."""
         out = torch.empty((ids.shape[0], self.in_features), dtype=self._shared.dtype)
-        self._shared.library.unpack_rows(
-            ids.data_ptr(), ids.shape[0], self._packed.data_ptr(), out.data_ptr(), self.in_features, self._args.dtype
-        )
+        self._panels.unpack_rows(ids, out)
         return out
 
 

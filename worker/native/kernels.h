@@ -124,6 +124,14 @@ struct Kernels {
   // Rows ids[first … end) of the weight that was packed.
   void (*unpack)(const int64_t *ids, const void *packed, void *out, int64_t k, int32_t dtype, int64_t first,
                  int64_t end);
+  // The same for bf16 in 12 bits (linear_compact.h); null where this instruction set does not gain by it.
+  bool (*compactable)(const void *weight, int64_t n, int64_t k);
+  int64_t (*compact_panel_bytes)(int64_t k);
+  // All panels of a weight that is compactable; `plain` has room for one panel as `pack` makes it.
+  void (*pack_compact)(const void *weight, void *packed, void *plain, int64_t n, int64_t k);
+  void (*unpack_compact)(const int64_t *ids, const void *packed, void *out, int64_t k, int64_t first, int64_t end);
+  // `expanded` has room for one panel as `pack` makes it, and is this thread's.
+  void (*linear_compact)(const LinearArgs *args, void *expanded, int64_t first, int64_t end, int64_t next);
   // Memory of one panel, and of one quantized row of x.
   int64_t (*int8_panel_bytes)(int64_t k);
   int64_t (*int8_row_bytes)(int64_t k);

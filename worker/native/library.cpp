@@ -1,11 +1,12 @@
 // The library's interface: chooses an instruction set, cuts kernels into tasks, and owns nothing else.
 //
 // Small work is not spread over threads: waking and awaiting one costs more than doing it. Every function is called
-// from one thread at a time, but for pw_pack and pw_pack_int8.
+// from one thread at a time, but for those that pack.
 
 #include "library.h"
 
 #include <cstring>
+#include <vector>
 
 #include "thread_pool.h"
 
@@ -79,7 +80,7 @@ using namespace pagewire;
 #define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface, so that an older library is not called by newer Python.
-PW_EXPORT int32_t pw_interface() { return 4; }
+PW_EXPORT int32_t pw_interface() { return 5; }
 
 // The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
 // the processor lacks it.
@@ -168,6 +169,13 @@ int64_t panel_bytes(int64_t k, int32_t dtype) {
   return (dtype == kBFloat16 ? (k + 1) / 2 * 4 : k * 4) * chosen->panel;
 }
 
+// Memory of the calling thread, from the start of a cache line on, of no particular content; until its next call.
+void *scratch(int64_t bytes) {
+  thread_local std::vector<char> memory;
+  if (int64_t(memory.size()) < bytes + 64) memory.resize(bytes + 64);
+  return memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % 64;
+}
+
 // Panels [0, panels) of a linear, in tasks of kTaskBytes.
 template <class Body>
 void over_panels(int64_t panels, int64_t bytes, const Body &body) {
@@ -202,6 +210,25 @@ PW_EXPORT void pw_linear(const LinearArgs *args) {
               [=](int64_t first, int64_t end, int64_t next) { chosen->linear(args, first, end, next); });
 }
 
+// Whether a bf16 weight [n, k] can be packed in 12 bits a value, and this instruction set gains by it.
+PW_EXPORT bool pw_compactable(const void *weight, int64_t n, int64_t k) {
+  return chosen->compactable && chosen->compactable(weight, n, k);
+}
+
+// Memory of one that can, packed.
+PW_EXPORT int64_t pw_compact_bytes(int64_t n, int64_t k) { return panels_of(n) * chosen->compact_panel_bytes(k); }
+
+// Packs it on the calling thread; others may pack others at the same time.
+PW_EXPORT void pw_pack_compact(const void *weight, void *packed, int64_t n, int64_t k) {
+  chosen->pack_compact(weight, packed, scratch(panel_bytes(k, kBFloat16)), n, k);
+}
+
+PW_EXPORT void pw_linear_compact(const LinearArgs *args) {
+  over_panels(panels_of(args->n), chosen->compact_panel_bytes(args->k), [=](int64_t first, int64_t end, int64_t next) {
+    chosen->linear_compact(args, scratch(panel_bytes(args->k, kBFloat16)), first, end, next);
+  });
+}
+
 // Memory of an int8 weight [n, k], packed.
 PW_EXPORT int64_t pw_int8_packed_bytes(int64_t n, int64_t k) {
   return panels_of(n) * chosen->int8_panel_bytes(k);
@@ -226,4 +253,9 @@ PW_EXPORT void pw_unpack_rows(const int64_t *ids, int64_t num_ids, const void *p
                               int32_t dtype) {
   // A row's values lie in as many lines of memory.
   over_rows(num_ids, k * 64, [=](int64_t first, int64_t end) { chosen->unpack(ids, packed, out, k, dtype, first, end); });
+}
+
+PW_EXPORT void pw_unpack_compact_rows(const int64_t *ids, int64_t num_ids, const void *packed, void *out, int64_t k) {
+  over_rows(num_ids, k * 64,
+            [=](int64_t first, int64_t end) { chosen->unpack_compact(ids, packed, out, k, first, end); });
 }

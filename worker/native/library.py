@@ -6,7 +6,7 @@ needs no more than one.
 """
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
@@ -14,7 +14,7 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 """Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
-INTERFACE = 4
+INTERFACE = 5
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -147,6 +147,21 @@ class NativeLibrary:
         self.pack = functions.pw_pack
         self.pack.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
         self.pack.restype = None
+        self.compactable = functions.pw_compactable
+        self.compactable.argtypes = (c_void_p, c_int64, c_int64)
+        self.compactable.restype = c_bool
+        self.compact_bytes = functions.pw_compact_bytes
+        self.compact_bytes.argtypes = (c_int64, c_int64)
+        self.compact_bytes.restype = c_int64
+        self.pack_compact = functions.pw_pack_compact
+        self.pack_compact.argtypes = (c_void_p, c_void_p, c_int64, c_int64)
+        self.pack_compact.restype = None
+        self.linear_compact = functions.pw_linear_compact
+        self.linear_compact.argtypes = (POINTER(LinearArgs),)
+        self.linear_compact.restype = None
+        self.unpack_compact_rows = functions.pw_unpack_compact_rows
+        self.unpack_compact_rows.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int64)
+        self.unpack_compact_rows.restype = None
         self.linear_int8 = functions.pw_linear_int8
         self.linear_int8.argtypes = (POINTER(Int8LinearArgs),)
         self.linear_int8.restype = None

@@ -44,11 +44,7 @@ template <>
 struct Step<bf16> {
 #if defined(__AVX512BF16__)
   typedef vu Weight;
-  PW_INLINE static Weight weight(const bf16 *p) {
-    vu v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
+  PW_INLINE static Weight from_bits(vu v) { return v; }
   PW_INLINE static void add(vf *sum, const Weight *w, const bf16 *x) {
     int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
@@ -60,11 +56,7 @@ struct Step<bf16> {
   struct Weight {
     vf even, odd;
   };
-  PW_INLINE static Weight weight(const bf16 *p) {
-    vu v;
-    std::memcpy(&v, p, sizeof v);
-    return {bits_to_float(v << 16), bits_to_float(v & 0xffff0000u)};
-  }
+  PW_INLINE static Weight from_bits(vu v) { return {bits_to_float(v << 16), bits_to_float(v & 0xffff0000u)}; }
   PW_INLINE static void add(vf *sum, const Weight *w, const bf16 *x) {
     const vf even = splat(to_float(x[0])), odd = splat(to_float(x[1]));
     for (int i = 0; i < 2; ++i) {
@@ -73,6 +65,11 @@ struct Step<bf16> {
     }
   }
 #endif
+  PW_INLINE static Weight weight(const bf16 *p) {
+    vu v;
+    std::memcpy(&v, p, sizeof v);
+    return from_bits(v);
+  }
 };
 
 // Columns [column, column + kPanel) of one row of the result, as far as there are that many, with the bias added.
@@ -96,15 +93,16 @@ PW_INLINE void store_result(const LinearArgs *a, int64_t row, int64_t column, co
     store_columns<T, bf16>(a, row, column, y);
 }
 
-// Memory that a tile asks for while it computes: lines of 64 bytes, `per_step` in every step until there are no more.
+// Memory that a tile asks for while it computes, some lines of 64 bytes in every step until there are no more.
 struct Ahead {
   const char *line;
   const char *end;
 };
 
-template <class T, int ROWS, int AHEAD_PER_STEP>
+template <class T, int ROWS, bool ALONE>
 PW_INLINE void linear_tile(const LinearArgs *a, int64_t row, const T *panel, int64_t column, Ahead ahead) {
   constexpr int kPer = sizeof(T) == 2 ? 2 : 1;  // values of x per step
+  constexpr int kLines = ALONE ? kPanel * 4 / 64 : 1;
   const T *x[ROWS];
   for (int r = 0; r < ROWS; ++r) x[r] = static_cast<const T *>(a->x) + (row + r) * a->x_stride;
   vf sum[ROWS][2] = {};
@@ -112,8 +110,8 @@ PW_INLINE void linear_tile(const LinearArgs *a, int64_t row, const T *panel, int
   const T *w = panel;
   for (int64_t step = 0; step < whole; ++step, w += kPanel * kPer) {
     if (ahead.line < ahead.end) {
-      for (int i = 0; i < AHEAD_PER_STEP; ++i) __builtin_prefetch(ahead.line + i * 64, 0, AHEAD_PER_STEP > 1 ? 3 : 2);
-      ahead.line += AHEAD_PER_STEP * 64;
+      for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead.line + i * 64, 0, ALONE ? 3 : 2);
+      ahead.line += kLines * 64;
     }
     const typename Step<T>::Weight weight[2] = {Step<T>::weight(w), Step<T>::weight(w + W * kPer)};
     for (int r = 0; r < ROWS; ++r) Step<T>::add(sum[r], weight, x[r] + step * kPer);
@@ -131,24 +129,24 @@ PW_INLINE void linear_tile(const LinearArgs *a, int64_t row, const T *panel, int
 // One panel and all rows, in tiles as equal as can be. The first tile meets the panel in the cache, because the tiles of
 // the one before asked for it, each for its part; a single tile asks for what it will reach itself.
 //
-// A Kind has `args` (LinearArgs), panel_bytes() and tile<ROWS, AHEAD_PER_STEP>(row, panel, column, ahead).
+// A Kind has `args` (LinearArgs), panel_bytes() and tile<ROWS, ALONE>(row, panel, column, ahead), where ALONE means that
+// the tile is its panel's only one.
 template <class Kind, int ROWS>
 void tile_panel(const Kind &kind, const char *panel, const char *next_panel, int64_t column, int64_t tiles) {
   constexpr int64_t kAheadBytes = 2048;
   const int64_t bytes = kind.panel_bytes();
   if (tiles == 1)
-    return kind.template tile<ROWS, kPanel * 4 / 64>(0, panel, column,
-                                                     {panel + kAheadBytes, panel + kAheadBytes + bytes});
+    return kind.template tile<ROWS, true>(0, panel, column, {panel + kAheadBytes, panel + kAheadBytes + bytes});
   const int64_t part = (bytes / 64 + tiles - 1) / tiles * 64;
   const int64_t shorter = ROWS * tiles - kind.args->num_rows;  // tiles of one row less, which come last
   int64_t row = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const char *next = next_panel + tile * part;
     if (tile < tiles - shorter) {
-      kind.template tile<ROWS, 1>(row, panel, column, {next, next + part});
+      kind.template tile<ROWS, false>(row, panel, column, {next, next + part});
       row += ROWS;
     } else if constexpr (ROWS > 1) {
-      kind.template tile<ROWS - 1, 1>(row, panel, column, {next, next + part});
+      kind.template tile<ROWS - 1, false>(row, panel, column, {next, next + part});
       row += ROWS - 1;
     }
   }
@@ -180,9 +178,9 @@ struct Plain {
 
   PW_INLINE int64_t panel_bytes() const { return k_steps<T>(args->k) * kPanel * 4; }
 
-  template <int ROWS, int AHEAD_PER_STEP>
+  template <int ROWS, bool ALONE>
   PW_INLINE void tile(int64_t row, const char *panel, int64_t column, Ahead ahead) const {
-    linear_tile<T, ROWS, AHEAD_PER_STEP>(args, row, reinterpret_cast<const T *>(panel), column, ahead);
+    linear_tile<T, ROWS, ALONE>(args, row, reinterpret_cast<const T *>(panel), column, ahead);
   }
 };
 

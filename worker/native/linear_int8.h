@@ -107,8 +107,9 @@ struct Four {
 
 #endif
 
-template <class T, int ROWS, int AHEAD_PER_STEP>
+template <class T, int ROWS, bool ALONE>
 PW_INLINE void int8_tile(const Int8LinearArgs *args, int64_t row, const uint8_t *panel, int64_t column, Ahead ahead) {
+  constexpr int kLines = ALONE ? kPanel * 4 / 64 : 1;
   const LinearArgs *a = &args->linear;
   const int64_t depth = rotated_k(a->k);
   int8_t *rows = static_cast<int8_t *>(args->rows) + row * int8_row_bytes(a->k);
@@ -118,8 +119,8 @@ PW_INLINE void int8_tile(const Int8LinearArgs *args, int64_t row, const uint8_t 
   const uint8_t *w = panel;
   for (int64_t at = 0; at < depth; at += 4, w += 4 * kPanel) {
     if (ahead.line < ahead.end) {
-      for (int i = 0; i < AHEAD_PER_STEP; ++i) __builtin_prefetch(ahead.line + i * 64, 0, AHEAD_PER_STEP > 1 ? 3 : 2);
-      ahead.line += AHEAD_PER_STEP * 64;
+      for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead.line + i * 64, 0, ALONE ? 3 : 2);
+      ahead.line += kLines * 64;
     }
     const Four weight[2] = {Four(w), Four(w + 4 * W)};
     for (int r = 0; r < ROWS; ++r) {
@@ -145,9 +146,9 @@ struct Int8 {
 
   PW_INLINE int64_t panel_bytes() const { return int8_panel_bytes(args->k); }
 
-  template <int ROWS, int AHEAD_PER_STEP>
+  template <int ROWS, bool ALONE>
   PW_INLINE void tile(int64_t row, const char *panel, int64_t column, Ahead ahead) const {
-    int8_tile<T, ROWS, AHEAD_PER_STEP>(all, row, reinterpret_cast<const uint8_t *>(panel), column, ahead);
+    int8_tile<T, ROWS, ALONE>(all, row, reinterpret_cast<const uint8_t *>(panel), column, ahead);
   }
 };
 
