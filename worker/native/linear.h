@@ -48,9 +48,8 @@ struct Step<bf16> {
   PW_INLINE static void add(vf *sum, const Weight *w, const bf16 *x) {
     int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
-    const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-    sum[0] = (vf)_mm512_dpbf16_ps((__m512)sum[0], value, (__m512bh)w[0]);
-    sum[1] = (vf)_mm512_dpbf16_ps((__m512)sum[1], value, (__m512bh)w[1]);
+    const vu value = (vu)_mm512_set1_epi32(pair);
+    for (int i = 0; i < 2; ++i) sum[i] = dot_pairs(sum[i], value, w[i]);
   }
 #else
   struct Weight {

@@ -124,6 +124,11 @@ PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// sum + a · b, where every element of a and b is a pair of bf16.
+PW_INLINE vf dot_pairs(vf sum, vu a, vu b) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+#endif
+
 // e to the x: within 2 units in the last place; 0 below -87.3 and for minus infinity, infinity above 88.7; NaN stays.
 PW_INLINE vf vexp(vf x) {
   const vf shift = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer in the low bits
