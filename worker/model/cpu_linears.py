@@ -27,6 +27,7 @@ def cpu_linears(library: NativeLibrary | None, why_not: str) -> list[CpuLinear]:
     """Best first. Without a `library`, `why_not` says why it is not used."""
     has_library = library is not None
     level = f"on {library.level}" if library is not None else why_not
+    packing = "; bfloat16 in 12 bits a value, without loss" if library is not None and library.compacts else ""
     kinds = {dtype: choose_linear(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)}
     of_torch = []
     for kind in (OneDnnLinear, TorchLinear):
@@ -45,7 +46,7 @@ def cpu_linears(library: NativeLibrary | None, why_not: str) -> list[CpuLinear]:
     except Int8Unavailable as error:
         without_int8 = str(error)
     return [
-        CpuLinear(name=NativeLinear.name, available=has_library, chosen=has_library, note=level),
+        CpuLinear(name=NativeLinear.name, available=has_library, chosen=has_library, note=level + packing),
         *of_torch,
         CpuLinear(
             name=NativeInt8Linear.name,

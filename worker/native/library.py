@@ -14,6 +14,9 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 """Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
+COMPACT_LEVEL = "avx512bf16"
+"""The one that packs bfloat16 in 12 bits; level.cpp."""
+
 INTERFACE = 5
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
@@ -122,6 +125,7 @@ class NativeLibrary:
     def __init__(self, functions: ctypes.CDLL, level: str, num_threads: int) -> None:
         """`load_library` makes them."""
         self.level = level
+        self.compacts = level == COMPACT_LEVEL
         self.num_threads = num_threads
         self.plan_attention = functions.pw_plan_attention
         self.plan_attention.argtypes = (c_void_p, c_void_p, c_int32, c_int32, c_void_p, POINTER(c_int64))
