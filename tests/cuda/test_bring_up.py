@@ -121,11 +121,11 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert report.kv_cache == 17 * BLOCK
     assert [len(marks) for marks in device.num_recordings] == [2, 4]
     # The worst step twice and two recordings, over a cache of one block. Over the real one: the worst step and small
-    # ones to warm up, then every size, the largest first.
+    # ones to warm up, every size, the largest first, and the worst step.
     worst, small = (24, 6, 5), [(1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
     tried, recorded = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
-    assert model.shapes == [worst, worst, *tried, worst, *small, *recorded]
-    assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4)
+    assert model.shapes == [worst, worst, *tried, worst, *small, *recorded, worst]
+    assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4 + 1)
     plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
     brought.runner.begin(1)
     assert unpack(run(brought.runner, plan).tokens).tolist() == [6]

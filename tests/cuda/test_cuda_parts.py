@@ -1,6 +1,7 @@
 """The small parts of the step on a device."""
 
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from support.worker_plans import SMALL, PlanMaker, admit
 
 from pagewire.wire.plan import SamplingParams
+from pagewire.worker.attention.ladder import CudaCard, attention_ladder
 from pagewire.worker.cuda.buckets import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
@@ -98,3 +100,19 @@ def test_shapes() -> None:
     assert (shape.num_seqs, shape.num_rows, shape.max_rows, shape.num_samples) == (4, 4, 1, 4)
     mixed = StepShape(((0, 1, 9), (1, 6, 6)), 1, 1)
     assert (mixed.num_seqs, mixed.num_rows, mixed.max_rows) == (2, 7, 6)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no attribute 'x'"), TypeError("x\ny"), OSError(), RuntimeError("x")])
+def test_a_package_that_breaks_as_it_is_imported_is_no_rung(error: Exception) -> None:
+    def import_module(name: str) -> ModuleType:
+        if name == "triton":
+            return ModuleType(name)
+        raise error
+
+    card = CudaCard(name="H200", capability=(9, 0), num_sms=132)
+    *flash, triton = attention_ladder(card, import_module)
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    assert [rung.missing for rung in flash] == [
+        f"{name} does not import: {reason}" for name in ("flash_attn_interface", "flash_attn")
+    ]
+    assert not triton.missing

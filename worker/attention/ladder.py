@@ -209,11 +209,11 @@ def _too_old(card: CudaCard | None) -> str:
 
 
 def _imported(name: str, import_module: ImportModule) -> tuple[ModuleType | None, str]:
-    """The module, or why it does not import. OSError: a shared library that does not load; RuntimeError: an extension
-    built for another torch."""
+    """The module, or why it does not import. A package that was built for another torch, CUDA or Python may raise
+    anything, and there is a rung below it."""
     try:
         return import_module(name), ""
-    except (ImportError, OSError, RuntimeError) as error:
+    except Exception as error:
         return None, f"{name} does not import: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 

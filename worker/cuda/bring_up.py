@@ -1,6 +1,7 @@
 """From a loaded model to a runner: measure the worst step, size the KV cache, record the decode steps.
 
     worst step, twice ─▶ activations ─▶ two recordings ─▶ graphs, estimated ─▶ KV cache ─▶ warm-up ─▶ recordings
+    ─▶ worst step
 
 Recordings hold the cache's address, and the cache takes what they leave, so two are made over a cache of one block, for
 their size alone, and thrown away. The order is the same on every rank: a step may wait for the others' parts.
@@ -118,6 +119,9 @@ def bring_up(
         recorder = kit.new_recorder()
         recorded = record_steps(work, memory.buffers, recorder, limits, lambda done: progress("graphs", done))
     free = kit.meter.free()
+    # Torch has given its unused memory back. With the largest activations first, it cuts those of smaller steps out of
+    # what it keeps of these: no prompt waits for memory, and together they take what was measured.
+    run_worst_step(work, memory.buffers, limits)
     runner = CudaRunner(
         limits=limits, buffers=memory.buffers, work=work, recorded=recorded, timeline=kit.timeline, watch=watch
     )

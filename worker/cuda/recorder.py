@@ -22,7 +22,7 @@ class Recorder(Protocol):
     """A way to record."""
 
     def record(self, work: Launch) -> Launch:
-        """Runs `work` at least once to warm up, then records it. Its effects until the first launch must not matter."""
+        """Runs `work` at least once to warm up, then records it. Its effects until this returns must not matter."""
 
 
 class EagerRecorder:
@@ -54,5 +54,8 @@ class CudaGraphRecorder:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         current.wait_stream(self._stream)
+        # The first launch brings the graph to the device: time and memory that no request should wait for, and that
+        # must be taken before free memory is measured.
+        graph.replay()
         self._graphs.append(graph)
         return graph.replay
