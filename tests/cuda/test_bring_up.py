@@ -121,8 +121,8 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert report.kv_cache == 17 * BLOCK
     assert [len(marks) for marks in device.num_recordings] == [2, 4]
     # The worst step twice and two recordings, over a cache of one block. Over the real one: the worst step and small
-    # ones to warm up, every size, the largest first, and the worst step.
-    worst, small = (24, 6, 5), [(1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
+    # ones to warm up (one of a decode), every size, the largest first, and the worst step.
+    worst, small = (24, 6, 5), [(1, 1, 1), (1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
     tried, recorded = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
     assert model.shapes == [worst, worst, *tried, worst, *small, *recorded, worst]
     assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4 + 1)

@@ -77,7 +77,7 @@ def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
         wake=woken.set,
     )
     assert loaded.launch.block_size == TritonAttention.default_block_size
-    assert (loaded.attention_backend, loaded.linear_backend) == ("torch-kernels", "torch")
+    assert (loaded.attention_backend, loaded.linear_backend) == ("torch-kernels", "few-rows-torch")
     assert [stage for stage, done in stages if done == 1.0] == ["weights", "graphs"]
     limits, runner = loaded.brought_up.limits, loaded.brought_up.runner
     assert limits.num_blocks == 3 * -(-launch.max_model_len // 64)

@@ -38,6 +38,13 @@ def test_tiles_fit(compiled: list[dict[str, Any]]) -> None:
         assert kernel["shared"] <= kernel["shared_limit"], kernel
 
 
+def test_four_decode_programs_share_a_hopper_multiprocessor(compiled: list[dict[str, Any]]) -> None:
+    """What a result is stored through lies beside the tiles that are under way. The device takes a KB per program."""
+    for kernel in compiled:
+        if (kernel["name"], kernel["arch"], kernel["dtype"]) == ("decode", 90, "bf16"):
+            assert 4 * (kernel["shared"] + 1024) <= 228 << 10, kernel
+
+
 def test_nothing_spills_on_hopper_in_bf16(compiled: list[dict[str, Any]]) -> None:
     for kernel in compiled:
         if (kernel["arch"], kernel["dtype"]) == (90, "bf16"):

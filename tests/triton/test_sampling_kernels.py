@@ -15,6 +15,7 @@ from support.sampling_rows import SETTINGS, DeviceRows, device_rows, rows_at_qua
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.sampling_workspace import SamplingWorkspace
 from pagewire.worker.torch_kernels.sampling import sample as reference
+from pagewire.worker.triton_kernels import sampling
 from pagewire.worker.triton_kernels.sampling import sample
 from pagewire.worker.triton_kernels.weights import scaled_draw, top_p_target
 
@@ -91,6 +92,19 @@ def test_neither_chunks_nor_neighbours_nor_the_batch_size_change_a_token(chunk: 
     assert reversed_tokens == [expected[row] for row in order]
     for row in (3, 6, 7):
         assert tokens_of(sample, logits_SV[[row]], rows.select([row]), workspace) == [expected[row]]
+
+
+@pytest.mark.parametrize("num_programs", [1, 30, 60])
+def test_programs_that_take_several_chunks(num_programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 7: all of them, 4 and 3, and 2 each but for the last. So many rows have a program per chunk otherwise."""
+    torch.manual_seed(5)
+    rows = device_rows(SETTINGS)
+    logits_SV = 3 * torch.randn(len(SETTINGS), 400)
+    logits_SV[-1, 399] = NAN
+    expected = ours(logits_SV, rows)
+    monkeypatch.setattr(sampling, "WEIGHING_PROGRAMS", num_programs)
+    monkeypatch.setattr(sampling, "PICKING_PROGRAMS", num_programs)
+    assert ours(logits_SV, rows) == expected
 
 
 def test_ties_go_to_the_lowest_id() -> None:

@@ -211,6 +211,7 @@ def warm_up(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
     """Whatever is compiled is compiled now, for this cache: a prompt must not wait for it. Kernels are specialized on
     the size of the cache, and on counts being one, a multiple of 16, or neither."""
     run_worst_step(work, buffers, limits)
+    run_padding(work, buffers, limits, [1], num_decodes=1)  # the worst step may have no decode
     for rows_B in small_mixed_steps(limits):
         run_padding(work, buffers, limits, rows_B)
     buffers.packed[:2].zero_()

@@ -15,8 +15,9 @@ from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, br
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.waker import Waker
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.few_rows_linear import device_linears
 from pagewire.worker.model.kernel_ops import KernelOps
-from pagewire.worker.model.linear import TorchLinear, TorchLinears
+from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.model.weights import TORCH_DTYPES, load_decoder
 from pagewire.worker.parallel.ranks import RankStart
@@ -82,8 +83,9 @@ def load_cuda(
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
     )
+    linears = device_linears(platform.few_rows_kernels(kit.device), kit.device, needs.dtype)
     allocated_before = meter.allocated()
-    launch, decoder = _decoder(launch, attention, ops, kit.device, progress, on_rank_lost)
+    launch, decoder = _decoder(launch, attention, ops, linears, progress, on_rank_lost)
     loaded = LoadedModel(
         model=decoder,
         config=needs.config,
@@ -108,12 +110,11 @@ def _decoder(
     launch: WorkerLaunch,
     attention: AttentionBackend,
     ops: DecoderOps,
-    device: torch.device,
+    linears: LinearKind,
     progress: Progress,
     on_rank_lost: Callable[[str], None],
 ) -> tuple[WorkerLaunch, Decoder]:
     """The decoder, its weights on the device; and the launch with its group's incarnation."""
-    linears = TorchLinears(TorchLinear, device)
     num_threads = launch.num_threads or min(_MAX_LOAD_THREADS, usable_cores())
     spec = launch.model
     if launch.group is None:
@@ -121,5 +122,5 @@ def _decoder(
     start = RankStart(launch, launch.group, progress, on_rank_lost)
     launch = msgspec.structs.replace(launch, incarnation=start.incarnation)
     local = start.load(spec, launch.dtype, attention, progress, ops, linears, num_threads)
-    collectives = start.join(f"cuda, {attention.name}", device, progress)
+    collectives = start.join(f"cuda, {attention.name}", linears.device, progress)
     return launch, start.parallel(local, spec.decoder.vocab_size, collectives)

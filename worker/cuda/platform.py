@@ -5,6 +5,7 @@ the rest on a CPU.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from pagewire.worker.cuda.meter import CudaMeter
 from pagewire.worker.cuda.recorder import CudaGraphRecorder
 from pagewire.worker.cuda.step_work import StepKernels
 from pagewire.worker.cuda.timeline import CudaTimeline
+from pagewire.worker.model.few_rows_linear import FewRowsKernels, triton_few_rows_kernels
 from pagewire.worker.model.kernel_ops import OpsKernels, triton_ops_kernels
 
 
@@ -33,6 +35,9 @@ class Platform(Protocol):
 
     def ops_kernels(self) -> OpsKernels:
         """What computes between the linears. Raises CudaUnavailable."""
+
+    def few_rows_kernels(self, device: torch.device) -> Sequence[FewRowsKernels]:
+        """For the linears of a few rows: what this device should run, best first. Raises CudaUnavailable."""
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         """Raises AttentionUnavailable."""
@@ -64,6 +69,13 @@ class CudaPlatform:
     def ops_kernels(self) -> OpsKernels:
         try:
             return triton_ops_kernels()
+        except ImportError as error:
+            raise _without_triton(error) from error
+
+    def few_rows_kernels(self, device: torch.device) -> Sequence[FewRowsKernels]:
+        can_overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+        try:
+            return [triton_few_rows_kernels(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
         except ImportError as error:
             raise _without_triton(error) from error
 

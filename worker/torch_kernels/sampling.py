@@ -1,7 +1,7 @@
 """Draws one token per row of logits with integers, so that no order of summation can change it.
 
     temperature 0   the largest logit; the lowest id among equals
-    else            weight = floor(2^42 · exp((logit - largest) / temperature)), an integer
+    else            weight = floor(2^42 · 2^((logit - largest) · rate)), an integer; rate = log2(e) / temperature
                     top-k keeps the k largest logits, top-p then the fewest largest whose weights sum to at least
                     p of what top-k kept; among equal logits the lower id counts as larger
                     the token is the first kept id, in ascending order of ids, at which the running sum of weights
@@ -15,6 +15,8 @@ integers lose is below 2^-42 of the largest probability per id; a draw has 24 bi
 A row that is no distribution (a NaN, an infinity, or nothing but minus infinity) yields NO_TOKEN, for this row alone.
 """
 
+import math
+
 import torch
 
 from pagewire.wire.plan import NO_TOKEN
@@ -25,6 +27,9 @@ MASS_BITS = 42
 """Weights are at most 2^42; 2^20 of them fit 63 bits."""
 DRAW_BITS = 24
 P_BITS = 31
+LOG2_E = 1 / math.log(2)
+MAX_RATE = torch.finfo(torch.float32).max
+"""What a rate is limited to: of the least temperatures it would be infinite, and the largest logit's weight NaN."""
 
 
 def sample(
@@ -53,8 +58,10 @@ def sample(
     logits_SV = logits_SV.float()
     largest_S = logits_SV.amax(1)  # NaN where the row has one
     greedy_S = logits_SV.argmax(1)
-    scaled_SV = (logits_SV - largest_S[:, None]) / temperature_S[:, None]
-    mass_SV = (scaled_SV.exp() * 2.0**MASS_BITS).to(torch.int64)
+    # Not LOG2_E / temperature_S, which multiplies by a rounded reciprocal.
+    rate_S = (torch.full_like(temperature_S, LOG2_E) / temperature_S).clamp(max=MAX_RATE)
+    scaled_SV = (logits_SV - largest_S[:, None]) * rate_S[:, None]
+    mass_SV = (scaled_SV.exp2() * 2.0**MASS_BITS).to(torch.int64)
     # The largest first, the lower id among equals: what top-k and top-p keep is the head of this order.
     ids_SV = logits_SV.sort(dim=1, descending=True, stable=True).indices
     ranked_SV = mass_SV.gather(1, ids_SV)

@@ -98,11 +98,11 @@ def _normalize(
     row = out_row
     if HAS_ROWS:
         row = tl.load(rows_ptr + out_row).to(tl.int64)
+    weight = tl.load(weight_ptr + columns, mask=mask, other=0)  # no load can begin earlier than a store before it
     x = tl.load(delta_ptr + row * WIDTH + columns, mask=mask, other=0).to(tl.float32)
     if not IS_START:
         x += tl.load(x_ptr + row * WIDTH + columns, mask=mask, other=0)
-    if not HAS_ROWS:
-        tl.store(x_ptr + row * WIDTH + columns, x, mask=mask)
-    weight = tl.load(weight_ptr + columns, mask=mask, other=0)
     y = x * tl.rsqrt(tl.sum(x * x) + squared_floor) * weight
     tl.store(out_ptr + out_row * WIDTH + columns, y, mask=mask)
+    if not HAS_ROWS:
+        tl.store(x_ptr + row * WIDTH + columns, x, mask=mask)

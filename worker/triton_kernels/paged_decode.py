@@ -2,8 +2,8 @@
 
 Signature, shapes and results as in `pagewire.worker.torch_kernels.paged_decode`, the definition; so are the splits.
 
-    program (KV head, row, part p of n): for split s = p, p + n, … of the row's context:
-        scores of the G query heads of the KV head, one tile of tokens at a time → partial result s
+    program (KV head, row, part of n): for its share of the row's splits, which lie side by side, in one loop:
+        scores of the G query heads of the KV head, one tile of tokens at a time → a partial result per split
     the last of a row's programs to arrive combines the partial results, in the order of splits
 
 The query heads of a KV head share one tile, so each key and value is read once. How a context is split follows from its
@@ -14,7 +14,9 @@ once. They are last in the launch order, when the others are under way.
 
 Floor: context · 4 · D bytes per KV head and row in bf16 over the memory's bandwidth. Qwen3-0.6B (8 KV heads of 128),
 256 rows at 1k context: 1.07 GB a layer, 0.25 ms at 4.3 TB/s. A split of 128 tokens is 64 KB of reads; 33 KB in flight
-per multiprocessor cover a microsecond's latency at that bandwidth, and three programs of 64 KB are resident.
+per multiprocessor cover a microsecond's latency at that bandwidth, and four programs with 32 KB each are resident. Each
+has a few microseconds in which it reads nothing: it begins, waits for its first tile, arrives, combines. So tiles of
+the next split are requested while one ends.
 
 Source: Flash-Decoding (pytorch.org/blog/flash-decoding); the arrival counter is that of split-K matrix products.
 """
@@ -36,10 +38,11 @@ from pagewire.worker.triton_kernels.attention_tile import (
 )
 
 _PROGRAMS_PER_SM = 16
-"""Programs that a launch aims at, for rows of different lengths even out over several waves of two or three."""
+"""Programs that a launch aims at, for rows of different lengths even out over several waves of four."""
 
-_COMBINED_VALUES = 8192
-"""Partial values that the combining step holds at once: 64 registers of each of 128 threads."""
+_COMBINED_VALUES = 4096
+"""Partial values that the combining step holds at once: 32 registers of each of 128 threads. Twice as many took 133
+in all for eight query heads per KV head, and with them a program's place on the multiprocessor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,14 @@ class DecodeTile:
 def decode_tile(head_dim: int, itemsize: int, shared: int) -> DecodeTile:
     """Tokens per tile and how many tiles are on their way.
 
-    A split is two tiles of 64 tokens or more: with three stages both are requested before the first product, which is
-    all that a program of one split has to wait for. 64 tokens of 128 dimensions in bf16 are 32 KB with their values, so
-    that three programs with two such buffers each are resident in Hopper's 227 KB; a fourth stage leaves two. Wider
-    rows take fewer tokens for the same bytes. Four warps: the product has 16 rows, and each warp takes a part of the
-    tokens; 144 registers a thread. Devices with the 99 KB of consumer cards take two stages, for two programs.
+    With three stages two tiles are requested before the first product. 32 tokens of 128 dimensions in bf16 are 16 KB
+    with their values; with two of them, the queries and what storing a result needs, a program takes 44 KB and 108 to
+    128 registers a thread, so that four are resident on Hopper. Tiles of 64 tokens took 76 KB, for two. Wider rows take
+    fewer tokens for the same bytes. Four warps: the product has 16 rows, and each warp takes a part of the tokens.
+    Devices with the 99 KB of consumer cards take two stages, for three programs.
     """
     row_bytes = max(64, triton.next_power_of_2(head_dim)) * itemsize
-    tokens = min(64, max(16, (16 << 10) // row_bytes))
+    tokens = min(64, max(16, (8 << 10) // row_bytes))
     return DecodeTile(tokens, num_warps=4, num_stages=3 if shared >= 160 << 10 else 2)
 
 
@@ -165,41 +168,45 @@ def _paged_decode_kernel(
             nothing = tl.zeros([ROWS, PADDED_D], tl.float32).to(out.dtype.element_ty)
             tl.store(out + groups[:, None] * D + dims[None, :], nothing, mask=is_value)
         return
-    if part >= num_splits:
+    splits_per_part = tl.cdiv(num_splits, num_parts)
+    split = part * splits_per_part
+    if split >= num_splits:
         return
 
     table = tables + row * table_stride
     partial = (row.to(tl.int64) * K + kv_head) * SPLITS
     q += row * q_stride + kv_head * (G * D)
     q_tile = tl.load(q + groups[:, None] * D + dims[None, :], mask=is_value, other=0.0)
-    for split in range(part, num_splits, num_parts):
-        start = split * split_tokens
-        end = tl.minimum(start + split_tokens, context_len)
-        top = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, PADDED_D], tl.float32)
-        next_blocks = load_blocks(table, start, end, P, TILE)
-        for first_token in range(start, end, TILE):
-            blocks, next_blocks = next_blocks, load_blocks(table, first_token + TILE, end, P, TILE)
-            k, v = load_kv_tile(
-                kv, blocks, value_offset, kv_head, first_token, end, K, P, D, PADDED_D, TILE, MASKED=True
-            )
-            is_seen = (first_token + tl.arange(0, TILE) < end)[None, :]
-            top, total, acc = attend_tile(q_tile, k, v, is_seen, qk_scale, top, total, acc, True, UPCAST)
-        result = acc / total[:, None]
-        if num_splits == 1:
-            tl.store(out + groups[:, None] * D + dims[None, :], result.to(out.dtype.element_ty), mask=is_value)
-        else:
-            rows = (partial + split) * G + groups
-            tl.store(partial_out + rows[:, None] * D + dims[None, :], result, mask=is_value)
-            tl.store(partial_lse + rows, top + tl.log2(total), mask=groups < G)
+    start = split * split_tokens
+    end = tl.minimum(start + splits_per_part * split_tokens, context_len)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, PADDED_D], tl.float32)
+    next_blocks = load_blocks(table, start, end, P, TILE)
+    # One loop over the tiles of all its splits, so that a split's tiles are on their way while the one before it ends.
+    for first_token in range(start, end, TILE):
+        blocks, next_blocks = next_blocks, load_blocks(table, first_token + TILE, end, P, TILE)
+        k, v = load_kv_tile(kv, blocks, value_offset, kv_head, first_token, end, K, P, D, PADDED_D, TILE, MASKED=True)
+        is_seen = (first_token + tl.arange(0, TILE) < end)[None, :]
+        top, total, acc = attend_tile(q_tile, k, v, is_seen, qk_scale, top, total, acc, True, UPCAST)
+        if first_token + TILE >= tl.minimum((split + 1) * split_tokens, end):
+            result = acc / total[:, None]
+            if num_splits == 1:
+                tl.store(out + groups[:, None] * D + dims[None, :], result.to(out.dtype.element_ty), mask=is_value)
+            else:
+                rows = (partial + split) * G + groups
+                tl.store(partial_out + rows[:, None] * D + dims[None, :], result, mask=is_value)
+                tl.store(partial_lse + rows, top + tl.log2(total), mask=groups < G)
+            # The next split begins anew: of what was summed, exp2(-infinity) is left.
+            top = tl.full([ROWS], float("-inf"), tl.float32)
+            split += 1
 
     if num_splits > 1:
         # All threads' partial results before this program's arrival; every program's arrival before the last one reads.
         tl.debug_barrier()
         arrival = arrivals + row * K + kv_head
         num_arrived = tl.atomic_add(arrival, 1, sem="acq_rel")
-        if num_arrived == tl.minimum(num_splits, num_parts) - 1:
+        if num_arrived == tl.cdiv(num_splits, splits_per_part) - 1:
             tl.store(arrival, 0)
             _combine(
                 out,

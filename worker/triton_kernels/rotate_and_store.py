@@ -79,19 +79,23 @@ def _rotate_and_store(
     mask = (heads < NUM_ALL) & (pairs < HALF)
     is_turned = heads < NUM_TURNED
 
+    # Everything is requested before anything is waited for or stored: one row is bounded by latency.
+    position, slot = tl.load(positions_ptr + row), tl.load(slots_ptr + row)
     source_ptr = qkv_ptr + row * (NUM_ALL * DIM) + heads * DIM + pairs
     first = tl.load(source_ptr, mask=mask, other=0).to(tl.float32)
     second = tl.load(source_ptr + HALF, mask=mask, other=0).to(tl.float32)
-    # Heads of v pass through: no norm, and a turn by nothing.
-    if HAS_NORM:
-        sums = tl.sum(first * first + second * second, axis=1)[:, None]
-        scale = tl.where(is_turned, tl.rsqrt(sums + squared_floor), 1.0)
-        weight_mask = mask & is_turned
-        first *= scale * tl.load(weight_ptr + heads * DIM + pairs, mask=weight_mask, other=1)
-        second *= scale * tl.load(weight_ptr + heads * DIM + HALF + pairs, mask=weight_mask, other=1)
-    turn_ptr = cos_sin_ptr + tl.load(positions_ptr + row) * DIM + pairs
+    turn_ptr = cos_sin_ptr + position * DIM + pairs
     cos = tl.load(turn_ptr, mask=pairs < HALF, other=0)
     sin = tl.load(turn_ptr + HALF, mask=pairs < HALF, other=0)
+    # Heads of v pass through: no norm, and a turn by nothing.
+    if HAS_NORM:
+        weight_mask = mask & is_turned
+        first_weight = tl.load(weight_ptr + heads * DIM + pairs, mask=weight_mask, other=1)
+        second_weight = tl.load(weight_ptr + heads * DIM + HALF + pairs, mask=weight_mask, other=1)
+        sums = tl.sum(first * first + second * second, axis=1)[:, None]
+        scale = tl.where(is_turned, tl.rsqrt(sums + squared_floor), 1.0)
+        first *= scale * first_weight
+        second *= scale * second_weight
     cos = tl.where(is_turned, cos, 1.0)
     sin = tl.where(is_turned, sin, 0.0)
     turned_first = first * cos - second * sin
@@ -100,7 +104,6 @@ def _rotate_and_store(
     q_mask = mask & (heads < NUM_HEADS)
     tl.store(source_ptr, turned_first, mask=q_mask)
     tl.store(source_ptr + HALF, turned_second, mask=q_mask)
-    slot = tl.load(slots_ptr + row)
     kv_mask = mask & (heads >= NUM_HEADS) & (slot >= 0)
     kv_head = tl.where(is_turned, heads - NUM_HEADS, heads - NUM_TURNED)
     block = tl.where(is_turned, 0, num_blocks).to(tl.int64) + slot // BLOCK_SIZE

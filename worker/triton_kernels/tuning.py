@@ -10,8 +10,13 @@ ACTIVATION_BLOCK = 1024
 """Values of gate, and as many of up, per program of 4 warps: 8 bf16 values per thread, one 16-byte load each. One row
 of Qwen3-8B (12,288 values) is 12 programs."""
 
-ROTATED_HEADS = 8
-"""Heads per program of 4 warps: 8 × 128 values are 8 per thread. One row of Qwen3-0.6B (32 heads) is 4 programs."""
+ROTATED_HEADS = 16
+"""Heads per program of 4 warps: each half of 16 × 128 values is 8 per thread, one 16-byte load. One row of Qwen3-0.6B
+(32 heads) is 2 programs."""
+
+WEIGHING_PROGRAMS, PICKING_PROGRAMS = 6400, 1056
+"""About 48 and 8 per multiprocessor. A program that weighs costs as much before its first chunk as for one, so it takes
+three at 256 rows; more would leave a longer last wave. One that picks reads little, and mostly nothing."""
 
 SEARCH_WARPS = 8
 FEW_TILE = 512

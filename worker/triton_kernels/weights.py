@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.sampling_workspace import NUM_BINS
-from pagewire.worker.torch_kernels.sampling import DRAW_BITS, MASS_BITS, P_BITS
+from pagewire.worker.torch_kernels.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
 
-_MASS_SCALE = tl.constexpr(2.0**MASS_BITS)
+_LOG2_E, _MAX_RATE, _MASS_SCALE = tl.constexpr(LOG2_E), tl.constexpr(MAX_RATE), tl.constexpr(2.0**MASS_BITS)
 _DRAW_BITS, _DRAW_MASK = tl.constexpr(DRAW_BITS), tl.constexpr((1 << DRAW_BITS) - 1)
 _P_BITS, _P_MASK, _P_SCALE = tl.constexpr(P_BITS), tl.constexpr((1 << P_BITS) - 1), tl.constexpr(2.0**P_BITS)
 _NUM_BINS, _LAST_BIN = tl.constexpr(NUM_BINS), tl.constexpr(NUM_BINS - 1)
@@ -19,11 +19,16 @@ def is_filtered(top_k, top_p, VOCAB: tl.constexpr):
 
 
 @triton.jit
-def weight_of(logits, largest, temperature):
-    """int64: floor(2^42 · exp((logit - largest) / temperature)); temperature > 0, divided by as IEEE has it, because
-    the quick division fails for very large ones."""
-    scaled = tl.exp(tl.div_rn(logits - largest, temperature + tl.zeros_like(logits)))
-    return (scaled * _MASS_SCALE).to(tl.int64)
+def weight_rate(temperature):
+    """log2(e) / temperature, temperature > 0, divided as IEEE has it. Once per row: per logit the division's branch and
+    special functions would take longer than the load."""
+    return tl.minimum(tl.div_rn(tl.full((), _LOG2_E, tl.float32), temperature), _MAX_RATE)
+
+
+@triton.jit
+def weight_of(logits, largest, rate):
+    """int64: floor(2^42 · 2^((logit - largest) · rate))."""
+    return (tl.exp2((logits - largest) * rate) * _MASS_SCALE).to(tl.int64)
 
 
 @triton.jit
@@ -66,13 +71,12 @@ def last_bin_of_top_k(bins_ptr, top_k):
 
 
 @triton.jit
-def last_bin_of_top_p(bins_ptr, scale, temperature, spare):
+def last_bin_of_top_p(bins_ptr, scale, rate, spare):
     """The bin after which all logits together weigh no more than `spare`, which is what top-p may leave out."""
     bins = tl.arange(0, _NUM_BINS) ^ _LAST_BIN  # the least first
     counts = tl.load(bins_ptr + bins).to(tl.float32)
     # No logit of a bin weighs more than one at its upper border; what rounding may add is far below the 1.001.
     border = tl.div_rn(bins.to(tl.float32), scale + tl.zeros_like(counts))
-    weights = tl.exp(-tl.div_rn(border, temperature + tl.zeros_like(counts)))
-    tails = tl.cumsum(counts * weights, 0) * 1.001 * _MASS_SCALE
+    tails = tl.cumsum(counts * tl.exp2(-border * rate), 0) * 1.001 * _MASS_SCALE
     num_needed = tl.sum((tails > spare.to(tl.float32)).to(tl.int32), 0)
     return tl.maximum(num_needed - 1, 0)
