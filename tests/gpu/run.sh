@@ -6,7 +6,8 @@
 #   bash tests/gpu/run.sh --dry-run --out DIR      tiny shapes on the CPU; the report goes to DIR (gpu-report)
 #
 # Needs a Python >= 3.11 with torch >= 2.11 and Triton: the first on the PATH, or the one that PYTHON names. Wheels go
-# into an environment of their own over it; without wheels pagewire must be installed beside torch.
+# into a folder that its import path begins with; without wheels pagewire must be installed beside torch.
+# The report is of use at every moment: a run that is killed leaves what it has found.
 # Exits with 0 where everything held, 1 where something did not, 2 where it cannot run.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,27 +24,29 @@ if [ -z "$wheels" ] && compgen -G "$here/wheels/*.whl" >/dev/null; then wheels="
 needs='
 import sys
 import torch, triton
-sys.exit(sys.version_info < (3, 11) or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))'
-python=""
+if sys.version_info < (3, 11) or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
+    sys.exit(f"Python {sys.version.split()[0]}, torch {torch.__version__}")'
+python="" reasons=""
 for candidate in ${PYTHON:-python3 python python3.13 python3.12 python3.11}; do
-  if "$candidate" -c "$needs" 2>/dev/null; then python=$candidate; break; fi
+  if said=$("$candidate" -c "$needs" 2>&1); then python=$candidate; break; fi
+  reasons+="  $candidate: ${said##*$'\n'}"$'\n'
 done
-[ -n "$python" ] || { echo "tests/gpu/run.sh finds no Python >= 3.11 with torch >= 2.11 and Triton" >&2; exit 2; }
-
-if [ -n "$wheels" ]; then
-  echo "== environment"
-  venv=$(mktemp -d)
-  trap 'rm -rf "$venv"' EXIT
-  "$python" -m venv --system-site-packages "$venv"
-  # Where torch's Python is itself a virtual environment, its packages are not the system's.
-  "$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
-    > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-beside.pth"
-  python="$venv/bin/python"
-  # What is carried and nothing else, by name, so that pip takes the wheel that fits this Python.
-  names=$(for wheel in "$wheels"/*.whl; do wheel=${wheel##*/}; echo "${wheel%%-*}"; done | sort -u)
-  # shellcheck disable=SC2086
-  "$python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
-    --ignore-installed $names
+if [ -z "$python" ]; then
+  printf 'tests/gpu/run.sh finds no Python >= 3.11 with torch >= 2.11 and Triton\n%s' "$reasons" >&2
+  exit 2
 fi
 
-"$python" "$here/report" "${arguments[@]}"
+if [ -n "$wheels" ]; then
+  echo "== what is carried"
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  # That and nothing else, by name, so that pip takes the wheel that fits this Python.
+  names=$(for wheel in "$wheels"/*.whl; do wheel=${wheel##*/}; echo "${wheel%%-*}"; done | sort -u)
+  # shellcheck disable=SC2086
+  "$python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile --no-index \
+    --find-links "$wheels" --no-deps --target "$site" $names || exit 2
+  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+"$python" "$here/report/installed.py" || { echo "tests/gpu/carry.sh makes a wheel of this tree" >&2; exit 2; }
+
+"$python" "$here/report" --spent "$SECONDS" "${arguments[@]}"

@@ -1,5 +1,4 @@
-"""`tests/gpu/run.sh --dry-run`: every part comes to its end on a machine without a GPU, and says so in both files. And
-what the run does with parts that do not."""
+"""`tests/gpu/run.sh --dry-run`: every part comes to its end on a machine without a GPU, and says so in both files."""
 
 import json
 import os
@@ -8,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget, Share
+from gpu.report.budget import DRY_STAGES, GPU_STAGES
 from gpu.report.checks import Check, PartResult, result_of
+from gpu.report.installed import PACKAGES, difference
 from gpu.report.part import PARTS
 from gpu.report.results import append_result, read_results
 from gpu.report.window import decode_window
@@ -28,6 +28,11 @@ SPEEDS = {
     "direct": ["nano-vllm workload: the service / the worker without gRPC"],
     "large": ["4 streams, tiny"],
     "peer": ["the service / transformers' generate_batch"],
+    "kernel times": [
+        "kernels of a decode step, 1 stream at a context of 27",
+        "kernels of a decode step, 4 streams at a context of 27",
+        "kernels of a step of 4 prompts of 16",
+    ],
 }
 ABOUT = {"card": "a card", "torch": "2", "date": "today"}
 
@@ -54,7 +59,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)
     assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == dict.fromkeys(
         PARTS, ("held", "")
-    ), done.stderr
+    ), (tmp_path / "gpu.log").read_text()
     assert done.returncode == 0
     assert said.keys() == {"held", "dry_run", "seconds", "card", "torch", "date", "hardware", "versions", "parts"}
     assert (said["held"], said["dry_run"]) == (True, True)
@@ -85,36 +90,18 @@ def test_what_cannot_run_says_so(tmp_path: Path) -> None:
     assert "finds no Python >= 3.11 with torch >= 2.11 and Triton" in done.stderr
 
 
-def test_a_part_that_ends_its_process_does_not_stop_the_next(tmp_path: Path) -> None:
-    """The first process has no such part and ends with argparse's status; the parent goes on with what is left."""
-    results = tmp_path / "results"
-    Budget(60.0).run(Share(("nothing", "large"), 50.0), results, dry_run=True, environ=os.environ)
-    first, second = read_results(results)
-    assert (first.part, first.status, first.note) == ("nothing", "error", "its process ended with status 2")
-    assert (second.part, second.status) == ("large", "error")
-    assert second.note == "ValueError: the card was not measured, so there are no floors"
-
-
-def test_a_part_without_time_is_not_run(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    stage = (Share(("card", "steps"), 50.0), Share(("peer",), 50.0))
-    Budget(0.0).run_stage(stage, results, dry_run=True, environ=os.environ)
-    assert {(result.part, result.status) for result in read_results(results)} == {
-        ("card", "not run"),
-        ("steps", "not run"),
-        ("peer", "not run"),
-    }
-
-
-def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    """Whoever would import torch in a hundredth of a second; the clock stands still, so that the next has its turn."""
-    results = tmp_path / "results"
-    budget = Budget(0.01, clock=lambda: 0.0, least_s=0.001)
-    budget.run(Share(("kernels", "peer"), 60.0), results, dry_run=True, environ=os.environ)
-    assert [(result.part, result.status) for result in read_results(results)] == [
-        ("kernels", "timed out"),
-        ("peer", "timed out"),
-    ]
+def test_the_pagewire_that_is_installed_must_be_this_tree_s(tmp_path: Path) -> None:
+    tree = SCRIPT.parents[2]
+    assert difference(tree) == ""
+    for folder in PACKAGES.values():
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "worker" / "loop.py").write_bytes((tree / "worker" / "loop.py").read_bytes())
+    assert difference(tmp_path) == ""
+    (tmp_path / "worker" / "loop.py").write_text("")
+    assert difference(tmp_path).endswith("loop.py is not this tree's worker/loop.py")
+    (tmp_path / "client" / "another.py").write_text("")
+    (tmp_path / "worker" / "loop.py").unlink()
+    assert difference(tmp_path).endswith("another.py is not this tree's client/another.py")
 
 
 def test_half_a_line_is_no_result(tmp_path: Path) -> None:

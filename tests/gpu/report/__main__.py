@@ -1,32 +1,31 @@
 """`python tests/gpu/report [--dry-run] [--out DIR]`: all equalities and speeds of a GPU machine, in under nine minutes.
 
-Writes gpu.json and gpu.md into DIR. Exits with 0 where everything held, 1 where something did not, 2 where there is no
-GPU to run on. `tests/gpu/run.sh` makes the environment and starts this.
+Writes gpu.json, gpu.md and gpu.log (what the parts said) into DIR, the first two anew with every result. Exits with 0
+where everything held, 1 where something did not, 2 where there is no GPU to run on. `tests/gpu/run.sh` brings what it
+needs and starts it.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+# As in part.py.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import msgspec
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget
-from gpu.report.checks import PartResult
-from gpu.report.results import read_results
-from gpu.report.writing import JSON_NAME, MARKDOWN_NAME, markdown, report
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget, Course
+from gpu.report.live import LiveReport
+from gpu.report.writing import MARKDOWN_NAME
 
-from pagewire.client.bench import environment
-
-_GPU_TOTAL_S = 495.0
+LOG_NAME = "gpu.log"
+_GPU_TOTAL_S = 520.0
 _DRY_TOTAL_S = 115.0
 _HAS_GPU = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
 
@@ -36,44 +35,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests/gpu/run.sh", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU: the course of things alone")
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the report (gpu-report)")
+    parser.add_argument(
+        "--spent", type=float, default=0.0, metavar="S", help="seconds of the nine minutes spent before"
+    )
     args = parser.parse_args()
-    begin_s = time.monotonic()
+    spent_s: float = args.spent
+    begin_s = time.monotonic() - spent_s
+
+    def seconds() -> float:
+        return time.monotonic() - begin_s
+
     if not args.dry_run and subprocess.run([sys.executable, "-c", _HAS_GPU], check=False).returncode:
         print("tests/gpu/run.sh: torch finds no CUDA device; --dry-run runs without one", file=sys.stderr)
         return 2
-    environ = dict(os.environ)
-    # Kernels are compiled where there is a device to run them, and interpreted where there is none.
-    environ.pop("TRITON_INTERPRET", None)
-    if args.dry_run:
-        environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     args.out.mkdir(parents=True, exist_ok=True)
-    budget = Budget(_DRY_TOTAL_S if args.dry_run else _GPU_TOTAL_S)
-    with tempfile.TemporaryDirectory(prefix="pagewire-gpu-") as folder:
-        file = Path(folder) / "results"
-        for stage in DRY_STAGES if args.dry_run else GPU_STAGES:
-            print(f"== {', '.join(part for share in stage for part in share.parts)}", flush=True)
-            budget.run_stage(stage, file, args.dry_run, environ)
-        results = read_results(file)
-    seconds = time.monotonic() - begin_s
-    about = _about(results)
-    whole = report(results, about, args.dry_run, seconds)
-    (args.out / JSON_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
-    table = markdown(results, about, args.dry_run)
-    (args.out / MARKDOWN_NAME).write_text(table, encoding="utf-8")
-    print(f"\n{table}\n{seconds:.0f} s; written to {args.out / JSON_NAME} and {args.out / MARKDOWN_NAME}")
-    print("everything held" if whole["held"] else "NOT everything held")
-    return 0 if whole["held"] else 1
+    (args.out / LOG_NAME).write_bytes(b"")
+    with tempfile.TemporaryDirectory(prefix="gpu-report-", ignore_cleanup_errors=True) as folder:
+        course = Course(
+            results=Path(folder) / "results",
+            log=args.out / LOG_NAME,
+            dry_run=args.dry_run,
+            environ=_environ(Path(folder), args.dry_run),
+        )
+        budget = Budget((_DRY_TOTAL_S if args.dry_run else _GPU_TOTAL_S) - seconds())
+        with LiveReport(course.results, args.out, dry_run=args.dry_run, seconds=seconds) as live:
+            for stage in DRY_STAGES if args.dry_run else GPU_STAGES:
+                print(f"== {', '.join(part for share in stage for part in share.parts)}", flush=True)
+                budget.run_stage(stage, course)
+    print(f"\n{(args.out / MARKDOWN_NAME).read_text(encoding='utf-8')}\n{seconds():.0f} s; written to {args.out}")
+    print("everything held" if live.whole["held"] else "NOT everything held")
+    return 0 if live.whole["held"] else 1
 
 
-def _about(results: Sequence[PartResult]) -> dict[str, object]:
-    card = next((result.figures for result in results if result.part == "card"), {})
-    return {
-        "card": card.get("name", "unknown card"),
-        "torch": card.get("torch", "unknown"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": environment.hardware(),
-        "versions": environment.versions(),
-    }
+def _environ(folder: Path, dry_run: bool) -> dict[str, str]:
+    """Of the parts. Caches are the run's own: a home may be missing or read-only, and every run compiles the same.
+    Kernels are compiled where there is a device to run them, and interpreted where there is none."""
+    environ = {**os.environ, "TRITON_CACHE_DIR": str(folder / "triton"), "XDG_CACHE_HOME": str(folder / "cache")}
+    environ |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environ.pop("TRITON_INTERPRET", None)
+    if dry_run:
+        environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return environ
 
 
 if __name__ == "__main__":

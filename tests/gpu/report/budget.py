@@ -4,6 +4,7 @@ ended with everything that it started."""
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,12 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from gpu.report.checks import PartResult, Status
 from gpu.report.results import append_result, read_results
 
 _LEAST_S = 5.0
 """Less is not worth starting for."""
-_END_S = 5.0
+_END_S = 10.0
+_LOOK_S = 0.1
+MARK = "GPU_REPORT_PROCESS"
+"""In the environment of a process of the run and of all that it starts, whatever sessions those are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +39,34 @@ Stage = tuple[Share, ...]
 """Shares that run at the same time."""
 
 GPU_STAGES: tuple[Stage, ...] = (
-    (Share(("card",), 40),),
+    (Share(("card",), 60),),
     # Most of their time goes to compiling kernels, each on a core; nothing in them is timed.
     (Share(("steps",), 130), Share(("kernels",), 130), Share(("logits", "flash"), 130)),
     (Share(("service",), 180),),
+    (Share(("large",), 110),),
     (Share(("direct",), 90),),
-    (Share(("large",), 120),),
     (Share(("peer",), 90),),
+    (Share(("kernel times",), 60),),
 )
 """More together than the whole run's time: what most parts leave is there for one that is slow."""
 DRY_STAGES: tuple[Stage, ...] = (
-    (Share(("card", "steps", "logits", "flash", "kernels", "service", "direct", "large", "peer"), 110),),
+    (
+        Share(
+            ("card", "steps", "logits", "flash", "kernels", "service", "large", "direct", "peer", "kernel times"), 110
+        ),
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What all processes of a run share."""
+
+    results: Path
+    log: Path
+    """What they say, one behind the other."""
+    dry_run: bool
+    environ: Mapping[str, str]
 
 
 class Budget:
@@ -57,13 +78,13 @@ class Budget:
         self._least_s = least_s
         self._end_s = clock() + total_s
 
-    def run_stage(self, stage: Stage, results: Path, dry_run: bool, environ: Mapping[str, str]) -> None:
+    def run_stage(self, stage: Stage, course: Course) -> None:
         """All of its shares."""
         with ThreadPoolExecutor(len(stage)) as pool:
-            for done in [pool.submit(self.run, share, results, dry_run, environ) for share in stage]:
+            for done in [pool.submit(self.run, share, course) for share in stage]:
                 done.result()
 
-    def run(self, share: Share, results: Path, dry_run: bool, environ: Mapping[str, str]) -> None:
+    def run(self, share: Share, course: Course) -> None:
         """The share's parts in a process; where it ends early the parts that are left get another one. Afterwards every
         part has a result."""
         limit_end_s = self._clock() + share.limit_s
@@ -72,41 +93,81 @@ class Budget:
             limit_s = min(limit_end_s, self._end_s) - self._clock()
             if limit_s < self._least_s:
                 for part in left:
-                    append_result(results, PartResult(part=part, status="not run", note="no time was left"))
+                    append_result(course.results, PartResult(part=part, status="not run", note="no time was left"))
                 return
-            status, seconds, note = _process(left, results, dry_run, environ, limit_s, self._clock)
-            done = {result.part for result in read_results(results)}
-            left = [part for part in left if part not in done]
+            status, seconds, note = _process(left, course, limit_s, self._clock)
+            found = {result.part: result for result in read_results(course.results)}
+            left = [part for part in left if part not in found or found[part].status == "running"]
             if left:  # the first of them is where it ended
-                append_result(results, PartResult(part=left.pop(0), status=status, seconds=seconds, note=note))
+                part = left.pop(0)
+                so_far = found.get(part, PartResult(part=part, status="running"))
+                note = "; ".join(filter(None, (so_far.note, note)))
+                ended = msgspec.structs.replace(so_far, status=status, seconds=seconds, note=note)
+                append_result(course.results, ended)
 
 
 def _process(
-    parts: Sequence[str],
-    results: Path,
-    dry_run: bool,
-    environ: Mapping[str, str],
-    limit_s: float,
-    clock: Callable[[], float],
+    parts: Sequence[str], course: Course, limit_s: float, clock: Callable[[], float]
 ) -> tuple[Status, float, str]:
     """What to say of a part that this process did not bring to its end."""
-    flags = ["--dry-run"] if dry_run else []
-    command = [sys.executable, str(Path(__file__).with_name("part.py")), "--results", str(results), *flags, *parts]
+    flags = ["--dry-run"] if course.dry_run else []
+    script = Path(__file__).with_name("part.py")
+    command = [sys.executable, str(script), "--results", str(course.results), *flags, *parts]
+    mark = secrets.token_hex(8)
     begin_s = clock()
-    process = subprocess.Popen(command, env=dict(environ), stdin=subprocess.DEVNULL, start_new_session=True)
+    with course.log.open("ab", buffering=0) as log:
+        log.write(f"== {', '.join(parts)}\n".encode())
+        process = subprocess.Popen(
+            command,
+            env={**course.environ, MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
         return "timed out", clock() - begin_s, f"not done after {limit_s:.0f} s"
     finally:
-        _end(process)
+        end(process, mark)
     return "error", clock() - begin_s, f"its process ended with status {status}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that is left of its group. A service that it spawned is in a session of its own, and ends
-    with it, because it watches its parent."""
+def end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """The process and all that it started. Waits until they are gone, because the next part needs the device's memory
+    that they hold."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
+    seen: set[int] = set()
+    end_s = time.monotonic() + _END_S
+    while time.monotonic() < end_s:
+        found = _marked(mark)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        seen |= found
+        if not any(map(lives, seen)):
+            return
+        time.sleep(_LOOK_S)
+
+
+def _marked(mark: str) -> set[int]:
+    """Processes with the mark in their environment, where the system shows it."""
+    entry = f"{MARK}={mark}".encode()
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if entry in file.read_bytes().split(b"\0"):
+                found.add(int(file.parent.name))
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether it still holds anything: one that only waits to be asked for its status does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return False

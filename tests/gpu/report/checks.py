@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
 
 Relation = Literal["at least", "at most"]
-Status = Literal["held", "failed", "error", "skipped", "timed out", "not run"]
-"""failed: a check does not hold; error: the part ended early; skipped: this machine lacks what it is about."""
+Status = Literal["running", "held", "failed", "error", "skipped", "timed out", "not run"]
+"""failed: a check does not hold; error: something of the part raised; skipped: this machine lacks what it is about."""
 
 ENDED_WELL = frozenset({"held", "skipped"})
 
@@ -17,7 +18,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """One figure, what it is held to, and what it cannot be better than."""
 
     what: str
-    seen: float
+    seen: float | None
+    """None: no number, as JSON writes infinity and NaN."""
     unit: str
     relation: Relation | None = None
     limit: float | None = None
@@ -30,17 +32,15 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     @property
     def holds(self) -> bool:
         """Whether the limit is kept; true where there is none. Not so of a figure that is no number."""
-        match self.relation:
-            case "at least":
-                return self.limit is None or self.seen >= self.limit
-            case "at most":
-                return self.limit is None or self.seen <= self.limit
-            case None:
-                return True
+        if self.limit is None or self.relation is None:
+            return True
+        if self.seen is None or not math.isfinite(self.seen):
+            return False
+        return self.seen >= self.limit if self.relation == "at least" else self.seen <= self.limit
 
 
 class PartResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of the run."""
+    """One part of the run, as far as it got."""
 
     part: str
     status: Status

@@ -8,8 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
+from gpu.report.results import PartRecord
+from gpu.report.rounds import rounds
 from gpu.report.scale import Scale
 from support.worker_process import sim_launch
 
@@ -25,6 +28,15 @@ from pagewire.worker.cuda.platform import Platform
 
 _DEPTH = 2
 _STEP_TIMEOUT_S = 60.0
+
+
+class DirectRound(msgspec.Struct, frozen=True):
+    """One workload, and what the device did meanwhile."""
+
+    tokens_per_s: float
+    steps: int
+    busy_s: float
+    idle_s: float
 
 
 class DirectEngine:
@@ -65,13 +77,15 @@ class DirectEngine:
         )
         self._epoch = 0
 
-    def run(self, jobs: Sequence[Job], temperature: float) -> float:
-        """Output tokens a second of all jobs at once, nothing cached."""
+    def run(
+        self, jobs: Sequence[Job], temperature: float, before_step: Callable[[int], None] = lambda number: None
+    ) -> DirectRound:
+        """All jobs at once, nothing cached. `before_step` is told each step's number, from 0, before it is launched."""
         self._epoch += 1
         self._runner.begin(self._epoch)
         scheduler = Scheduler(self._config)
         in_flight: deque[PlannedStep] = deque()
-        step_id = num_tokens = 0
+        step_id = num_tokens = busy_us = idle_us = 0
         begin_s = time.perf_counter()
         for handle, job in enumerate(jobs):
             refused = scheduler.submit(0, _submission(handle, job, temperature), 0.0)
@@ -80,14 +94,19 @@ class DirectEngine:
         while scheduler.has_work:
             step = scheduler.plan(self._epoch, step_id, 0.0) if len(in_flight) < _DEPTH else None
             if step is not None:
+                before_step(step_id)
                 self._runner.submit(step.plan)
                 in_flight.append(step)
                 step_id += 1
             if len(in_flight) == _DEPTH or step is None:
-                num_tokens += len(scheduler.apply(in_flight.popleft(), unpack(self._take().tokens)).tokens)
+                result = self._take()
+                busy_us += result.busy_us
+                idle_us += result.idle_us
+                num_tokens += len(scheduler.apply(in_flight.popleft(), unpack(result.tokens)).tokens)
+        wall_s = time.perf_counter() - begin_s
         if num_tokens != sum(job.max_tokens for job in jobs):
             raise ValueError(f"{num_tokens} tokens came")
-        return num_tokens / (time.perf_counter() - begin_s)
+        return DirectRound(num_tokens / wall_s, step_id, busy_us / 1e6, idle_us / 1e6)
 
     def _take(self) -> StepResult:
         while True:
@@ -99,16 +118,17 @@ class DirectEngine:
                 raise TimeoutError(f"the device did not end its step in {_STEP_TIMEOUT_S:g} s")
 
 
-def run(scale: Scale, platform: Platform) -> list[float]:
+def run(scale: Scale, platform: Platform, record: PartRecord) -> list[float]:
     """Tokens a second of nano-vllm's workload, a round each, after one that warms up."""
     engine = DirectEngine(scale, platform)
     length = Span(*scale.workload_length)
     max_id = min(NANO_VLLM_MAX_ID, RANDOM_SHAPES[scale.small_shape].vocab_size - 1)
     engine.run(nano_vllm(4, Span(4, 32), Span(4, 16), 99, max_id), 0.6)
-    return [
-        engine.run(nano_vllm(scale.workload_seqs, length, length, index, max_id), 0.6)
-        for index in range(scale.workload_rounds)
-    ]
+    found: list[DirectRound] = []
+    for index in rounds(scale.workload_rounds):
+        found.append(engine.run(nano_vllm(scale.workload_seqs, length, length, index, max_id), 0.6))
+        record.add(rounds=[msgspec.structs.asdict(each) for each in found])
+    return [each.tokens_per_s for each in found]
 
 
 def _submission(handle: int, job: Job, temperature: float) -> Submit:

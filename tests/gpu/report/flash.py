@@ -11,6 +11,7 @@ import importlib
 
 import torch
 from gpu.report.checks import Check, Skipped
+from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
 from support.paged_world import Heads, PagedWorld, attention_config
 
@@ -28,16 +29,16 @@ _STEPS = {
 }
 
 
-def run(scale: Scale, device: torch.device) -> tuple[list[Check], dict[str, object]]:
-    """A check for each backend there is; what is not there, and why."""
+def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
+    """A check for each backend there is; what is not there, and why. Raises Skipped where there is none."""
     config = attention_config(_HEADS, num_layers=2)
     if scale.is_dry:
         backend = TritonAttention(
             config, torch_paged_kernels(), device, max_num_seqs=8, max_model_len=2048, num_sms=132
         )
-        return [_check(backend.name, backend, device)], {
-            rung.name: rung.missing for rung in attention_ladder(None, importlib.import_module)
-        }
+        record.add(**{rung.name: rung.missing for rung in attention_ladder(None, importlib.import_module)})
+        record.add(_check(backend.name, backend, device))
+        return
     card = CudaCard.of(device)
     needs = AttentionNeeds(
         config=config,
@@ -47,16 +48,14 @@ def run(scale: Scale, device: torch.device) -> tuple[list[Check], dict[str, obje
         max_model_len=2048,
         block_size=_BLOCK_SIZE,
     )
-    checks: list[Check] = []
-    found: dict[str, object] = {}
-    for rung in attention_ladder(card, importlib.import_module):
-        reason = rung.unsuited(needs)
-        found[rung.name] = reason or rung.found
+    rungs = {rung.name: (rung, rung.unsuited(needs)) for rung in attention_ladder(card, importlib.import_module)}
+    record.add(**{name: reason or rung.found for name, (rung, reason) in rungs.items()})
+    if all(reason for _, reason in rungs.values()):
+        raise Skipped("no attention backend")
+    for name, (rung, reason) in rungs.items():
         if rung.build is not None and not reason:
-            checks.append(_check(rung.name, rung.build(needs, card), device))
-    if not checks:
-        raise Skipped(f"no attention backend: {found}")
-    return checks, found
+            with record.attempt(name):
+                record.add(_check(name, rung.build(needs, card), device))
 
 
 def _check(name: str, backend: object, device: torch.device) -> Check:

@@ -5,10 +5,12 @@ In a dry run Triton interprets (`TRITON_INTERPRET=1`) on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import torch
 from gpu.report.checks import Check
+from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
 from support.paged_world import Heads, PagedWorld
 from support.sampling_rows import SETTINGS, device_rows
@@ -43,19 +45,26 @@ _DRY_HEADS = [(Heads(4, 2, 16), 16)]
 _GPU_HEADS = [(Heads(16, 8, 128), 64), (Heads(32, 8, 128), 64), (Heads(9, 3, 64), 16), (Heads(5, 1, 80), 256)]
 
 
-def run(scale: Scale, device: torch.device) -> list[Check]:
+def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
     """One check for each kernel: the largest difference, or how many values differ that must be equal."""
     heads = _DRY_HEADS if scale.is_dry else _GPU_HEADS
-    return [
-        _close("paged_decode", max(_decode(h, size, device) for h, size in heads)),
-        _close("paged_prefill", max(_prefill(h, size, device) for h, size in heads)),
-        _close("start_rms_norm, add_rms_norm, add_rms_norm_rows", _norms(40 if scale.is_dry else 1024, device)),
-        _close("silu_mul", _silu_mul(52 if scale.is_dry else 3072, device)),
-        _close("rotate_and_store", max(_rotate(h, size, device) for h, size in heads)),
-        _equal("apply_changes, prepare_step, finish_step", _step_state(3 if scale.is_dry else 40, device), 0),
-        _equal("sample", _sample(scale.sampled_vocab, device), MOST_OTHER_DRAWS),
-        _close("logprobs", _logprobs(scale.sampled_vocab, device)),
-    ]
+    checks: dict[str, Callable[[str], Check]] = {
+        "paged_decode": lambda what: _close(what, max(_decode(h, size, device) for h, size in heads)),
+        "paged_prefill": lambda what: _close(what, max(_prefill(h, size, device) for h, size in heads)),
+        "start_rms_norm, add_rms_norm, add_rms_norm_rows": lambda what: _close(
+            what, _norms(40 if scale.is_dry else 1024, device)
+        ),
+        "silu_mul": lambda what: _close(what, _silu_mul(52 if scale.is_dry else 3072, device)),
+        "rotate_and_store": lambda what: _close(what, max(_rotate(h, size, device) for h, size in heads)),
+        "apply_changes, prepare_step, finish_step": lambda what: _equal(
+            what, _step_state(3 if scale.is_dry else 40, device), 0
+        ),
+        "sample": lambda what: _equal(what, _sample(scale.sampled_vocab, device), MOST_OTHER_DRAWS),
+        "logprobs": lambda what: _close(what, _logprobs(scale.sampled_vocab, device)),
+    }
+    for what, check in checks.items():
+        with record.attempt(what):
+            record.add(check(what))
 
 
 def _close(what: str, difference: float) -> Check:

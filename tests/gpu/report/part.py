@@ -1,4 +1,4 @@
-"""One process of the run: does the parts it is told, one after the other, and appends each result to a file.
+"""One process of the run: does the parts it is told, one after the other, and writes to a file what each finds.
 
     python tests/gpu/report/part.py --results FILE [--dry-run] PART...
 
@@ -12,22 +12,22 @@ import argparse
 import asyncio
 import statistics
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+# Python puts this file's folder there, whose modules have names of packages that others look for (`kernels`).
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import msgspec
 from gpu.report.bounds import LEAST_SHARE_OF_DIRECT
-from gpu.report.checks import Check, PartResult, Skipped, result_of
+from gpu.report.checks import Check, PartResult, Skipped
 from gpu.report.floors import Rates
-from gpu.report.results import append_result, read_results
+from gpu.report.results import PartRecord, read_results
 from gpu.report.scale import DRY, GPU, Scale
 
-Found = tuple[list[Check], dict[str, object]]
 Earlier = dict[str, PartResult]
 T = TypeVar("T")
 
@@ -42,129 +42,120 @@ def main() -> int:
     scale = DRY if args.dry_run else GPU
     for name in args.parts:
         earlier = {result.part: result for result in read_results(args.results)}
-        append_result(args.results, do_part(name, scale, earlier))
+        do_part(name, scale, earlier, PartRecord(args.results, name))
     return 0
 
 
-def do_part(name: str, scale: Scale, earlier: Earlier) -> PartResult:
-    """What became of a part, whatever it raised."""
-    begin_s = time.perf_counter()
+def do_part(name: str, scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    """Writes down what becomes of a part, whatever it raises."""
     try:
-        checks, figures = PARTS[name](scale, earlier)
+        with record.attempt():
+            PARTS[name](scale, earlier, record)
     except Skipped as reason:
-        return PartResult(part=name, status="skipped", seconds=time.perf_counter() - begin_s, note=str(reason))
-    except Exception as error:
-        traceback.print_exc()
-        note = f"{type(error).__name__}: {error}"
-        return PartResult(part=name, status="error", seconds=time.perf_counter() - begin_s, note=note)
-    return result_of(name, time.perf_counter() - begin_s, checks, figures)
+        record.end(skipped=str(reason))
+    else:
+        record.end()
 
 
-def _card(scale: Scale, earlier: Earlier) -> Found:
+def _card(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import card
 
     device = torch.device(scale.device)
+    record.add(name=card.name_of(device), torch=str(torch.__version__))
     rates = card.measure(device, scale.copy_bytes, scale.matmul_size)
-    checks = [
+    record.add(
         Check(what="copied, read and written", seen=rates.bytes_per_s / 1e12, unit="TB/s"),
         Check(what="product of bf16 matrices", seen=rates.flops_per_s / 1e12, unit="TFLOP/s"),
-    ]
-    return checks, {
-        "name": card.name_of(device),
-        "torch": str(torch.__version__),
-        **msgspec.structs.asdict(_rates(rates)),
-    }
-
-
-class _Measured(msgspec.Struct, frozen=True):
-    bytes_per_s: float
-    flops_per_s: float
-
-
-def _rates(rates: Rates) -> _Measured:
-    return _Measured(rates.bytes_per_s, rates.flops_per_s)
+        bytes_per_s=rates.bytes_per_s,
+        flops_per_s=rates.flops_per_s,
+    )
 
 
 def _card_of(earlier: Earlier) -> tuple[str, Rates]:
     """The card's name and rates. Raises ValueError where they were not measured."""
     if "card" not in earlier or earlier["card"].status != "held":
         raise ValueError("the card was not measured, so there are no floors")
-    figures = earlier["card"].figures
-    measured = msgspec.convert({name: figures[name] for name in ("bytes_per_s", "flops_per_s")}, _Measured)
-    return str(figures["name"]), Rates(bytes_per_s=measured.bytes_per_s, flops_per_s=measured.flops_per_s)
+    return _figure(earlier, "card", "name", str), Rates(
+        bytes_per_s=_figure(earlier, "card", "bytes_per_s", float),
+        flops_per_s=_figure(earlier, "card", "flops_per_s", float),
+    )
 
 
-def _kernels(scale: Scale, earlier: Earlier) -> Found:
+def _kernels(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import kernels
 
-    return kernels.run(scale, torch.device(scale.device)), {}
+    kernels.run(scale, torch.device(scale.device), record)
 
 
-def _steps(scale: Scale, earlier: Earlier) -> Found:
+def _steps(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import steps
 
-    return steps.run(scale)
+    steps.run(scale, record)
 
 
-def _logits(scale: Scale, earlier: Earlier) -> Found:
+def _logits(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import logits
 
-    return logits.run(scale, torch.device(scale.device)), {}
+    record.add(*logits.run(scale, torch.device(scale.device)))
 
 
-def _flash(scale: Scale, earlier: Earlier) -> Found:
+def _flash(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import flash
 
-    return flash.run(scale, torch.device(scale.device))
+    flash.run(scale, torch.device(scale.device), record)
 
 
-def _small(scale: Scale, earlier: Earlier) -> Found:
+def _small(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import service
 
     card, rates = _card_of(earlier)
-    with service.spawned(scale, scale.small_shape) as (found, start_s):
-        checks, figures = asyncio.run(service.small_model(found, scale, card, rates))
-    return checks, figures | {"start_s": start_s}
+    with service.spawned(scale, scale.small_shape, record) as found:
+        asyncio.run(service.small_model(found, scale, card, rates, record))
 
 
-def _large(scale: Scale, earlier: Earlier) -> Found:
+def _large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import service
 
     card, rates = _card_of(earlier)
-    with service.spawned(scale, scale.large_shape) as (found, start_s):
-        checks, figures = asyncio.run(service.large_model(found, scale, card, rates))
-    return checks, figures | {"start_s": start_s}
+    with service.spawned(scale, scale.large_shape, record) as found:
+        asyncio.run(service.large_model(found, scale, card, rates, record))
 
 
-def _direct(scale: Scale, earlier: Earlier) -> Found:
+def _direct(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import direct, steps
 
+    found = direct.run(scale, steps.platform_of(scale), record)
     served = _figure(earlier, "service", "workload_tokens_per_s", list[float])
-    found = direct.run(scale, steps.platform_of(scale))
-    ratio = statistics.median(served) / statistics.median(found)
     check = Check(
         what="nano-vllm workload: the service / the worker without gRPC",
-        seen=ratio,
+        seen=statistics.median(served) / statistics.median(found),
         unit="x",
         relation="at least",
         limit=LEAST_SHARE_OF_DIRECT,
         is_judged=not scale.is_dry,
     )
-    return [check], {"direct_tokens_per_s": found}
+    record.add(check)
 
 
-def _peer(scale: Scale, earlier: Earlier) -> Found:
+def _peer(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import peer
 
+    rate = peer.run(scale, torch.device(scale.device), record)
+    record.add(peer_tokens_per_s=rate)
     ours = _figure(earlier, "service", "peer_workload_tokens_per_s", float)
-    rate, versions = peer.run(scale, torch.device(scale.device))
-    check = Check(what="the service / transformers' generate_batch", seen=ours / rate, unit="x")
-    return [check], {"peer_tokens_per_s": rate, "our_tokens_per_s": ours, "versions": versions}
+    record.add(Check(what="the service / transformers' generate_batch", seen=ours / rate, unit="x"))
+
+
+def _kernel_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import kernel_times, steps
+
+    _, rates = _card_of(earlier)
+    kernel_times.run(scale, steps.platform_of(scale), rates, record)
 
 
 def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
@@ -174,16 +165,17 @@ def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
     return msgspec.convert(earlier[part].figures[name], kind)
 
 
-PARTS: dict[str, Callable[[Scale, Earlier], Found]] = {
+PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "card": _card,
     "kernels": _kernels,
     "steps": _steps,
     "logits": _logits,
     "flash": _flash,
     "service": _small,
-    "direct": _direct,
     "large": _large,
+    "direct": _direct,
     "peer": _peer,
+    "kernel times": _kernel_times,
 }
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from gpu.report.bounds import LARGE, MAX_IDLE_SHARE, ONE_STREAM, PREFILL, WORKLOAD, SpeedBound, speed_check
 from gpu.report.checks import Check
 from gpu.report.floors import Floors, Rates, Request
+from gpu.report.results import PartRecord
+from gpu.report.rounds import rounds
 from gpu.report.scale import DecodeCase, Scale
 from gpu.report.window import DecodeWindow, decode_window
 
@@ -23,58 +26,74 @@ from pagewire.client.transport import Transport
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 
 TEMPERATURE = 0.6
-_START_TIMEOUT_S = 110.0
+_START_TIMEOUT_S = 90.0
+_MEASURE_LIMIT_S = 60.0
 
 
 class Bench:
     """One service, and what it is measured by."""
 
-    def __init__(self, session: Session, scale: Scale, shape: str, card: str, rates: Rates) -> None:
+    def __init__(self, session: Session, scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord) -> None:
         self._session = session
         self._scale = scale
+        self._shape = shape
         self._card = card
         self._config = RANDOM_SHAPES[shape]
         self._floors = Floors(self._config, rates)
         self._settings = RunSettings(
             temperature=TEMPERATURE, seed=0, max_id=min(NANO_VLLM_MAX_ID, self._config.vocab_size - 1), warm_up=4
         )
+        self._record = record
+        self._summaries: dict[str, list[dict[str, object]]] = {}
+
+    async def measure(self, measures: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+        """One after the other; one that fails or hangs keeps none of the others from being done."""
+        for name, run in measures.items():
+            with self._record.attempt(name):
+                try:
+                    async with asyncio.timeout(_MEASURE_LIMIT_S):
+                        await run()
+                except TimeoutError as error:
+                    raise TimeoutError(f"not done after {_MEASURE_LIMIT_S:g} s") from error
 
     def jobs(self, num_seqs: int, prompt: Span, output: Span, seed: int) -> list[Job]:
         """As nano-vllm draws them; those of another seed share no prefix."""
         return nano_vllm(num_seqs, prompt, output, seed, self._settings.max_id)
 
-    async def workload(self) -> tuple[Check, dict[str, object]]:
+    async def workload(self) -> None:
         """nano-vllm's."""
         scale, length = self._scale, Span(*self._scale.workload_length)
         rates, floor = [], 0.0
-        for index in range(scale.workload_rounds):
+        for index in rounds(scale.workload_rounds):
             jobs = self.jobs(scale.workload_seqs, length, length, index)
             if not index:
                 floor = self._floors.batch_rate([Request(len(job.prompt), job.max_tokens) for job in jobs])
-            rates.append((await self._at_once(jobs)).summary.output_tokens_per_s)
-        name = f"nano-vllm workload, {self._config_name}"
-        return self._speed(name, statistics.median(rates), floor, WORKLOAD), {"workload_tokens_per_s": rates}
+            outcome = await self._at_once("workload", jobs)
+            rates.append(outcome.summary.output_tokens_per_s)
+            self._record.add(workload_tokens_per_s=rates)
+        self._judge(f"nano-vllm workload, {self._config_name}", statistics.median(rates), floor, WORKLOAD)
 
-    async def decode(self, name: str, case: DecodeCase) -> Check:
+    async def decode(self, case: DecodeCase) -> None:
         """Streams that decode together around one context."""
-        windows = [await self._window(case, index) for index in range(case.rounds)]
+        name, bound = ("one stream", ONE_STREAM) if case.streams == 1 else (f"{case.streams} streams", LARGE)
+        windows = [await self._window(name, case, index) for index in rounds(case.rounds)]
         middle = sorted(windows, key=lambda window: window.tokens_per_s)[len(windows) // 2]
         floor = self._floors.decode_rate(case.streams, middle.mean_context)
-        bound = ONE_STREAM if case.streams == 1 else LARGE
-        return self._speed(f"{name} at a context of {middle.mean_context:.0f}", middle.tokens_per_s, floor, bound)
+        what = f"{name}, {self._shape} at a context of {middle.mean_context:.0f}"
+        self._judge(what, middle.tokens_per_s, floor, bound)
 
-    async def prefill(self) -> Check:
+    async def prefill(self) -> None:
         """Prompts of one length, a token each."""
         scale = self._scale
         length, rates = Span(scale.prefill_length, scale.prefill_length), []
-        for index in range(scale.prefill_rounds):
+        for index in rounds(scale.prefill_rounds):
             jobs = self.jobs(scale.prefill_prompts, length, Span(1, 1), 1000 + index)
-            summary = (await self._at_once(jobs)).summary
+            summary = (await self._at_once("prefill", jobs)).summary
             rates.append(summary.prompt_tokens / summary.wall_s)
         floor = self._floors.prefill_rate(scale.prefill_length)
-        return self._speed(f"prefill of {scale.prefill_length} tokens", statistics.median(rates), floor, PREFILL)
+        self._judge(f"prefill of {scale.prefill_length} tokens", statistics.median(rates), floor, PREFILL)
 
-    async def steady(self) -> tuple[Check, dict[str, object]]:
+    async def steady(self) -> None:
         """Share of its time that the device waits, while streams decode and none begins."""
         scale = self._scale
         case = Steady(
@@ -84,95 +103,103 @@ class Bench:
             ramp_s=scale.steady_ramp_s,
             duration_s=scale.steady_s,
         )
-        outcome = await runs.steady(self._session, self._settings, case)
+        outcome = self._kept("steady", await runs.steady(self._session, self._settings, case))
         share = outcome.summary.worker_idle_share
         if share is None:
             raise ValueError("the engine reported no step in the steady window")
-        check = Check(
-            what=f"idle share of the device in steady decode, {scale.steady_streams} streams",
-            seen=share,
-            unit="",
-            relation="at most",
-            limit=MAX_IDLE_SHARE,
-            is_judged=not scale.is_dry,
+        self._record.add(
+            Check(
+                what=f"idle share of the device in steady decode, {scale.steady_streams} streams",
+                seen=share,
+                unit="",
+                relation="at most",
+                limit=MAX_IDLE_SHARE,
+                is_judged=not scale.is_dry,
+            )
         )
-        return check, {"steady_tokens_per_s": outcome.summary.output_tokens_per_s}
 
-    async def peer_workload(self) -> float:
-        """Tokens a second of what the peer is compared on."""
+    async def peer_workload(self) -> None:
+        """What the peer is compared on."""
         scale = self._scale
         output = Span(scale.peer_output, scale.peer_output)
-        jobs = self.jobs(scale.peer_seqs, Span(*scale.peer_prompt), output, 2000)
-        return (await self._at_once(jobs)).summary.output_tokens_per_s
+        outcome = await self._at_once("peer", self.jobs(scale.peer_seqs, Span(*scale.peer_prompt), output, 2000))
+        self._record.add(peer_workload_tokens_per_s=outcome.summary.output_tokens_per_s)
 
     @property
     def _config_name(self) -> str:
         return self._session.service.model.name
 
-    def _speed(self, name: str, seen: float, floor: float, bound: SpeedBound) -> Check:
-        return speed_check(name, seen, floor, bound, self._card, not self._scale.is_dry)
+    def _judge(self, what: str, seen: float, floor: float, bound: SpeedBound) -> None:
+        self._record.add(speed_check(what, seen, floor, bound, self._card, not self._scale.is_dry))
 
-    async def _at_once(self, jobs: Sequence[Job]) -> Outcome:
-        outcome = await runs.throughput(self._session, jobs, self._settings)
+    async def _at_once(self, name: str, jobs: Sequence[Job]) -> Outcome:
+        return self._kept(name, await runs.throughput(self._session, jobs, self._settings))
+
+    async def _window(self, name: str, case: DecodeCase, index: int) -> DecodeWindow:
+        prompt, output = Span(case.prompt, case.prompt), Span(case.output, case.output)
+        jobs = self.jobs(case.streams, prompt, output, 3000 + index)
+        return decode_window((await self._at_once(name, jobs)).readings)
+
+    def _kept(self, name: str, outcome: Outcome) -> Outcome:
+        """The same, its summary written down. Raises ValueError where a request failed."""
+        self._summaries.setdefault(name, []).append(outcome.summary.as_json())
+        self._record.add(summaries=self._summaries)
         if outcome.summary.failed:
             raise ValueError(f"{outcome.summary.failed} requests failed: {'; '.join(outcome.summary.errors)}")
         return outcome
 
-    async def _window(self, case: DecodeCase, index: int) -> DecodeWindow:
-        prompt, output = Span(case.prompt, case.prompt), Span(case.output, case.output)
-        jobs = self.jobs(case.streams, prompt, output, 3000 + index)
-        return decode_window((await self._at_once(jobs)).readings)
-
 
 @contextmanager
-def spawned(scale: Scale, shape: str) -> Iterator[tuple[Service, float]]:
-    """A service of a random model, and the seconds until it served."""
+def spawned(scale: Scale, shape: str, record: PartRecord) -> Iterator[Service]:
+    """A service of a random model; notes the seconds until it served. What it says goes to stderr."""
     begin_s = time.perf_counter()
-    settings = {"log_level": "warning", **scale.settings}
-    local = LocalService(f"random:{shape}", settings, quiet=True)
+    local = LocalService(f"random:{shape}", dict(scale.settings), quiet=False)
     try:
         ready = local.start(_START_TIMEOUT_S)
         with Client(ready.address) as client:
             model = client.model()
-        found = Service(
+        record.add(start_s=time.perf_counter() - begin_s)
+        yield Service(
             transport=Transport(target=ready.address), admin=Transport(target=ready.admin_address), model=model
         )
-        yield found, time.perf_counter() - begin_s
     finally:
         local.stop()
 
 
 @asynccontextmanager
 async def bench_of(
-    found: Service, scale: Scale, shape: str, card: str, rates: Rates
-) -> AsyncIterator[tuple[Bench, dict[str, object]]]:
-    """A bench over a running service, and what the service says of itself."""
+    found: Service, scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord
+) -> AsyncIterator[Bench]:
+    """A bench over a running service; notes what the service says of itself."""
     async with Session(found) as session:
         info = await session.server_info()
-        said: dict[str, object] = {}
         if info is not None:
-            said = {
-                "attention": info.attention_backend,
-                "linear": info.linear_backend,
-                "versions": dict(info.versions),
-                "settings": dict(info.settings),
-            }
-        yield Bench(session, scale, shape, card, rates), said
+            record.add(
+                service={
+                    "attention": info.attention_backend,
+                    "linear": info.linear_backend,
+                    "versions": dict(info.versions),
+                    "settings": dict(info.settings),
+                }
+            )
+        yield Bench(session, scale, shape, card, rates, record)
 
 
-async def small_model(found: Service, scale: Scale, card: str, rates: Rates) -> tuple[list[Check], dict[str, object]]:
+async def small_model(found: Service, scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
     """Everything that is measured on the small model."""
-    async with bench_of(found, scale, scale.small_shape, card, rates) as (bench, said):
-        workload, figures = await bench.workload()
-        one = await bench.decode(f"one stream, {scale.small_shape}", scale.one_stream)
-        prefill = await bench.prefill()
-        idle, steady_figures = await bench.steady()
-        figures |= steady_figures | {"peer_workload_tokens_per_s": await bench.peer_workload(), "service": said}
-    return [workload, one, prefill, idle], figures
+    async with bench_of(found, scale, scale.small_shape, card, rates, record) as bench:
+        await bench.measure(
+            {
+                "workload": bench.workload,
+                "one stream": lambda: bench.decode(scale.one_stream),
+                "prefill": bench.prefill,
+                "steady": bench.steady,
+                "peer workload": bench.peer_workload,
+            }
+        )
 
 
-async def large_model(found: Service, scale: Scale, card: str, rates: Rates) -> tuple[list[Check], dict[str, object]]:
+async def large_model(found: Service, scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
     """What is measured on the large one."""
-    async with bench_of(found, scale, scale.large_shape, card, rates) as (bench, said):
-        case = scale.large_case
-        return [await bench.decode(f"{case.streams} streams, {scale.large_shape}", case)], {"service": said}
+    async with bench_of(found, scale, scale.large_shape, card, rates, record) as bench:
+        await bench.measure({"streams": lambda: bench.decode(scale.large_case)})

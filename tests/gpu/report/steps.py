@@ -7,6 +7,7 @@ import itertools
 
 import msgspec
 from gpu.report.checks import Check
+from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
 from support.device_runner import CpuPlatform, tiny_config, tiny_spec
 from support.plan_stream import LoadedStream
@@ -16,6 +17,8 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.cuda.platform import CudaPlatform, Platform
 
 _SEEDS = (0, 1, 2)
+_SHOWN = 400
+"""Characters of a difference."""
 
 
 def platform_of(scale: Scale) -> Platform:
@@ -32,40 +35,41 @@ def models(scale: Scale) -> dict[str, DecoderConfig]:
     return {"tiny": tiny} if scale.is_dry else {"tiny": tiny, "heads of 128": wide}
 
 
-def run(scale: Scale) -> tuple[list[Check], dict[str, object]]:
+def run(scale: Scale, record: PartRecord) -> None:
     """The number of streams of plans whose tokens differ; where the first differences were, and the memory went."""
-    checks: list[Check] = []
-    figures: dict[str, object] = {}
     for (name, config), enforce_eager in itertools.product(models(scale).items(), (False, True)):
         kind = f"{name}, {'eager' if enforce_eager else 'recorded'}"
-        launch = sim_launch(
-            "ipc:///nowhere",
-            device="cuda",
-            dtype="float32",
-            model=tiny_spec(config),
-            max_num_seqs=20,
-            max_model_len=64,
-            max_num_batched_tokens=96,
-            block_size=16,
-            attention_backend="triton",
-            enforce_eager=enforce_eager,
-        )
-        stream = LoadedStream(launch, platform_of(scale))
-        wrong = 0
-        for seed in _SEEDS[: 1 if scale.is_dry else None]:
-            try:
-                stream.check(seed, scale.plan_steps)
-            except AssertionError as error:
-                wrong += 1
-                figures.setdefault(f"{kind}: first difference", str(error).splitlines()[0])
-        checks.append(
-            Check(
-                what=f"{kind} steps, fp32: streams of plans whose tokens are not the CPU's",
-                seen=wrong,
-                unit="streams",
-                relation="at most",
-                limit=0,
-            )
-        )
-        figures[f"{kind}: memory"] = stream.loaded.brought_up.report.lines()
-    return checks, figures
+        with record.attempt(kind):
+            _check(scale, kind, config, enforce_eager, record)
+
+
+def _check(scale: Scale, kind: str, config: DecoderConfig, enforce_eager: bool, record: PartRecord) -> None:
+    launch = sim_launch(
+        "ipc:///nowhere",
+        device="cuda",
+        dtype="float32",
+        model=tiny_spec(config),
+        max_num_seqs=20,
+        max_model_len=64,
+        max_num_batched_tokens=96,
+        block_size=16,
+        attention_backend="triton",
+        enforce_eager=enforce_eager,
+    )
+    stream = LoadedStream(launch, platform_of(scale))
+    differences: dict[str, str] = {}
+    for seed in _SEEDS[: 1 if scale.is_dry else None]:
+        try:
+            stream.check(seed, scale.plan_steps)
+        except AssertionError as error:
+            differences[f"seed {seed}"] = " ".join(str(error).split())[:_SHOWN]
+    record.add(
+        Check(
+            what=f"{kind} steps, fp32: streams of plans whose tokens are not the CPU's",
+            seen=len(differences),
+            unit="streams",
+            relation="at most",
+            limit=0,
+        ),
+        **{f"{kind}: memory": stream.loaded.brought_up.report.lines(), f"{kind}: differences": differences},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -24,36 +25,42 @@ def report(
 
 
 def markdown(results: Sequence[PartResult], about: Mapping[str, object], dry_run: bool) -> str:
-    """A row for each check; and a line for each part that did not come to its end."""
+    """A row for each check; and one for each part that did not come to its end."""
     lines = [
         f"{about['card']}, {about['date']}, torch {about['torch']}" + (" (dry run: no speed is judged)" * dry_run),
         "",
         "| part | what | seen | bound | floor | |",
         "|---|---|---|---|---|---|",
+        *rows(results),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def rows(results: Sequence[PartResult]) -> list[str]:
+    """The table's."""
+    lines = []
     for result in results:
         lines += [_row(result.part, check) for check in result.checks]
         if result.status not in ("held", "failed"):
             lines.append(f"| {result.part} | {_cell(result.note)} | | | | {result.status} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _row(part: str, check: Check) -> str:
     bound = "" if check.limit is None else f"{check.relation} {_number(check.limit)}"
-    floor = "" if check.floor is None else f"{_number(check.floor)} ({check.seen / check.floor:.0%})"
+    floor = ""
+    if check.floor is not None:
+        floor = _number(check.floor) + ("" if check.seen is None else f" ({check.seen / check.floor:.0%})")
     verdict = "" if check.limit is None else "holds" if check.holds else "**does not hold**"
     if not check.is_judged and check.limit is not None:
         verdict = "not judged"
     return f"| {part} | {_cell(check.what)} | {_number(check.seen)} {check.unit} | {bound} | {floor} | {verdict} |"
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int_or_none(value) else f"{value:.3g}"
-
-
-def int_or_none(value: float) -> int | None:
-    """The whole number that it is."""
-    return int(value) if value == value and abs(value) != float("inf") and value == int(value) else None
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "no number"
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
 
 
 def _cell(text: str) -> str:
