@@ -99,6 +99,7 @@ def _probe_with_torch() -> ProbeReport:
     from pagewire.worker.model.cpu_linears import cpu_linears
     from pagewire.worker.model.linear import OneDnnLinear, TorchLinear
     from pagewire.worker.native.library import NativeUnavailable, load_library
+    from pagewire.worker.torch_kernels.few_rows import FEW_ROWS
 
     cores = usable_cores()
     torch.set_num_threads(cores)
@@ -117,7 +118,8 @@ def _probe_with_torch() -> ProbeReport:
         for kind in on_cpu
     ]
     if card is not None:
-        linears.append(BackendReport(device="cuda", name=TorchLinear.name, available=True, chosen=True, note="cuBLAS"))
+        note = f"cuBLAS; up to {FEW_ROWS} rows by Triton's kernels, where a start finds that they work"
+        linears.append(BackendReport(device="cuda", name=TorchLinear.name, available=True, chosen=True, note=note))
     missing = []
     if card is not None and importlib.util.find_spec("triton") is None:
         missing.append(

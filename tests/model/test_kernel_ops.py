@@ -97,4 +97,4 @@ def test_a_step_of_too_many_rows_is_refused() -> None:
 
 
 def test_bytes_are_those_of_buffers_and_table() -> None:
-    assert ops_for(CONFIG).num_bytes == 64 * (40 * (4 + 4) + 52 * 4 + 8) + 64 * 16 * 4
+    assert ops_for(CONFIG).num_bytes == 64 * (40 * (4 + 4) + 52 * 4 + 8) + 4 * 40 * 4 + 64 * 16 * 4

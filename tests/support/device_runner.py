@@ -19,6 +19,7 @@ from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepW
 from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.few_rows_linear import FewRowsKernels, torch_few_rows_kernels
 from pagewire.worker.model.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
 from pagewire.worker.model.weights import load_decoder
 from pagewire.worker.slot_columns import SlotLimits
@@ -172,6 +173,9 @@ class CpuPlatform:
 
     def ops_kernels(self) -> OpsKernels:
         return torch_ops_kernels()
+
+    def few_rows_kernels(self, device: torch.device) -> list[FewRowsKernels]:
+        return [torch_few_rows_kernels()]
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
         return TritonAttention(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-import torch
 
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.sharding import local_decoder

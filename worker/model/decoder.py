@@ -94,14 +94,14 @@ class Decoder:
         w = self.weights
         ops = self.ops.begin(batch, kv, self.rope)
         attention = self.attention.begin(batch, kv)
-        h_TE = ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm)
+        qkv = w.layers[0].qkv(ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm))
         for index, layer in enumerate(w.layers):
-            q_THD = ops.rotate_and_store(index, layer.qkv(h_TE), layer.qk_norm)
+            q_THD = ops.rotate_and_store(index, qkv, layer.qk_norm)
             attended_TA = attention.attend(index, q_THD).flatten(1)
-            h_TE = ops.add_norm(layer.o(attended_TA), layer.mlp_norm)
-            delta_TE = layer.down(ops.silu_mul(layer.gate_up(h_TE)))
+            delta_TE = layer.down(ops.add_norm_gate_up(layer.o(attended_TA), layer.mlp_norm, layer.gate_up))
             if index + 1 < len(w.layers):
-                h_TE = ops.add_norm(delta_TE, w.layers[index + 1].attention_norm)
+                following = w.layers[index + 1]
+                qkv = ops.add_norm_linear(delta_TE, following.attention_norm, following.qkv)
         h_SE = ops.add_norm_sampled(delta_TE, w.final_norm)
         if h_SE.shape[0] == 0:  # a chunk in the middle of a prompt; oneDNN takes no empty matrix
             return h_SE.new_empty((0, self.config.vocab_size))

@@ -3,6 +3,9 @@
 Everything is computed in fp32 and rounded once, where it is stored. A step allocates nothing and reads nothing back,
 so it can be captured in a CUDA graph: graphs of all batch sizes share the buffers, whose first rows they use. The
 kernels are Triton's on a GPU; with torch's in their place the same class runs on a CPU.
+
+Before a `FewRowsLinear`, add and norm of a few rows are the linear's own: each of its programs reads all of x, so the
+new x goes to a second buffer, and the two change places.
 """
 
 from collections.abc import Callable
@@ -13,8 +16,12 @@ import torch
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.few_rows_linear import FewRowsLinear
+from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
+from pagewire.worker.torch_kernels.few_rows import FEW_ROWS
 
 Tensor = torch.Tensor
 
@@ -82,6 +89,7 @@ class KernelOps:
         self._rope: RotaryEmbedding | None = None
         self._cos_sin_PD = torch.empty(0)
         self._x_TE = torch.empty(max_rows, config.hidden_size, dtype=torch.float32, device=device)
+        self._next_x_TE = torch.empty(FEW_ROWS, config.hidden_size, dtype=torch.float32, device=device)
         self._h_TE = torch.empty(max_rows, config.hidden_size, dtype=dtype, device=device)
         self._activation_TF = torch.empty(max_rows, config.intermediate_size, dtype=dtype, device=device)
         self._slots_T = torch.empty(max_rows, dtype=torch.int64, device=device)
@@ -89,7 +97,7 @@ class KernelOps:
     @property
     def num_bytes(self) -> int:
         """Device memory of the buffers and of the table of rotations."""
-        buffers = (self._x_TE, self._h_TE, self._activation_TF, self._slots_T)
+        buffers = (self._x_TE, self._next_x_TE, self._h_TE, self._activation_TF, self._slots_T)
         table_bytes = self._max_positions * self._config.head_dim * torch.float32.itemsize
         return sum(buffer.nbytes for buffer in buffers) + table_bytes
 
@@ -110,6 +118,7 @@ class KernelOps:
             self._slots_of_rows(batch),
             StepBuffers(
                 x_TE=self._x_TE[:num_rows],
+                next_x_TE=self._next_x_TE[:num_rows],
                 h_TE=self._h_TE[:num_rows],
                 activation_TF=self._activation_TF[:num_rows],
             ),
@@ -129,11 +138,13 @@ class StepBuffers:
 
     x_TE: torch.Tensor
     """fp32: the sum of the layers so far."""
+    next_x_TE: torch.Tensor
+    """Of the same shape where rows are few; unused where they are many."""
     h_TE: torch.Tensor
     activation_TF: torch.Tensor
 
 
-class KernelStepOps:
+class KernelStepOps(StepOps):
     """For one step."""
 
     def __init__(
@@ -151,10 +162,11 @@ class KernelStepOps:
         self._cos_sin_PD = cos_sin_PD
         self._slots_T = slots_T
         self._buffers = buffers
+        self._x_TE, self._next_x_TE = buffers.x_TE, buffers.next_x_TE
 
     def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         b = self._buffers
-        self._kernels.start_rms_norm(rows_TE, b.x_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
+        self._kernels.start_rms_norm(rows_TE, self._x_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
         return b.h_TE
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
@@ -174,7 +186,7 @@ class KernelStepOps:
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         b = self._buffers
-        self._kernels.add_rms_norm(b.x_TE, delta_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
+        self._kernels.add_rms_norm(self._x_TE, delta_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
         return b.h_TE
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -184,5 +196,20 @@ class KernelStepOps:
     def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         b, rows_S = self._buffers, self._batch.sample_rows_S
         h_SE = b.h_TE[: rows_S.shape[0]]
-        self._kernels.add_rms_norm_rows(b.x_TE, delta_TE, rows_S, norm.scaled_weight, norm.squared_floor, h_SE)
+        self._kernels.add_rms_norm_rows(self._x_TE, delta_TE, rows_S, norm.scaled_weight, norm.squared_floor, h_SE)
         return h_SE
+
+    def add_norm_linear(self, delta_TE: torch.Tensor, norm: RmsNorm, linear: Linear) -> torch.Tensor:
+        if not isinstance(linear, FewRowsLinear) or self._x_TE.shape[0] > linear.max_rows:
+            return super().add_norm_linear(delta_TE, norm, linear)
+        y = linear.of_sum(self._x_TE, delta_TE, norm, self._next_x_TE)
+        self._x_TE, self._next_x_TE = self._next_x_TE, self._x_TE
+        return y
+
+    def add_norm_gate_up(self, delta_TE: torch.Tensor, norm: RmsNorm, gate_up: Linear) -> torch.Tensor:
+        if not isinstance(gate_up, FewRowsLinear) or self._x_TE.shape[0] > gate_up.max_rows:
+            return super().add_norm_gate_up(delta_TE, norm, gate_up)
+        out_TF = self._buffers.activation_TF
+        gate_up.gated_of_sum(self._x_TE, delta_TE, norm, self._next_x_TE, out_TF)
+        self._x_TE, self._next_x_TE = self._next_x_TE, self._x_TE
+        return out_TF

@@ -31,8 +31,9 @@ rows was no slower than with 512 here."""
 class Linear(Protocol):
     """y = x · weightᵀ + bias."""
 
-    name: ClassVar[str]
-    """Which kind this is, for reports."""
+    @property
+    def name(self) -> str:
+        """Which kind this is, for reports."""
 
     num_bytes: int
     """Memory its weight and bias take."""

@@ -13,6 +13,7 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
 from pagewire.worker.native.library import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, NativeLibrary, NormArgs, RotateArgs
 from pagewire.worker.native.memory import Buffer, dtype_code
@@ -58,7 +59,7 @@ class NativeOps:
         )
 
 
-class NativeStepOps:
+class NativeStepOps(StepOps):
     """For one step."""
 
     def __init__(

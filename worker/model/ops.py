@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.rope import RotaryEmbedding
 
 
 class StepOps(Protocol):
-    """One step's operations, for all of its rows. A result is valid until the next call of any method."""
+    """One step's operations, for all of its rows. A result is valid until the next call of any method.
+
+    Kinds are derived from it: what runs before a linear, together with the linear, is defined here by the other methods
+    and left so by all that have nothing faster."""
 
     def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         """Starts x with every token's row of the embedding; returns x normalized, [T, E]."""
@@ -36,6 +40,14 @@ class StepOps(Protocol):
 
     def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         """Adds the last part to x; returns x normalized at the rows that sample, [S, E]."""
+
+    def add_norm_linear(self, delta_TE: torch.Tensor, norm: RmsNorm, linear: Linear) -> torch.Tensor:
+        """Adds a part to x; returns what the linear makes of x normalized."""
+        return linear(self.add_norm(delta_TE, norm))
+
+    def add_norm_gate_up(self, delta_TE: torch.Tensor, norm: RmsNorm, gate_up: Linear) -> torch.Tensor:
+        """Adds a part to x; returns the gated activation of what [E] → [2F] makes of x normalized, [T, F]."""
+        return self.silu_mul(gate_up(self.add_norm(delta_TE, norm)))
 
 
 class DecoderOps(Protocol):
@@ -61,7 +73,7 @@ class TorchOps:
         return TorchStepOps(self._config, batch, kv, rope)
 
 
-class TorchStepOps:
+class TorchStepOps(StepOps):
     """For one step."""
 
     def __init__(self, config: DecoderConfig, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> None:

@@ -1,0 +1,68 @@
+"""A linear whose few rows run in kernels of its own: the same product for any number of rows, and kernels that are
+chosen only where they work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pagewire.worker.model.few_rows_linear import (
+    FewRowsKernels,
+    FewRowsLinear,
+    FewRowsLinears,
+    device_linears,
+    torch_few_rows_kernels,
+)
+from pagewire.worker.model.linear import TorchLinear
+
+CPU = torch.device("cpu")
+KERNELS = torch_few_rows_kernels()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 4, 5])
+def test_the_product(num_rows: int, dtype: torch.dtype) -> None:
+    weight, bias, x = torch.randn(30, 48).to(dtype), torch.randn(30).to(dtype), torch.randn(num_rows, 48).to(dtype)
+    linear = FewRowsLinears(KERNELS, CPU).linear(weight, bias)
+    assert linear.num_bytes == weight.nbytes + bias.nbytes
+    assert linear(x).dtype == dtype
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(linear(x).double(), expected, rtol=1e-2, atol=1e-4 if dtype == torch.float32 else 0.2)
+
+
+def test_two_rows_of_a_wide_weight_are_many() -> None:
+    refusing = replace(KERNELS, linear=_refuse)
+    weight, x = torch.randn(3, 4100), torch.randn(2, 4100)
+    linear = FewRowsLinears(refusing, CPU).linear(weight, None)
+    assert torch.equal(linear(x), F.linear(x, weight))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        linear(x[:1])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_few_rows_of_a_head_are_float32(tied: bool) -> None:
+    weight, x = torch.randn(30, 48).bfloat16(), torch.randn(2, 48).bfloat16()
+    linears = FewRowsLinears(KERNELS, CPU)
+    embedding, head = linears.tied(weight) if tied else (None, linears.head(weight))
+    torch.testing.assert_close(head(x), x.float() @ weight.float().T)
+    if embedding is not None:
+        assert torch.equal(embedding(torch.tensor([7])), weight[7:8])
+
+
+def _refuse(*tensors: object) -> None:
+    raise RuntimeError("no kernel image is available")
+
+
+def _write_nothing(*tensors: object) -> None:
+    tensors[-1].zero_()
+
+
+@pytest.mark.parametrize("broken", [_refuse, _write_nothing])
+@pytest.mark.parametrize("which", ["linear", "add_norm_linear", "add_norm_gate_up"])
+def test_kernels_that_fail_their_trial_are_not_chosen(which: str, broken: object) -> None:
+    bad: FewRowsKernels = replace(KERNELS, name="bad", **{which: broken})
+    assert isinstance(device_linears([bad], CPU, torch.float32).linear(torch.zeros(2, 2), None), TorchLinear)
+    second = device_linears([bad, KERNELS], CPU, torch.bfloat16).linear(torch.zeros(2, 2), None)
+    assert isinstance(second, FewRowsLinear)
+    assert second.name == KERNELS.name
