@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pagewire.worker.cuda.recorder import EagerRecorder
 from pagewire.worker.model.few_rows_linear import (
     FewRowsKernels,
     FewRowsLinear,
@@ -61,8 +62,18 @@ def _write_nothing(*tensors: object) -> None:
 @pytest.mark.parametrize("broken", [_refuse, _write_nothing])
 @pytest.mark.parametrize("which", ["linear", "add_norm_linear", "add_norm_gate_up"])
 def test_kernels_that_fail_their_trial_are_not_chosen(which: str, broken: object) -> None:
+    record = EagerRecorder().record
     bad: FewRowsKernels = replace(KERNELS, name="bad", **{which: broken})
-    assert isinstance(device_linears([bad], CPU, torch.float32).linear(torch.zeros(2, 2), None), TorchLinear)
-    second = device_linears([bad, KERNELS], CPU, torch.bfloat16).linear(torch.zeros(2, 2), None)
+    assert isinstance(device_linears([bad], CPU, torch.float32, record).linear(torch.zeros(2, 2), None), TorchLinear)
+    second = device_linears([bad, KERNELS], CPU, torch.bfloat16, record).linear(torch.zeros(2, 2), None)
     assert isinstance(second, FewRowsLinear)
     assert second.name == KERNELS.name
+
+
+def test_kernels_that_cannot_be_recorded_are_not_chosen() -> None:
+    def record(work: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert isinstance(
+        device_linears([KERNELS], CPU, torch.float32, record).linear(torch.zeros(2, 2), None), TorchLinear
+    )

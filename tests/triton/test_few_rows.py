@@ -14,6 +14,7 @@ from support.batches import PagedDriver, greedy
 from support.checkpoints import build_hf_model, save_checkpoint
 
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.cuda.recorder import EagerRecorder
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.few_rows_linear import FewRowsLinears, device_linears, triton_few_rows_kernels
@@ -132,9 +133,10 @@ def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
 def test_what_cannot_run_here_is_not_chosen() -> None:
     """The interpreter knows no overlapped launch."""
     candidates = [triton_few_rows_kernels(overlap=overlap) for overlap in (True, False)]
-    linears = device_linears(candidates, CPU, torch.float32)
+    record = EagerRecorder().record
+    linears = device_linears(candidates, CPU, torch.float32, record)
     assert linears.linear(torch.zeros(4, 4), None).name == "few-rows"
-    assert device_linears(candidates[:1], CPU, torch.float32).linear(torch.zeros(4, 4), None).name == "torch"
+    assert device_linears(candidates[:1], CPU, torch.float32, record).linear(torch.zeros(4, 4), None).name == "torch"
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,8 @@ def load_cuda(
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
     )
-    linears = device_linears(platform.few_rows_kernels(kit.device), kit.device, needs.dtype)
+    candidates = platform.few_rows_kernels(kit.device)
+    linears = device_linears(candidates, kit.device, needs.dtype, kit.new_recorder().record)
     allocated_before = meter.allocated()
     launch, decoder = _decoder(launch, attention, ops, linears, progress, on_rank_lost)
     loaded = LoadedModel(

@@ -115,19 +115,29 @@ class FewRowsLinears:
         return TableEmbedding(weight_VE), self.head(weight_VE)
 
 
-def device_linears(candidates: Sequence[FewRowsKernels], device: torch.device, dtype: torch.dtype) -> LinearKind:
-    """With the first candidate that computes what its definition does on this device; with none if none does."""
+def device_linears(
+    candidates: Sequence[FewRowsKernels],
+    device: torch.device,
+    dtype: torch.dtype,
+    record: Callable[[Callable[[], None]], Callable[[], None]],
+) -> LinearKind:
+    """With the first candidate that computes what its definition does on this device; with none if none does. `record`
+    makes of some work what runs it again, as decode steps are recorded."""
     for kernels in candidates:
-        if _works(kernels, device, dtype):
+        if _works(kernels, device, dtype, record):
             return FewRowsLinears(kernels, device)
     return TorchLinears(TorchLinear, device)
 
 
-@torch.inference_mode()
-def _works(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype) -> bool:
+def _works(
+    kernels: FewRowsKernels,
+    device: torch.device,
+    dtype: torch.dtype,
+    record: Callable[[Callable[[], None]], Callable[[], None]],
+) -> bool:
     """A small layer's linears one after the other, so that each reads what the one before it wrote, with one row and
-    with as many as they take; tried because a compiler, a driver or a device may refuse the kernels, or their launch,
-    in its own way."""
+    with as many as they take, recorded; tried because a compiler, a driver or a device may refuse the kernels, their
+    launch, or its recording, in its own way."""
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
@@ -152,13 +162,19 @@ def _works(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype) ->
         kind.linear(y, o, None, logits)
         return [new_x, last_x, logits]
 
+    @torch.inference_mode()
     def both(kind: FewRowsKernels) -> list[Tensor]:
         return [*layer(kind, 1), *layer(kind, FEW_ROWS)]
+
+    computed: list[Tensor] = []
+
+    def work() -> None:
+        computed[:] = both(kernels)
 
     # Weights must be there before a kernel that may start early asks for them.
     _finish(device)
     try:
-        computed = both(kernels)
+        record(work)()
         _finish(device)
     except Exception:  # what compilers, drivers and launchers raise has no common kind
         return False
