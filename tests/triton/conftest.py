@@ -5,8 +5,12 @@ Triton itself, which transformers imports too. So the variable is set here where
 by `tests/conftest.py` for the whole suite, before anything is collected.
 """
 
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,20 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError("triton was imported before tests/triton could choose its interpreter")
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the module's script in `tests/support` prints of each kernel it compiles, in a process where Triton does
+    not interpret."""
+    script = Path(__file__).parents[1] / "support" / request.module.COMPILED_BY
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(autouse=True)

@@ -4,27 +4,9 @@ not, and whether tiles fit the shared memory they were chosen for.
 In a process of its own: here, Triton interprets.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-_COMPILE = Path(__file__).parents[1] / "support" / "compile_attention.py"
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run(
-        [sys.executable, str(_COMPILE)], env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+COMPILED_BY = "compile_attention.py"
 
 
 def test_every_kind_was_compiled(compiled: list[dict[str, Any]]) -> None:

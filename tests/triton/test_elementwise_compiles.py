@@ -4,33 +4,15 @@ lets pass and a compiler does not.
 In a process of its own: here, Triton interprets.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-_COMPILE = Path(__file__).parents[1] / "support" / "compile_elementwise.py"
+COMPILED_BY = "compile_elementwise.py"
 _NAMES = {
     "_normalize", "_silu_mul", "_rotate_and_store",
     "_find_maxima", "_weigh", "_pick", "search",
     "_chunk_tops", "_row_tops",
 }  # fmt: skip
 _STEP_NAMES = {"_scatter", "_prepare", "_finish"}
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run(
-        [sys.executable, str(_COMPILE)], env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_every_kernel_was_compiled_for_both_devices(compiled: list[dict[str, Any]]) -> None:

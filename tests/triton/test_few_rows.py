@@ -1,10 +1,6 @@
 """Linears of few rows: interpreted in fp32 against their definition in torch, alone and in a whole decoder; and
 compiled for real devices, which needs none, in a process of its own."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,7 @@ FLOOR = 0.05
 # time, the last one in part; outputs that fill no program.
 SHAPES = [(1, 64, 5), (2, 96, 9), (3, 1024, 4), (4, 1536, 6), (1, 1536, 7), (4, 64, 13), (1, 5200, 3)]
 
-_COMPILE = Path(__file__).parents[1] / "support" / "compile_few_rows.py"
+COMPILED_BY = "compile_few_rows.py"
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -137,17 +133,6 @@ def test_what_cannot_run_here_is_not_chosen() -> None:
     linears = device_linears(candidates, CPU, torch.float32, record)
     assert linears.linear(torch.zeros(4, 4), None).name == "few-rows"
     assert device_linears(candidates[:1], CPU, torch.float32, record).linear(torch.zeros(4, 4), None).name == "torch"
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run(
-        [sys.executable, str(_COMPILE)], env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_every_kernel_was_compiled_for_both_devices(compiled: list[dict[str, Any]]) -> None:
