@@ -20,14 +20,16 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.int8_linear import NativeInt8Linears, int8_on_torch
 from pagewire.worker.model.linear import LinearKind, TorchLinears, choose_linear
 from pagewire.worker.model.native_linear import NativeLinears
 from pagewire.worker.model.native_ops import NativeOps, unsupported_shape
 from pagewire.worker.model.ops import DecoderOps, TorchOps
+from pagewire.worker.model.recorded_decoder import RecordedDecoder
 from pagewire.worker.native.library import NativeUnavailable, load_library
 from pagewire.worker.native_sampler import NativeSampler
-from pagewire.worker.runner import TokenSampler
+from pagewire.worker.runner import Model, TokenSampler
 from pagewire.worker.sampler import Sampler
 
 
@@ -42,6 +44,8 @@ class CpuKernels:
     linears: LinearKind
     sampler: Callable[[int], TokenSampler]
     """Makes the sampler for a vocabulary."""
+    model: Callable[[Decoder], Model]
+    """What runs a decoder that was loaded with these kernels and is no rank of a group."""
     note: str
     """Why it is torch's, where the native library was possible."""
 
@@ -91,6 +95,7 @@ def choose_kernels(
         ops=NativeOps(library, config, dtype),
         linears=NativeLinears(library, dtype) if quantization == "none" else NativeInt8Linears(library, dtype),
         sampler=lambda vocab_size: NativeSampler(library, vocab_size),
+        model=lambda decoder: RecordedDecoder(decoder, library),
         note="",
     )
 
@@ -110,5 +115,6 @@ def _torch_kernels(
         ops=TorchOps(config),
         linears=linears,
         sampler=Sampler,
+        model=lambda decoder: decoder,
         note=note,
     )

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
-from support.decoders import KINDS, decoder_for
+from support.decoders import KINDS, ServedModel, served_model_for
 from support.local_engine import LocalEngine
 
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.model.decoder import Decoder
 
 FAMILIES = ("qwen3-tied", "qwen3-untied", "llama", "mistral", "qwen2")
 BLOCK_SIZES = (1, 16, 256)
@@ -49,8 +48,8 @@ def checkpoint(request: pytest.FixtureRequest, checkpoint_of: Callable[[str], Ch
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def decoder(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Decoder:
-    return decoder_for(checkpoint.spec, "float32", request.param)
+def served(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> ServedModel:
+    return served_model_for(checkpoint.spec, "float32", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +67,8 @@ def transformers_says(checkpoint: Checkpoint, prompt: list[int], num_tokens: int
     return tokens
 
 
-def engine_of(decoder: Decoder, block_size: int, num_tokens: int = 8192, **limits: int) -> LocalEngine:
-    return LocalEngine(decoder, block_size=block_size, num_blocks=num_tokens // block_size, **limits)
+def engine_of(served: ServedModel, block_size: int, num_tokens: int = 8192, **limits: int) -> LocalEngine:
+    return LocalEngine(served, block_size=block_size, num_blocks=num_tokens // block_size, **limits)
 
 
 def add_company(engine: LocalEngine, num: int = 16) -> None:
@@ -80,8 +79,8 @@ def add_company(engine: LocalEngine, num: int = 16) -> None:
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_among_others_in_small_chunks(decoder: Decoder, expected: list[int], block_size: int) -> None:
-    engine = engine_of(decoder, block_size, chunk=7)
+def test_among_others_in_small_chunks(served: ServedModel, expected: list[int], block_size: int) -> None:
+    engine = engine_of(served, block_size, chunk=7)
     add_company(engine, 8)
     for _ in range(5):
         engine.turn()
@@ -93,8 +92,8 @@ def test_among_others_in_small_chunks(decoder: Decoder, expected: list[int], blo
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_behind_a_prefix_hit(decoder: Decoder, expected: list[int], block_size: int) -> None:
-    engine = engine_of(decoder, block_size)
+def test_behind_a_prefix_hit(served: ServedModel, expected: list[int], block_size: int) -> None:
+    engine = engine_of(served, block_size)
     engine.submit(1, [*PROMPT, 5], 1)
     engine.run()
     engine.submit(SUBJECT, PROMPT, NUM_TOKENS)
@@ -107,10 +106,10 @@ def test_behind_a_prefix_hit(decoder: Decoder, expected: list[int], block_size: 
     assert engine.outputs[50] == expected, "the same again, its own output now cached as well"
 
 
-def test_behind_a_hit_of_a_block_of_256(decoder: Decoder, checkpoint: Checkpoint) -> None:
+def test_behind_a_hit_of_a_block_of_256(served: ServedModel, checkpoint: Checkpoint) -> None:
     long_prompt = [(11 * i * i + i + 3) % 256 for i in range(300)]
     expected = transformers_says(checkpoint, long_prompt, NUM_TOKENS)
-    engine = engine_of(decoder, 256)
+    engine = engine_of(served, 256)
     for handle in (SUBJECT, 1):
         engine.submit(handle, long_prompt, NUM_TOKENS)
     engine.submit(2, long_prompt[:256], NUM_TOKENS)
@@ -120,9 +119,9 @@ def test_behind_a_hit_of_a_block_of_256(decoder: Decoder, checkpoint: Checkpoint
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
-def test_after_preemption(decoder: Decoder, expected: list[int], block_size: int) -> None:
+def test_after_preemption(served: ServedModel, expected: list[int], block_size: int) -> None:
     # Memory for less than the three sequences need: the subject, being the youngest, has to give way.
-    engine = engine_of(decoder, block_size, num_tokens=160, max_num_seqs=3)
+    engine = engine_of(served, block_size, num_tokens=160, max_num_seqs=3)
     for other in (1, 2):
         engine.submit(other, [other] * 20, 50)
     engine.submit(SUBJECT, PROMPT, NUM_TOKENS)
@@ -131,10 +130,10 @@ def test_after_preemption(decoder: Decoder, expected: list[int], block_size: int
     assert engine.outputs[SUBJECT] == expected
 
 
-def test_after_preemption_from_blocks_of_256(decoder: Decoder, checkpoint: Checkpoint) -> None:
+def test_after_preemption_from_blocks_of_256(served: ServedModel, checkpoint: Checkpoint) -> None:
     # An admission leaves one block free for each running sequence, so one of them must grow twice to preempt another.
     expected = transformers_says(checkpoint, PROMPT, 330)
-    engine = engine_of(decoder, 256, num_tokens=1024)
+    engine = engine_of(served, 256, num_tokens=1024)
     engine.submit(1, [9] * 200, 400)
     engine.submit(SUBJECT, PROMPT, 330)
     engine.run()
@@ -146,12 +145,12 @@ def test_after_preemption_from_blocks_of_256(decoder: Decoder, checkpoint: Check
 def test_a_seeded_draw_does_not_depend_on_company_or_preemption(
     checkpoint_of: Callable[[str], Checkpoint], kind: CpuKernelKind
 ) -> None:
-    decoder = decoder_for(checkpoint_of("qwen3-tied").spec, "float32", kind)
+    served = served_model_for(checkpoint_of("qwen3-tied").spec, "float32", kind)
     sampling = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, seed=1234)
-    alone = engine_of(decoder, 16)
+    alone = engine_of(served, 16)
     alone.submit(SUBJECT, PROMPT, NUM_TOKENS, sampling)
     alone.run()
-    crowded = engine_of(decoder, 16, num_tokens=320, chunk=7)
+    crowded = engine_of(served, 16, num_tokens=320, chunk=7)
     add_company(crowded, 6)
     crowded.submit(SUBJECT, PROMPT, NUM_TOKENS, sampling)
     crowded.run()

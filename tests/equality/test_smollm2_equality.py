@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from support.decoders import KINDS, decoder_for
+from support.decoders import KINDS, served_model_for
 from support.local_engine import LocalEngine
 from support.smollm2 import cache_dir, smollm2_file
 from transformers import AutoModelForCausalLM
@@ -55,8 +55,7 @@ def test_64_greedy_tokens_are_those_of_transformers(expected: list[list[int]], k
         environ=os.environ,
         progress=QuietProgress(),
     )
-    decoder = decoder_for(spec, "float32", kind)
-    engine = LocalEngine(decoder, block_size=32, chunk=64)
+    engine = LocalEngine(served_model_for(spec, "float32", kind), block_size=32, chunk=64)
     for handle, prompt in enumerate(PROMPTS):
         engine.submit(handle, prompt, NUM_TOKENS)
     engine.run()

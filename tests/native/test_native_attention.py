@@ -13,7 +13,7 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.native.library import NativeLibrary, load_library
+from pagewire.worker.native.library import AttentionPlan, NativeLibrary, load_library
 
 # Rounding of the result, and of a prompt's weights, to bf16.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -165,19 +165,16 @@ def test_items_cover_every_row_and_chunk_once() -> None:
     library = load_library(torch.get_num_threads())
     world = World(shape(6, 2, 16), 16, torch.float32, [(1, 1), (1, 600), (50, 80), (1, 256)])
     items = np.zeros((400, 5), np.int32)
-    partials = ctypes.c_int64()
-    count = library.plan_attention(
-        world.batch.query_starts.data_ptr(),
-        world.batch.context_lens_B.data_ptr(),
-        4,
-        3,
-        items.ctypes.data,
-        ctypes.byref(partials),
+    plan = AttentionPlan(items=items.ctypes.data)
+    library.plan_attention(
+        world.batch.query_starts.data_ptr(), world.batch.context_lens_B.data_ptr(), 4, 3, ctypes.byref(plan)
     )
+    count = plan.num_items
     prefill = sorted((first, first + rows) for seq, is_prefill, first, rows, _ in items[:count].tolist() if is_prefill)
     assert prefill[0][0] == 0
     assert prefill[-1][1] == 50
     assert all(end == start for (_, end), (start, _) in pairwise(prefill))
     decode = [(seq, first, chunks) for seq, is_prefill, first, chunks, _ in items[:count].tolist() if not is_prefill]
     assert decode == [(0, 0, 1), (1, 0, 3), (1, 1, 3), (1, 2, 3), (3, 0, 1)]
-    assert partials.value == 3
+    assert plan.num_partials == 3
+    assert plan.tokens_read == 1 + 600 + 50 * 80 + 256

@@ -1,5 +1,7 @@
 """Loads decoders with either kind of kernels."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.native_ops import unsupported_shape
 from pagewire.worker.model.weights import TORCH_DTYPES, load_decoder
 from pagewire.worker.native.library import LIBRARY_FILE
+from pagewire.worker.runner import Model
 
 KINDS: list[CpuKernelKind] = ["native", "torch"]
 
@@ -25,5 +28,27 @@ def kernels_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind, quantization
 
 def decoder_for(spec: ModelSpec, dtype: DType, kind: CpuKernelKind, quantization: Quantization = "none") -> Decoder:
     """The model with kernels of its own."""
+    return _load(spec, dtype, kernels_for(spec, dtype, kind, quantization))
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as a worker of one rank runs it."""
+
+    decoder: Decoder
+    model: Model
+    """What runs the decoder."""
+    kernels: CpuKernels
+
+
+def served_model_for(
+    spec: ModelSpec, dtype: DType, kind: CpuKernelKind, quantization: Quantization = "none"
+) -> ServedModel:
+    """The model with kernels of its own."""
     kernels = kernels_for(spec, dtype, kind, quantization)
+    decoder = _load(spec, dtype, kernels)
+    return ServedModel(decoder, kernels.model(decoder), kernels)
+
+
+def _load(spec: ModelSpec, dtype: DType, kernels: CpuKernels) -> Decoder:
     return load_decoder(spec, dtype, kernels.attention, lambda stage, fraction: None, kernels.ops, kernels.linears)

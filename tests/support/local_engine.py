@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import torch
+from support.decoders import ServedModel
 
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
@@ -14,7 +15,6 @@ from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import Submit
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.runner import CpuRunner
 from pagewire.worker.slot_columns import SlotLimits
 
@@ -23,14 +23,15 @@ GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 @dataclass
 class LocalEngine:
-    """Generates with a decoder under given limits."""
+    """Generates with a model under given limits."""
 
-    decoder: Decoder
+    served: ServedModel
     block_size: int = 16
     num_blocks: int = 256
     max_num_seqs: int = 20
     chunk: int = 512
     max_model_len: int = 1024
+    kv_dtype: torch.dtype = torch.float32
     outputs: dict[int, list[int]] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
 
@@ -42,7 +43,7 @@ class LocalEngine:
                 max_prefill_tokens_per_step=self.chunk,
                 max_model_len=self.max_model_len,
                 max_queued=64,
-                vocab_size=self.decoder.config.vocab_size,
+                vocab_size=self.served.decoder.config.vocab_size,
                 eos_token_ids=(),
                 num_blocks=self.num_blocks,
                 block_size=self.block_size,
@@ -55,10 +56,10 @@ class LocalEngine:
             max_num_batched_tokens=self.max_num_seqs + self.chunk,
             block_size=self.block_size,
             num_blocks=self.num_blocks,
-            vocab_size=self.decoder.config.vocab_size,
+            vocab_size=self.served.decoder.config.vocab_size,
         )
-        kv = KVCache(self.decoder.config, self.num_blocks, self.block_size, torch.float32)
-        self.runner = CpuRunner(self.decoder, kv, limits)
+        self.kv = KVCache(self.served.decoder.config, self.num_blocks, self.block_size, self.kv_dtype)
+        self.runner = CpuRunner(self.served.model, self.kv, limits)
         self.runner.begin(0)
         self._in_flight: deque[tuple[PlannedStep, Int32Array]] = deque()
         self._step_id = 0

@@ -17,12 +17,10 @@ import torch
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.native.library import CHUNK_TOKENS, AttentionArgs, NativeLibrary
+from pagewire.worker.native.library import CHUNK_TOKENS, AttentionArgs, AttentionPlan, NativeLibrary
 from pagewire.worker.native.memory import Buffer, dtype_code
 
 _ITEM_FIELDS = 5
-_SPREAD_FROM_BYTES = 512 << 10
-"""KV read per layer from which other threads are worth waking."""
 
 
 class PagedNativeAttention:
@@ -37,6 +35,8 @@ class PagedNativeAttention:
         self._library = library
         self._num_heads = config.num_heads
         self._dtype = dtype_code(dtype)
+        self._plan = AttentionPlan()
+        self._plan_ref = ctypes.byref(self._plan)
         self._items = np.empty(0, np.int32)
         self._arrivals = np.zeros(0, np.int32)
         self._partials = Buffer(torch.float32)
@@ -45,33 +45,33 @@ class PagedNativeAttention:
     def begin(self, batch: Batch, kv: KVCache) -> "PagedNativeStep":
         _, _, num_kv_heads, block_size, head_dim = kv.layers[0].shape
         num_rows, num_seqs = batch.input_ids_T.shape[0], len(batch.seq_rows)
-        num_tokens = sum(context_len for _, _, context_len in batch.seq_rows)
-        most_items = num_rows + num_seqs + num_tokens // CHUNK_TOKENS
+        # By the width of the tables, so that memory is the same in the steps until they grow.
+        chunks = -(-batch.block_tables_BM.shape[1] * block_size // CHUNK_TOKENS)
+        most_items = num_rows + num_seqs * chunks
+        most_partials = num_seqs * chunks if chunks > 1 else 0
         if len(self._items) < most_items * _ITEM_FIELDS:
             self._items = np.empty(most_items * _ITEM_FIELDS, np.int32)
-        num_partials = ctypes.c_int64()
-        num_items = self._library.plan_attention(
+        if len(self._arrivals) < most_partials * num_kv_heads:
+            self._arrivals = np.zeros(most_partials * num_kv_heads, np.int32)
+        partials = self._partials.take(most_partials * self._num_heads, head_dim + 2)
+        out = self._out.take(num_rows, self._num_heads * head_dim).view(num_rows, self._num_heads, head_dim)
+        self._plan.items = self._items.ctypes.data
+        self._library.plan_attention(
             batch.query_starts.data_ptr(),
             batch.context_lens_B.data_ptr(),
             num_seqs,
             self._num_heads // num_kv_heads,
-            self._items.ctypes.data,
-            ctypes.byref(num_partials),
+            self._plan_ref,
         )
-        if len(self._arrivals) < num_partials.value * num_kv_heads:
-            self._arrivals = np.zeros(num_partials.value * num_kv_heads, np.int32)
-        partials = self._partials.take(num_partials.value * self._num_heads, head_dim + 2)
-        out = self._out.take(num_rows, self._num_heads * head_dim).view(num_rows, self._num_heads, head_dim)
         args = AttentionArgs(
             out=out.data_ptr(),
             block_tables=batch.block_tables_BM.data_ptr(),
             query_starts=batch.query_starts.data_ptr(),
             context_lens=batch.context_lens_B.data_ptr(),
-            items=self._items.ctypes.data,
+            plan=ctypes.addressof(self._plan),
             partials=partials.data_ptr(),
             arrivals=self._arrivals.ctypes.data,
             table_stride=batch.block_tables_BM.stride(0),
-            num_items=num_items,
             num_heads=self._num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
@@ -79,11 +79,7 @@ class PagedNativeAttention:
             dtype=self._dtype,
             scale=head_dim**-0.5,
         )
-        # A row of a prompt is as much work as a sequence that decodes.
-        read_bytes = 2 * num_kv_heads * head_dim * kv.dtype.itemsize * num_tokens
-        work_bytes = read_bytes * max(1, num_rows // num_seqs)
-        memory = (batch, self._items, self._arrivals, partials)
-        return PagedNativeStep(self._library, kv, args, memory, out, work_bytes)
+        return PagedNativeStep(self._library, kv, args, (batch, self._plan, self._items, self._arrivals, partials), out)
 
 
 class PagedNativeStep:
@@ -96,16 +92,16 @@ class PagedNativeStep:
         args: AttentionArgs,
         memory: tuple[object, ...],
         out_THD: torch.Tensor,
-        work_bytes: int,
     ) -> None:
         """`memory` owns what the addresses in `args` point to."""
+        self.arguments = bytes(args)
+        """Steps that have these in common, and the cache, make the same calls for the same q."""
         self._attend = library.attend
         self._kv = kv
         self._memory = memory
         self._args = args
         self._args_ref = ctypes.byref(args)
         self._out_THD = out_THD
-        self._work_bytes = work_bytes
 
     def attend(self, layer: int, q_THD: torch.Tensor) -> torch.Tensor:
         args, kv_layer = self._args, self._kv.layers[layer]
@@ -114,5 +110,5 @@ class PagedNativeStep:
         args.q_stride = q_THD.stride(0)
         args.k = keys
         args.v = keys + kv_layer.nbytes // 2
-        self._attend(self._args_ref, self._work_bytes, _SPREAD_FROM_BYTES)
+        self._attend(self._args_ref)
         return self._out_THD

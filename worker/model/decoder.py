@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.base import AttentionBackend
+from pagewire.worker.attention.base import AttentionBackend, AttentionStep
 from pagewire.worker.batch import Batch
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.embedding import Embedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm
-from pagewire.worker.model.ops import DecoderOps
+from pagewire.worker.model.ops import DecoderOps, StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
 
 
@@ -55,8 +55,18 @@ class DecoderWeights:
     head: Linear
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderStep:
+    """A step that has begun; valid until the next one begins."""
+
+    ops: StepOps
+    attention: AttentionStep
+    h_TE: torch.Tensor
+    """What goes into the first layer's qkv."""
+
+
 class Decoder:
-    """The model, ready to run. `forward` is its only method that matters after loading."""
+    """The model, ready to run."""
 
     def __init__(
         self,
@@ -88,13 +98,24 @@ class Decoder:
             total += sum(linear.num_bytes for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
         return total
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Computes all rows, writes the KV of the batch's write rows, and returns logits_SV in what the head gives."""
+        return self.finish(self.begin(batch, kv))
+
+    @torch.inference_mode()
+    def begin(self, batch: Batch, kv: KVCache) -> DecoderStep:
+        """The part of a step that takes the batch in: it ends before the first linear."""
         w = self.weights
         ops = self.ops.begin(batch, kv, self.rope)
         attention = self.attention.begin(batch, kv)
-        qkv = w.layers[0].qkv(ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm))
+        h_TE = ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm)
+        return DecoderStep(ops=ops, attention=attention, h_TE=h_TE)
+
+    @torch.inference_mode()
+    def finish(self, step: DecoderStep) -> torch.Tensor:
+        """The rest of the step, and its logits_SV."""
+        w, ops, attention = self.weights, step.ops, step.attention
+        qkv = w.layers[0].qkv(step.h_TE)
         for index, layer in enumerate(w.layers):
             q_THD = ops.rotate_and_store(index, qkv, layer.qk_norm)
             attended_TA = attention.attend(index, q_THD).flatten(1)

@@ -6,6 +6,7 @@ every layer of every step.
 """
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
 
@@ -15,7 +16,14 @@ from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
-from pagewire.worker.native.library import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, NativeLibrary, NormArgs, RotateArgs
+from pagewire.worker.native.library import (
+    HEAD_DIM_MULTIPLE,
+    MAX_HEAD_DIM,
+    NativeLibrary,
+    NormArgs,
+    RotateArgs,
+    SiluMulArgs,
+)
 from pagewire.worker.native.memory import Buffer, dtype_code
 
 
@@ -42,21 +50,38 @@ class NativeOps:
         self._x = Buffer(torch.float32)
         self._h = Buffer(dtype)
         self._activation = Buffer(dtype)
+        self._cos = Buffer(torch.float32)
+        self._sin = Buffer(torch.float32)
 
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "NativeStepOps":
         num_rows = batch.input_ids_T.shape[0]
         c = self._config
-        return NativeStepOps(
-            self._library,
-            c,
-            self._dtype,
-            batch,
-            kv,
-            rope,
-            self._x.take(num_rows, c.hidden_size),
-            self._h.take(num_rows, c.hidden_size),
-            self._activation.take(num_rows, c.intermediate_size),
+        rotation = rope.at(batch.positions_T, torch.float32)
+        buffers = StepBuffers(
+            x_TE=self._x.take(num_rows, c.hidden_size),
+            h_TE=self._h.take(num_rows, c.hidden_size),
+            activation_TF=self._activation.take(num_rows, c.intermediate_size),
+            cos=self._cos.take(num_rows, c.head_dim // 2).copy_(rotation.cos[:, 0, 0]),
+            sin=self._sin.take(num_rows, c.head_dim // 2).copy_(rotation.sin[:, 0, 1]),
+            slots_T=_slots_of_rows(batch),
         )
+        return NativeStepOps(self._library, c, self._dtype, batch, kv, buffers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBuffers:
+    """What one step's calls point to; they hold addresses alone."""
+
+    x_TE: torch.Tensor
+    """fp32: the sum of the layers so far."""
+    h_TE: torch.Tensor
+    activation_TF: torch.Tensor
+    cos: torch.Tensor
+    """fp32 [T, D/2]."""
+    sin: torch.Tensor
+    """fp32 [T, D/2]."""
+    slots_T: torch.Tensor
+    """int64: where each row's keys and values go; -1 for rows that are not written."""
 
 
 class NativeStepOps(StepOps):
@@ -69,29 +94,19 @@ class NativeStepOps(StepOps):
         dtype: int,
         batch: Batch,
         kv: KVCache,
-        rope: RotaryEmbedding,
-        x_TE: torch.Tensor,
-        h_TE: torch.Tensor,
-        activation_TF: torch.Tensor,
+        buffers: StepBuffers,
     ) -> None:
         self._library = library
-        self._dtype = dtype
         self._batch = batch
         self._kv = kv
-        self._x_TE = x_TE
-        self._h_TE = h_TE
-        self._activation_TF = activation_TF
+        self._buffers = buffers
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
-        num_rows = x_TE.shape[0]
-        # The structures hold addresses alone: what they point to is kept here, for as long as the step lasts.
-        self._rotation = rope.at(batch.positions_T, torch.float32)
-        self._slots_T = _slots_of_rows(batch)
-        head_bytes = torch.float32.itemsize * config.head_dim
+        num_rows, num_samples = buffers.x_TE.shape[0], batch.sample_rows_S.shape[0]
+        x, h = buffers.x_TE.data_ptr(), buffers.h_TE.data_ptr()
         self._rotate = RotateArgs(
-            cos=self._rotation.cos.data_ptr(),
-            sin=self._rotation.sin.data_ptr() + head_bytes // 2,  # past the half that has -sin
-            slots=self._slots_T.data_ptr(),
-            sin_stride=config.head_dim,
+            cos=buffers.cos.data_ptr(),
+            sin=buffers.sin.data_ptr(),
+            slots=buffers.slots_T.data_ptr(),
             num_rows=num_rows,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -99,23 +114,31 @@ class NativeStepOps(StepOps):
             block_size=kv.block_size,
             dtype=dtype,
         )
-        self._norm = NormArgs(
-            x=x_TE.data_ptr(), out=h_TE.data_ptr(), num_rows=num_rows, width=config.hidden_size, dtype=dtype
+        self._norm = NormArgs(x=x, out=h, num_rows=num_rows, width=config.hidden_size, dtype=dtype)
+        self._norm_sampled = NormArgs(
+            x=x,
+            rows=batch.sample_rows_S.data_ptr(),
+            out=h,
+            num_rows=num_samples,
+            width=config.hidden_size,
+            dtype=dtype,
         )
-        self._rotate_ref, self._norm_ref = ctypes.byref(self._rotate), ctypes.byref(self._norm)
+        self._silu_mul = SiluMulArgs(
+            out=buffers.activation_TF.data_ptr(), num_rows=num_rows, width=config.intermediate_size, dtype=dtype
+        )
+        self._rotate_ref, self._silu_mul_ref = ctypes.byref(self._rotate), ctypes.byref(self._silu_mul)
+        self.arguments = b"".join(map(bytes, (self._rotate, self._norm, self._norm_sampled, self._silu_mul)))
+        """Steps that have these in common, and the cache, make the same calls for the same weights."""
 
     def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        self._x_TE.copy_(rows_TE)
-        return self._normalize(None, norm)
+        self._buffers.x_TE.copy_(rows_TE)
+        return self._normalize(self._norm, None, norm)
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        return self._normalize(delta_TE, norm)
+        return self._normalize(self._norm, delta_TE, norm)
 
     def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        rows_S = self._batch.sample_rows_S
-        self._norm.rows = rows_S.data_ptr()
-        self._norm.num_rows = rows_S.shape[0]
-        return self._normalize(delta_TE, norm)[: rows_S.shape[0]]
+        return self._normalize(self._norm_sampled, delta_TE, norm)[: self._batch.sample_rows_S.shape[0]]
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
         args, kv_layer = self._rotate, self._kv.layers[layer]
@@ -131,17 +154,16 @@ class NativeStepOps(StepOps):
         return qkv.as_strided((qkv.shape[0], self._num_heads, self._head_dim), (qkv.stride(0), self._head_dim, 1))
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        num_rows, width = self._activation_TF.shape
-        self._library.silu_mul(gate_up.data_ptr(), self._activation_TF.data_ptr(), num_rows, width, self._dtype)
-        return self._activation_TF
+        self._silu_mul.gate_up = gate_up.data_ptr()
+        self._library.silu_mul(self._silu_mul_ref)
+        return self._buffers.activation_TF
 
-    def _normalize(self, delta_TE: torch.Tensor | None, norm: RmsNorm) -> torch.Tensor:
-        args = self._norm
+    def _normalize(self, args: NormArgs, delta_TE: torch.Tensor | None, norm: RmsNorm) -> torch.Tensor:
         args.delta = None if delta_TE is None else delta_TE.data_ptr()
         args.weight = norm.scaled_weight.data_ptr()
         args.norm_floor = norm.squared_floor
-        self._library.norm(self._norm_ref)
-        return self._h_TE
+        self._library.norm(ctypes.byref(args))
+        return self._buffers.h_TE
 
 
 def _slots_of_rows(batch: Batch) -> torch.Tensor:

@@ -87,7 +87,7 @@ void rotate_rows(const RotateArgs *a, int64_t first, int64_t end) {
   for (int64_t row = first; row < end; ++row) {
     T *x = static_cast<T *>(a->qkv) + row * a->qkv_stride;
     const float *cos = a->cos + row * (D / 2);
-    const float *sin = a->sin + row * a->sin_stride;
+    const float *sin = a->sin + row * (a->head_dim / 2);
     for (int h = 0; h < H; ++h)
       rotate_head(x + h * D, x + h * D, a->qk_norm ? a->qk_norm + h * D : nullptr, cos, sin, D, a->norm_floor);
     const int64_t slot = a->slots[row];
@@ -110,10 +110,11 @@ void rotate_and_store(const RotateArgs *a, int64_t first, int64_t end) {
 }
 
 template <class T>
-void silu_mul_rows(const T *gate_up, T *out, int64_t first, int64_t end, int64_t n) {
+void silu_mul_rows(const SiluMulArgs *a, int64_t first, int64_t end) {
+  const int64_t n = a->width;
   for (int64_t row = first; row < end; ++row) {
-    const T *gate = gate_up + row * 2 * n, *up = gate + n;
-    T *y = out + row * n;
+    const T *gate = static_cast<const T *>(a->gate_up) + row * 2 * n, *up = gate + n;
+    T *y = static_cast<T *>(a->out) + row * n;
     int64_t i = 0;
     for (; i + W <= n; i += W) {
       const vf g = load(gate + i);
@@ -126,11 +127,11 @@ void silu_mul_rows(const T *gate_up, T *out, int64_t first, int64_t end, int64_t
   }
 }
 
-void silu_mul(const void *gate_up, void *out, int64_t first, int64_t end, int64_t n, int32_t dtype) {
-  if (dtype == kBFloat16)
-    silu_mul_rows(static_cast<const bf16 *>(gate_up), static_cast<bf16 *>(out), first, end, n);
+void silu_mul(const SiluMulArgs *a, int64_t first, int64_t end) {
+  if (a->dtype == kBFloat16)
+    silu_mul_rows<bf16>(a, first, end);
   else
-    silu_mul_rows(static_cast<const float *>(gate_up), static_cast<float *>(out), first, end, n);
+    silu_mul_rows<float>(a, first, end);
 }
 
 template <class T>

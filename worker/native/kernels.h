@@ -31,6 +31,14 @@ struct AttentionItem {
   int32_t partial;  // decode with count > 1: first of the sequence's partial results
 };
 
+// A step's attention in items, the same for all layers.
+struct AttentionPlan {
+  AttentionItem *items;
+  int64_t num_items;
+  int64_t num_partials;
+  int64_t tokens_read;  // tokens whose keys and values are read in a layer, counted anew for every row that reads them
+};
+
 struct AttentionArgs {
   const void *q;  // [T, H, D], rows q_stride apart
   void *out;      // [T, H, D] contiguous
@@ -39,12 +47,11 @@ struct AttentionArgs {
   const int32_t *block_tables;  // [B, M]
   const int32_t *query_starts;  // [B + 1]
   const int32_t *context_lens;  // [B]
-  const AttentionItem *items;
+  const AttentionPlan *plan;
   float *partials;    // [partials, K, G, D + 2]: weighted values, largest score, sum of weights
   int32_t *arrivals;  // [partials, K], zero between calls
   int64_t q_stride;
   int64_t table_stride;
-  int64_t num_items;
   int32_t num_heads;
   int32_t num_kv_heads;
   int32_t head_dim;
@@ -59,10 +66,9 @@ struct RotateArgs {
   void *v;
   const float *qk_norm;  // [H + K, D], already times sqrt(D); null where heads are not normalized
   const float *cos;      // [T, D / 2]
-  const float *sin;      // [T, D / 2], rows sin_stride apart
+  const float *sin;      // [T, D / 2]
   const int64_t *slots;  // [T]: block × P + offset, or -1 where nothing is written
   int64_t qkv_stride;
-  int64_t sin_stride;
   int64_t num_rows;
   int32_t num_heads;
   int32_t num_kv_heads;
@@ -82,6 +88,14 @@ struct NormArgs {
   int64_t width;
   int32_t dtype;
   float norm_floor;  // E × eps
+};
+
+struct SiluMulArgs {
+  const void *gate_up;  // [num_rows, 2 * width] in dtype
+  void *out;            // [num_rows, width] in dtype
+  int64_t num_rows;
+  int64_t width;
+  int32_t dtype;
 };
 
 struct LinearArgs {
@@ -115,7 +129,7 @@ struct Kernels {
   void (*attend)(const AttentionArgs *args, int64_t first, int64_t end);
   void (*rotate_and_store)(const RotateArgs *args, int64_t first, int64_t end);
   void (*norm)(const NormArgs *args, int64_t first, int64_t end);
-  void (*silu_mul)(const void *gate_up, void *out, int64_t first, int64_t end, int64_t width, int32_t dtype);
+  void (*silu_mul)(const SiluMulArgs *args, int64_t first, int64_t end);
   int64_t panel;  // columns of a linear's result that are packed together, in any dtype
   // Panels [first, end) of the result; `next` is the one that this thread will probably do then.
   void (*linear)(const LinearArgs *args, int64_t first, int64_t end, int64_t next);

@@ -17,7 +17,7 @@ LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 5
+INTERFACE = 6
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -31,6 +31,17 @@ class NativeUnavailable(Exception):
     """The library is not used: why, in one line."""
 
 
+class AttentionPlan(ctypes.Structure):
+    """`AttentionPlan` of kernels.h."""
+
+    _fields_ = (
+        ("items", c_void_p),
+        ("num_items", c_int64),
+        ("num_partials", c_int64),
+        ("tokens_read", c_int64),
+    )
+
+
 class AttentionArgs(ctypes.Structure):
     """`AttentionArgs` of kernels.h."""
 
@@ -42,12 +53,11 @@ class AttentionArgs(ctypes.Structure):
         ("block_tables", c_void_p),
         ("query_starts", c_void_p),
         ("context_lens", c_void_p),
-        ("items", c_void_p),
+        ("plan", c_void_p),
         ("partials", c_void_p),
         ("arrivals", c_void_p),
         ("q_stride", c_int64),
         ("table_stride", c_int64),
-        ("num_items", c_int64),
         ("num_heads", c_int32),
         ("num_kv_heads", c_int32),
         ("head_dim", c_int32),
@@ -69,7 +79,6 @@ class RotateArgs(ctypes.Structure):
         ("sin", c_void_p),
         ("slots", c_void_p),
         ("qkv_stride", c_int64),
-        ("sin_stride", c_int64),
         ("num_rows", c_int64),
         ("num_heads", c_int32),
         ("num_kv_heads", c_int32),
@@ -93,6 +102,18 @@ class NormArgs(ctypes.Structure):
         ("width", c_int64),
         ("dtype", c_int32),
         ("norm_floor", c_float),
+    )
+
+
+class SiluMulArgs(ctypes.Structure):
+    """`SiluMulArgs` of kernels.h."""
+
+    _fields_ = (
+        ("gate_up", c_void_p),
+        ("out", c_void_p),
+        ("num_rows", c_int64),
+        ("width", c_int64),
+        ("dtype", c_int32),
     )
 
 
@@ -128,10 +149,10 @@ class NativeLibrary:
         self.compacts = level == COMPACT_LEVEL
         self.num_threads = num_threads
         self.plan_attention = functions.pw_plan_attention
-        self.plan_attention.argtypes = (c_void_p, c_void_p, c_int32, c_int32, c_void_p, POINTER(c_int64))
-        self.plan_attention.restype = c_int64
+        self.plan_attention.argtypes = (c_void_p, c_void_p, c_int32, c_int32, POINTER(AttentionPlan))
+        self.plan_attention.restype = None
         self.attend = functions.pw_attend
-        self.attend.argtypes = (POINTER(AttentionArgs), c_int64, c_int64)
+        self.attend.argtypes = (POINTER(AttentionArgs),)
         self.attend.restype = None
         self.rotate_and_store = functions.pw_rotate_and_store
         self.rotate_and_store.argtypes = (POINTER(RotateArgs),)
@@ -140,11 +161,23 @@ class NativeLibrary:
         self.norm.argtypes = (POINTER(NormArgs),)
         self.norm.restype = None
         self.silu_mul = functions.pw_silu_mul
-        self.silu_mul.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
+        self.silu_mul.argtypes = (POINTER(SiluMulArgs),)
         self.silu_mul.restype = None
         self.linear = functions.pw_linear
         self.linear.argtypes = (POINTER(LinearArgs),)
         self.linear.restype = None
+        self.call_bytes = functions.pw_call_bytes
+        self.call_bytes.argtypes = ()
+        self.call_bytes.restype = c_int64
+        self.begin_recording = functions.pw_begin_recording
+        self.begin_recording.argtypes = (c_void_p, c_int64)
+        self.begin_recording.restype = None
+        self.end_recording = functions.pw_end_recording
+        self.end_recording.argtypes = ()
+        self.end_recording.restype = c_int64
+        self.replay = functions.pw_replay
+        self.replay.argtypes = (c_void_p, c_int64)
+        self.replay.restype = None
         self.packed_bytes = functions.pw_packed_bytes
         self.packed_bytes.argtypes = (c_int64, c_int64, c_int32)
         self.packed_bytes.restype = c_int64

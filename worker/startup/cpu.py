@@ -68,7 +68,9 @@ def load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[s
         linear_backend=decoder.linear_backend,
         libraries=("numpy", "torch"),
     )
-    runner = CpuRunner(decoder, kv, limits, kernels.sampler(limits.vocab_size))
+    # Between the kernels of one rank of a group, ranks add up their parts: nothing that the library could repeat.
+    model = kernels.model(decoder) if launch.group is None else decoder
+    runner = CpuRunner(model, kv, limits, kernels.sampler(limits.vocab_size))
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 

@@ -1,0 +1,60 @@
+"""A decoder of the native library whose decode step runs again without Python between its kernels.
+
+A step makes some 250 calls of the library, and most of them take less time than Python does to make them. Two steps of
+the same number of sequences, whose block tables are as wide, make the same calls with the same addresses: what differs
+lies in the memory behind them. So the first one is recorded, and those that follow are one call. Any other step in
+between ends the recording, because memory that grows for it may move.
+
+One sequence, two Zen 4 cores, ms a step, in turns in one process: Qwen3-0.6B's shape 30.4 called and 28.9 repeated, in
+int8 22.0 and 20.4, SmolLM2 8.8 and 7.9.
+"""
+
+import numpy as np
+import torch
+
+from pagewire.worker.attention.paged_native import PagedNativeStep
+from pagewire.worker.batch import Batch
+from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.model.native_ops import NativeStepOps
+from pagewire.worker.native.library import NativeLibrary
+
+_CALLS_PER_LAYER = 9
+_CALLS_AROUND_LAYERS = 2
+
+
+class RecordedDecoder:
+    """A `pagewire.worker.runner.Model`. Nobody else may run steps of the decoder from its first one on."""
+
+    def __init__(self, decoder: Decoder, library: NativeLibrary) -> None:
+        """All of the decoder must be the library's: its linears, what lies between them, and attention."""
+        self._decoder = decoder
+        self._library = library
+        self._capacity = decoder.config.num_layers * _CALLS_PER_LAYER + _CALLS_AROUND_LAYERS
+        self._calls = np.zeros(self._capacity * library.call_bytes(), np.uint8)
+        self._num_calls = 0
+        self._kv: KVCache | None = None
+        self._arguments = b""
+        """Of the step that is recorded; empty where none is."""
+        self._logits_SV = torch.empty(0)
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """As `Decoder.forward`."""
+        step = self._decoder.begin(batch, kv)
+        assert isinstance(step.ops, NativeStepOps)
+        assert isinstance(step.attention, PagedNativeStep)
+        arguments = step.ops.arguments + step.attention.arguments
+        if arguments == self._arguments and kv is self._kv:
+            self._library.replay(self._calls.ctypes.data, self._num_calls)
+            return self._logits_SV
+        self._arguments = b""
+        if batch.num_decodes < len(batch.seq_rows):
+            return self._decoder.finish(step)
+        self._library.begin_recording(self._calls.ctypes.data, self._capacity)
+        try:
+            self._logits_SV = self._decoder.finish(step)
+        finally:
+            self._num_calls = self._library.end_recording()
+        if self._num_calls <= self._capacity:
+            self._arguments, self._kv = arguments, kv
+        return self._logits_SV
