@@ -113,6 +113,10 @@ void decode_group(const Q *q, const Chunk<T> &chunk, const Chunk<T> *next, int D
   decode_scores<T, Q, NG>(q, chunk, D, scale, scores);
   for (int g = 0; g < NG; ++g) to_weights(scores + g * kChunkTokens, chunk.count, largest + g, total + g);
   int d = 0;
+  // Rows of 128 in one pass: in two, which leave out half of every row, memory's own prefetcher loses the stream
+  // (32 sequences of 270 tokens, 36 ms for 40).
+  if constexpr (W == 16 && NG <= 2)
+    for (; d + 8 * W <= D; d += 8 * W) decode_values<T, NG, 8>(scores, chunk, d ? nullptr : next, d, D, out);
   for (; d + 4 * W <= D; d += 4 * W) decode_values<T, NG, 4>(scores, chunk, d ? nullptr : next, d, D, out);
   for (; d < D; d += W) decode_values<T, NG, 1>(scores, chunk, d ? nullptr : next, d, D, out);
 }

@@ -1,3 +1,5 @@
+// Keeps calls and repeats them; recording.h says what for.
+
 #include "recording.h"
 
 #include <cstring>
