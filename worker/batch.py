@@ -38,10 +38,15 @@ class Batch:
     """int64: where, as block id × block_size + offset. On a CUDA device W is T, and -1 stands for a row that is not
     written."""
     sample_rows_S: torch.Tensor
-    """int64: rows whose logits are wanted, in the plan's order."""
+    """int64: rows whose logits are wanted, ascending, which is the plan's order."""
     num_decodes: int
     """The first num_decodes sequences have one row each."""
     seq_rows: tuple[tuple[int, int, int], ...]
     """The same as (first row, number of rows, context length) for every sequence, as Python integers, so that a backend
     that loops over sequences need not read a tensor back. In a batch that is recorded for a CUDA graph the context
     length is max_model_len, an upper bound: the true one is in context_lens_B alone."""
+
+    @property
+    def all_rows_sample(self) -> bool:
+        """Whether sample_rows_S is every row, as in a step of decodes."""
+        return self.sample_rows_S.shape[0] == self.input_ids_T.shape[0]

@@ -85,8 +85,9 @@ def test_steps_of_all_sizes_use_the_same_memory() -> None:
         h_TE = step.embed(torch.randn(sum(rows), CONFIG.hidden_size), norm)
         delta_TE = torch.randn(sum(rows), CONFIG.hidden_size)
         activation_TF = step.silu_mul(torch.randn(sum(rows), 2 * CONFIG.intermediate_size))
-        sampled_SE = step.add_norm_sampled(delta_TE, norm)
-        addresses.add((h_TE.data_ptr(), activation_TF.data_ptr(), sampled_SE.data_ptr()))
+        kept_SE = step.keep_sampled(delta_TE)
+        normed_SE = step.add_norm(kept_SE, norm)
+        addresses.add((h_TE.data_ptr(), activation_TF.data_ptr(), normed_SE.data_ptr()))
     assert len(addresses) == 1
 
 

@@ -93,7 +93,6 @@ def compile_elementwise(width: int, inner: int, num_heads: int, num_kv_heads: in
     x_TE, weight_E, delta_TE, out_TE = torch.zeros(NUM_ROWS, width), torch.zeros(width), *values(2, NUM_ROWS, width)
     norm.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE)
     norm.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE)
-    norm.add_rms_norm_rows(x_TE, delta_TE, indices_T, weight_E, 0.1, out_TE)
     activation.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner))
     rotate_and_store.rotate_and_store(
         values(NUM_ROWS, (num_heads + 2 * num_kv_heads) * head_dim),

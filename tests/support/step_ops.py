@@ -66,5 +66,10 @@ def run_step(
         results.append(step.rotate_and_store(layer, qkv, qk_norm).clone())
     results.append(step.add_norm(values(num_rows, c.hidden_size), norm(c.hidden_size)).clone())
     results.append(step.silu_mul(4 * values(num_rows, 2 * c.intermediate_size)).clone())
-    results.append(step.add_norm_sampled(values(num_rows, c.hidden_size), norm(c.hidden_size)).clone())
+    kept = step.keep_sampled(values(num_rows, c.hidden_size)).clone()
+    num_samples = len(batch.sample_rows_S)
+    results.append(kept)
+    results.append(step.add_norm(kept, norm(c.hidden_size)).clone())
+    results.append(step.silu_mul(4 * values(num_samples, 2 * c.intermediate_size)).clone())
+    results.append(step.add_norm(values(num_samples, c.hidden_size), norm(c.hidden_size)).clone())
     return [*results, *kv.layers]

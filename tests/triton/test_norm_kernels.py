@@ -41,18 +41,6 @@ def test_add(num_rows: int, width: int) -> None:
     assert_close(out_TE, expected_TE)
 
 
-@pytest.mark.parametrize("rows", [[], [6], [0, 6, 3, 3]], ids=str)
-def test_rows_that_sample(rows: list[int]) -> None:
-    x_TE, delta_TE, weight_E = inputs(7, 100)
-    before_TE, rows_S = x_TE.clone(), torch.tensor(rows, dtype=torch.int64)
-    out_SE = torch.full((len(rows), 100), torch.nan)
-    expected_SE = torch.empty_like(out_SE)
-    reference.add_rms_norm_rows(x_TE, delta_TE, rows_S, weight_E, FLOOR, expected_SE)
-    norm.add_rms_norm_rows(x_TE, delta_TE, rows_S, weight_E, FLOOR, out_SE)
-    assert torch.equal(x_TE, before_TE)
-    assert_close(out_SE, expected_SE)
-
-
 def test_a_row_of_zeros_stays_zero() -> None:
     x_TE, out_TE = torch.zeros(2, 1, 40)
     norm.add_rms_norm(x_TE, torch.zeros(1, 40), torch.ones(40), 40e-6, out_TE)

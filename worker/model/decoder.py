@@ -3,7 +3,10 @@
     x = embedding[ids]
     layer:  x += o( attention( rope( norm( qkv( rms(x) )))))
             x += down( silu(gate) · up )      gate, up = gate_up( rms(x) )
-    logits = head( rms(x[sampled rows]) )
+    logits = head( rms(x) )
+
+Of rows that do not sample, nothing is needed behind the last layer's keys and values, so the rest of that layer is
+computed for the others alone.
 
 The decoder is a plain object that holds plain tensors and linears: it has no parameters to register, no autograd and
 no knowledge of files, packing or ranks. Tensor parallelism replaces a layer's linears and the head from outside and
@@ -63,6 +66,7 @@ class DecoderStep:
     attention: AttentionStep
     h_TE: torch.Tensor
     """What goes into the first layer's qkv."""
+    num_samples: int
 
 
 class Decoder:
@@ -109,7 +113,7 @@ class Decoder:
         ops = self.ops.begin(batch, kv, self.rope)
         attention = self.attention.begin(batch, kv)
         h_TE = ops.embed(w.embedding(batch.input_ids_T), w.layers[0].attention_norm)
-        return DecoderStep(ops=ops, attention=attention, h_TE=h_TE)
+        return DecoderStep(ops=ops, attention=attention, h_TE=h_TE, num_samples=batch.sample_rows_S.shape[0])
 
     @torch.inference_mode()
     def finish(self, step: DecoderStep) -> torch.Tensor:
@@ -118,12 +122,13 @@ class Decoder:
         qkv = w.layers[0].qkv(step.h_TE)
         for index, layer in enumerate(w.layers):
             q_THD = ops.rotate_and_store(index, qkv, layer.qk_norm)
+            following = w.layers[index + 1] if index + 1 < len(w.layers) else None
+            if following is None and step.num_samples == 0:  # a chunk in the middle of a prompt
+                return q_THD.new_empty((0, self.config.vocab_size))
             attended_TA = attention.attend(index, q_THD).flatten(1)
+            if following is None:
+                attended_TA = ops.keep_sampled(attended_TA)
             delta_TE = layer.down(ops.add_norm_gate_up(layer.o(attended_TA), layer.mlp_norm, layer.gate_up))
-            if index + 1 < len(w.layers):
-                following = w.layers[index + 1]
+            if following is not None:
                 qkv = ops.add_norm_linear(delta_TE, following.attention_norm, following.qkv)
-        h_SE = ops.add_norm_sampled(delta_TE, w.final_norm)
-        if h_SE.shape[0] == 0:  # a chunk in the middle of a prompt; oneDNN takes no empty matrix
-            return h_SE.new_empty((0, self.config.vocab_size))
-        return w.head(h_SE)
+        return w.head(ops.add_norm(delta_TE, w.final_norm))

@@ -1,8 +1,8 @@
 """What runs between a decoder's linears, by kernels over preallocated buffers: `pagewire.worker.model.ops.DecoderOps`.
 
-Everything is computed in fp32 and rounded once, where it is stored. A step allocates nothing and reads nothing back,
-so it can be captured in a CUDA graph: graphs of all batch sizes share the buffers, whose first rows they use. The
-kernels are Triton's on a GPU; with torch's in their place the same class runs on a CPU.
+Everything is computed in fp32 and rounded once, where it is stored. A step whose rows all sample allocates nothing and
+reads nothing back, so it can be captured in a CUDA graph: graphs of all batch sizes share the buffers, whose first rows
+they use. The kernels are Triton's on a GPU; with torch's in their place the same class runs on a CPU.
 
 Before a `FewRowsLinear`, add and norm of a few rows are the linear's own: each of its programs reads all of x, so the
 new x goes to a second buffer, and the two change places.
@@ -33,7 +33,6 @@ class OpsKernels:
     name: str
     start_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
-    add_rms_norm_rows: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None]
     rotate_and_store: Callable[[Tensor, Tensor | None, float, Tensor, Tensor, Tensor, Tensor], None]
     silu_mul: Callable[[Tensor, Tensor], None]
 
@@ -46,7 +45,6 @@ def torch_ops_kernels() -> OpsKernels:
         name="torch-kernels",
         start_rms_norm=norm.start_rms_norm,
         add_rms_norm=norm.add_rms_norm,
-        add_rms_norm_rows=norm.add_rms_norm_rows,
         rotate_and_store=rotate_and_store.rotate_and_store,
         silu_mul=activation.silu_mul,
     )
@@ -60,7 +58,6 @@ def triton_ops_kernels() -> OpsKernels:
         name="triton",
         start_rms_norm=norm.start_rms_norm,
         add_rms_norm=norm.add_rms_norm,
-        add_rms_norm_rows=norm.add_rms_norm_rows,
         rotate_and_store=rotate_and_store.rotate_and_store,
         silu_mul=activation.silu_mul,
     )
@@ -161,13 +158,12 @@ class KernelStepOps(StepOps):
         self._kv = kv
         self._cos_sin_PD = cos_sin_PD
         self._slots_T = slots_T
-        self._buffers = buffers
         self._x_TE, self._next_x_TE = buffers.x_TE, buffers.next_x_TE
+        self._h_TE, self._activation_TF = buffers.h_TE, buffers.activation_TF
 
     def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        b = self._buffers
-        self._kernels.start_rms_norm(rows_TE, self._x_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
-        return b.h_TE
+        self._kernels.start_rms_norm(rows_TE, self._x_TE, norm.scaled_weight, norm.squared_floor, self._h_TE)
+        return self._h_TE
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
         kv_layer = self._kv.layers[layer]
@@ -185,19 +181,22 @@ class KernelStepOps(StepOps):
         return qkv.view(qkv.shape[0], qkv.shape[1] // head_dim, head_dim)[:, : -2 * num_kv_heads]
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        b = self._buffers
-        self._kernels.add_rms_norm(self._x_TE, delta_TE, norm.scaled_weight, norm.squared_floor, b.h_TE)
-        return b.h_TE
+        self._kernels.add_rms_norm(self._x_TE, delta_TE, norm.scaled_weight, norm.squared_floor, self._h_TE)
+        return self._h_TE
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        self._kernels.silu_mul(gate_up, self._buffers.activation_TF)
-        return self._buffers.activation_TF
+        self._kernels.silu_mul(gate_up, self._activation_TF)
+        return self._activation_TF
 
-    def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        b, rows_S = self._buffers, self._batch.sample_rows_S
-        h_SE = b.h_TE[: rows_S.shape[0]]
-        self._kernels.add_rms_norm_rows(self._x_TE, delta_TE, rows_S, norm.scaled_weight, norm.squared_floor, h_SE)
-        return h_SE
+    def keep_sampled(self, rows_TA: torch.Tensor) -> torch.Tensor:
+        if self._batch.all_rows_sample:
+            return rows_TA
+        rows_S = self._batch.sample_rows_S
+        num_samples = rows_S.shape[0]
+        self._x_TE = self._x_TE.index_select(0, rows_S)
+        self._next_x_TE, self._h_TE = self._next_x_TE[:num_samples], self._h_TE[:num_samples]
+        self._activation_TF = self._activation_TF[:num_samples]
+        return rows_TA.index_select(0, rows_S)
 
     def add_norm_linear(self, delta_TE: torch.Tensor, norm: RmsNorm, linear: Linear) -> torch.Tensor:
         if not isinstance(linear, FewRowsLinear) or self._x_TE.shape[0] > linear.max_rows:
@@ -209,7 +208,7 @@ class KernelStepOps(StepOps):
     def add_norm_gate_up(self, delta_TE: torch.Tensor, norm: RmsNorm, gate_up: Linear) -> torch.Tensor:
         if not isinstance(gate_up, FewRowsLinear) or self._x_TE.shape[0] > gate_up.max_rows:
             return super().add_norm_gate_up(delta_TE, norm, gate_up)
-        out_TF = self._buffers.activation_TF
+        out_TF = self._activation_TF
         gate_up.gated_of_sum(self._x_TE, delta_TE, norm, self._next_x_TE, out_TF)
         self._x_TE, self._next_x_TE = self._next_x_TE, self._x_TE
         return out_TF

@@ -100,9 +100,9 @@ class NativeStepOps(StepOps):
         self._batch = batch
         self._kv = kv
         self._buffers = buffers
+        self._x_TE, self._h_TE, self._activation_TF = buffers.x_TE, buffers.h_TE, buffers.activation_TF
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
-        num_rows, num_samples = buffers.x_TE.shape[0], batch.sample_rows_S.shape[0]
-        x, h = buffers.x_TE.data_ptr(), buffers.h_TE.data_ptr()
+        num_rows = buffers.x_TE.shape[0]
         self._rotate = RotateArgs(
             cos=buffers.cos.data_ptr(),
             sin=buffers.sin.data_ptr(),
@@ -114,31 +114,37 @@ class NativeStepOps(StepOps):
             block_size=kv.block_size,
             dtype=dtype,
         )
-        self._norm = NormArgs(x=x, out=h, num_rows=num_rows, width=config.hidden_size, dtype=dtype)
-        self._norm_sampled = NormArgs(
-            x=x,
-            rows=batch.sample_rows_S.data_ptr(),
-            out=h,
-            num_rows=num_samples,
+        self._norm = NormArgs(
+            x=buffers.x_TE.data_ptr(),
+            out=buffers.h_TE.data_ptr(),
+            num_rows=num_rows,
             width=config.hidden_size,
             dtype=dtype,
         )
         self._silu_mul = SiluMulArgs(
             out=buffers.activation_TF.data_ptr(), num_rows=num_rows, width=config.intermediate_size, dtype=dtype
         )
-        self._rotate_ref, self._silu_mul_ref = ctypes.byref(self._rotate), ctypes.byref(self._silu_mul)
-        self.arguments = b"".join(map(bytes, (self._rotate, self._norm, self._norm_sampled, self._silu_mul)))
+        self._rotate_ref, self._norm_ref = ctypes.byref(self._rotate), ctypes.byref(self._norm)
+        self._silu_mul_ref = ctypes.byref(self._silu_mul)
+        self.arguments = b"".join(map(bytes, (self._rotate, self._norm, self._silu_mul)))
         """Steps that have these in common, and the cache, make the same calls for the same weights."""
 
     def embed(self, rows_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        self._buffers.x_TE.copy_(rows_TE)
-        return self._normalize(self._norm, None, norm)
+        self._x_TE.copy_(rows_TE)
+        return self._normalize(None, norm)
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        return self._normalize(self._norm, delta_TE, norm)
+        return self._normalize(delta_TE, norm)
 
-    def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        return self._normalize(self._norm_sampled, delta_TE, norm)[: self._batch.sample_rows_S.shape[0]]
+    def keep_sampled(self, rows_TA: torch.Tensor) -> torch.Tensor:
+        if self._batch.all_rows_sample:
+            return rows_TA
+        rows_S = self._batch.sample_rows_S
+        num_samples = rows_S.shape[0]
+        self._x_TE[:num_samples] = self._x_TE.index_select(0, rows_S)
+        self._h_TE, self._activation_TF = self._h_TE[:num_samples], self._activation_TF[:num_samples]
+        self._norm.num_rows = self._silu_mul.num_rows = num_samples
+        return rows_TA.index_select(0, rows_S)
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
         args, kv_layer = self._rotate, self._kv.layers[layer]
@@ -156,14 +162,15 @@ class NativeStepOps(StepOps):
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         self._silu_mul.gate_up = gate_up.data_ptr()
         self._library.silu_mul(self._silu_mul_ref)
-        return self._buffers.activation_TF
+        return self._activation_TF
 
-    def _normalize(self, args: NormArgs, delta_TE: torch.Tensor | None, norm: RmsNorm) -> torch.Tensor:
+    def _normalize(self, delta_TE: torch.Tensor | None, norm: RmsNorm) -> torch.Tensor:
+        args = self._norm
         args.delta = None if delta_TE is None else delta_TE.data_ptr()
         args.weight = norm.scaled_weight.data_ptr()
         args.norm_floor = norm.squared_floor
-        self._library.norm(ctypes.byref(args))
-        return self._buffers.h_TE
+        self._library.norm(self._norm_ref)
+        return self._h_TE
 
 
 def _slots_of_rows(batch: Batch) -> torch.Tensor:

@@ -38,8 +38,9 @@ class StepOps(Protocol):
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) · up of [T, 2F]: [T, F]."""
 
-    def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        """Adds the last part to x; returns x normalized at the rows that sample, [S, E]."""
+    def keep_sampled(self, rows_TA: torch.Tensor) -> torch.Tensor:
+        """Leaves the rows that sample, of which there is at least one: x is theirs alone from here on, so T is S.
+        Returns them of `rows_TA`, [S, A]."""
 
     def add_norm_linear(self, delta_TE: torch.Tensor, norm: RmsNorm, linear: Linear) -> torch.Tensor:
         """Adds a part to x; returns what the linear makes of x normalized."""
@@ -115,6 +116,8 @@ class TorchStepOps(StepOps):
         gate_TF, up_TF = gate_up.chunk(2, dim=-1)
         return F.silu(gate_TF).mul_(up_TF)
 
-    def add_norm_sampled(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        x_SE = self._x_TE.add_(delta_TE).index_select(0, self._batch.sample_rows_S)
-        return norm(x_SE).to(self._kv.dtype)
+    def keep_sampled(self, rows_TA: torch.Tensor) -> torch.Tensor:
+        if self._batch.all_rows_sample:
+            return rows_TA
+        self._x_TE = self._x_TE.index_select(0, self._batch.sample_rows_S)
+        return rows_TA.index_select(0, self._batch.sample_rows_S)

@@ -48,7 +48,7 @@ class RecordedDecoder:
             self._library.replay(self._calls.ctypes.data, self._num_calls)
             return self._logits_SV
         self._arguments = b""
-        if batch.num_decodes < len(batch.seq_rows):
+        if not batch.all_rows_sample:  # the decoder then works with memory that is not the library's
             return self._decoder.finish(step)
         self._library.begin_recording(self._calls.ctypes.data, self._capacity)
         try:

@@ -29,11 +29,10 @@ template <class T>
 void norm_rows(const NormArgs *a, int64_t first, int64_t end) {
   const int64_t n = a->width;
   for (int64_t row = first; row < end; ++row) {
-    const int64_t source = a->rows ? a->rows[row] : row;
-    float *x = a->x + source * n;
+    float *x = a->x + row * n;
     T *out = static_cast<T *>(a->out) + row * n;
     if (a->delta) {
-      const T *delta = static_cast<const T *>(a->delta) + source * n;
+      const T *delta = static_cast<const T *>(a->delta) + row * n;
       int64_t i = 0;
       for (; i + W <= n; i += W) store(x + i, load(x + i) + load(delta + i));
       for (; i < n; ++i) x[i] += to_float(delta[i]);

@@ -79,9 +79,8 @@ struct RotateArgs {
 };
 
 struct NormArgs {
-  float *x;           // [T, E]; the sum of the layers
-  const void *delta;  // [T, E] in dtype, added to x first; may be null
-  const int64_t *rows;  // rows of x and delta to take, each once; null for all
+  float *x;             // [num_rows, E]; the sum of the layers
+  const void *delta;    // [num_rows, E] in dtype, added to x first; may be null
   const float *weight;  // [E], already times sqrt(E)
   void *out;            // [num_rows, E] in dtype
   int64_t num_rows;

@@ -17,7 +17,7 @@ LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 6
+INTERFACE = 7
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -95,7 +95,6 @@ class NormArgs(ctypes.Structure):
     _fields_ = (
         ("x", c_void_p),
         ("delta", c_void_p),
-        ("rows", c_void_p),
         ("weight", c_void_p),
         ("out", c_void_p),
         ("num_rows", c_int64),

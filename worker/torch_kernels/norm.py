@@ -34,18 +34,5 @@ def add_rms_norm(
     out_TE.copy_(_normalized(x_TE, scaled_weight_E, squared_floor))
 
 
-def add_rms_norm_rows(
-    x_TE: torch.Tensor,
-    delta_TE: torch.Tensor,
-    rows_S: torch.Tensor,
-    scaled_weight_E: torch.Tensor,
-    squared_floor: float,
-    out_SE: torch.Tensor,
-) -> None:
-    """out = (x + delta)[rows] normalized; rows_S int64. x is only read: after the last layer nothing needs it."""
-    x_SE = x_TE.index_select(0, rows_S) + delta_TE.index_select(0, rows_S)
-    out_SE.copy_(_normalized(x_SE, scaled_weight_E, squared_floor))
-
-
 def _normalized(x: torch.Tensor, scaled_weight_E: torch.Tensor, squared_floor: float) -> torch.Tensor:
     return x * (x.square().sum(-1, keepdim=True) + squared_floor).rsqrt() * scaled_weight_E

@@ -3,8 +3,8 @@
 Signatures and results as in `pagewire.worker.torch_kernels.norm`, the definition.
 
 A row is read once, kept in registers in fp32 while its squares are summed, and written once. Floor in bytes per row of
-E values, with 2-byte activations: start 8 E (2 read, 4 + 2 written), add 12 E (4 + 2 read, 4 + 2 written), rows 8 E
-(4 + 2 read, 2 written), and once the weight, 4 E. Adding to 256 rows of Qwen3-0.6B: 3.1 MB, under 1 µs on an H200, so a
+E values, with 2-byte activations: start 8 E (2 read, 4 + 2 written), add 12 E (4 + 2 read, 4 + 2 written), and once
+the weight, 4 E. Adding to 256 rows of Qwen3-0.6B: 3.1 MB, under 1 µs on an H200, so a
 launch costs more than the work.
 
 The fusion is that of vLLM's `fused_add_rms_norm`, but the sum of the layers stays in fp32.
@@ -25,7 +25,7 @@ def start_rms_norm(
     out_TE: torch.Tensor,
 ) -> None:
     """See `pagewire.worker.torch_kernels.norm.start_rms_norm`; all tensors are contiguous."""
-    _launch(x_TE, rows_TE, None, scaled_weight_E, squared_floor, out_TE, is_start=True)
+    _launch(x_TE, rows_TE, scaled_weight_E, squared_floor, out_TE, is_start=True)
 
 
 def add_rms_norm(
@@ -36,25 +36,12 @@ def add_rms_norm(
     out_TE: torch.Tensor,
 ) -> None:
     """See `pagewire.worker.torch_kernels.norm.add_rms_norm`; all tensors are contiguous."""
-    _launch(x_TE, delta_TE, None, scaled_weight_E, squared_floor, out_TE, is_start=False)
-
-
-def add_rms_norm_rows(
-    x_TE: torch.Tensor,
-    delta_TE: torch.Tensor,
-    rows_S: torch.Tensor,
-    scaled_weight_E: torch.Tensor,
-    squared_floor: float,
-    out_SE: torch.Tensor,
-) -> None:
-    """See `pagewire.worker.torch_kernels.norm.add_rms_norm_rows`; all tensors are contiguous."""
-    _launch(x_TE, delta_TE, rows_S, scaled_weight_E, squared_floor, out_SE, is_start=False)
+    _launch(x_TE, delta_TE, scaled_weight_E, squared_floor, out_TE, is_start=False)
 
 
 def _launch(
     x_TE: torch.Tensor,
     delta_TE: torch.Tensor,
-    rows_S: torch.Tensor | None,
     scaled_weight_E: torch.Tensor,
     squared_floor: float,
     out: torch.Tensor,
@@ -67,14 +54,12 @@ def _launch(
     _normalize[(num_rows,)](
         x_TE,
         delta_TE,
-        x_TE if rows_S is None else rows_S,
         scaled_weight_E,
         out,
         squared_floor,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         IS_START=is_start,
-        HAS_ROWS=rows_S is not None,
         num_warps=norm_warps(width),
     )
 
@@ -83,26 +68,20 @@ def _launch(
 def _normalize(
     x_ptr,
     delta_ptr,
-    rows_ptr,
     weight_ptr,
     out_ptr,
     squared_floor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_START: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
 ):
-    out_row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < WIDTH
-    row = out_row
-    if HAS_ROWS:
-        row = tl.load(rows_ptr + out_row).to(tl.int64)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0)  # no load can begin earlier than a store before it
     x = tl.load(delta_ptr + row * WIDTH + columns, mask=mask, other=0).to(tl.float32)
     if not IS_START:
         x += tl.load(x_ptr + row * WIDTH + columns, mask=mask, other=0)
     y = x * tl.rsqrt(tl.sum(x * x) + squared_floor) * weight
-    tl.store(out_ptr + out_row * WIDTH + columns, y, mask=mask)
-    if not HAS_ROWS:
-        tl.store(x_ptr + row * WIDTH + columns, x, mask=mask)
+    tl.store(out_ptr + row * WIDTH + columns, y, mask=mask)
+    tl.store(x_ptr + row * WIDTH + columns, x, mask=mask)
