@@ -26,6 +26,9 @@ from pagewire.worker.native.library import (
 )
 from pagewire.worker.native.memory import Buffer, dtype_code
 
+_LEAST_POSITIONS = 1024
+"""Of the table of rotations."""
+
 
 def unsupported_shape(config: DecoderConfig) -> str | None:
     """Why the library cannot run a model of this shape; none where it can."""
@@ -50,19 +53,21 @@ class NativeOps:
         self._x = Buffer(torch.float32)
         self._h = Buffer(dtype)
         self._activation = Buffer(dtype)
-        self._cos = Buffer(torch.float32)
-        self._sin = Buffer(torch.float32)
+        self._rope: RotaryEmbedding | None = None
+        self._turns_PD = torch.empty(0, config.head_dim)
 
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "NativeStepOps":
         num_rows = batch.input_ids_T.shape[0]
         c = self._config
-        rotation = rope.at(batch.positions_T, torch.float32)
+        num_positions = max(context_len for _, _, context_len in batch.seq_rows)
+        if rope is not self._rope or num_positions > len(self._turns_PD):
+            # Seldom longer, so that its address seldom changes: 4 MB hold 8,192 positions of 128 values.
+            self._rope, self._turns_PD = rope, rope.table(max(_LEAST_POSITIONS, 1 << (num_positions - 1).bit_length()))
         buffers = StepBuffers(
             x_TE=self._x.take(num_rows, c.hidden_size),
             h_TE=self._h.take(num_rows, c.hidden_size),
             activation_TF=self._activation.take(num_rows, c.intermediate_size),
-            cos=self._cos.take(num_rows, c.head_dim // 2).copy_(rotation.cos[:, 0, 0]),
-            sin=self._sin.take(num_rows, c.head_dim // 2).copy_(rotation.sin[:, 0, 1]),
+            turns_PD=self._turns_PD,
             slots_T=_slots_of_rows(batch),
         )
         return NativeStepOps(self._library, c, self._dtype, batch, kv, buffers)
@@ -76,10 +81,8 @@ class StepBuffers:
     """fp32: the sum of the layers so far."""
     h_TE: torch.Tensor
     activation_TF: torch.Tensor
-    cos: torch.Tensor
-    """fp32 [T, D/2]."""
-    sin: torch.Tensor
-    """fp32 [T, D/2]."""
+    turns_PD: torch.Tensor
+    """fp32: `RotaryEmbedding.table`."""
     slots_T: torch.Tensor
     """int64: where each row's keys and values go; -1 for rows that are not written."""
 
@@ -104,8 +107,8 @@ class NativeStepOps(StepOps):
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
         num_rows = buffers.x_TE.shape[0]
         self._rotate = RotateArgs(
-            cos=buffers.cos.data_ptr(),
-            sin=buffers.sin.data_ptr(),
+            turns=buffers.turns_PD.data_ptr(),
+            positions=batch.positions_T.data_ptr(),
             slots=buffers.slots_T.data_ptr(),
             num_rows=num_rows,
             num_heads=config.num_heads,

@@ -36,8 +36,7 @@ class Rotation:
 
 
 class RotaryEmbedding:
-    """Computes rotations for positions. On a CPU, angles are computed per step rather than read from a table: the cost
-    is one small product per step, not per layer, and Qwen3's table at 40,960 positions would take 21 MB."""
+    """Computes rotations for positions: for torch's operators those of a step, for kernels a table."""
 
     def __init__(self, inv_freq: torch.Tensor, attention_factor: float) -> None:
         """inv_freq [D/2], fp32, on the model's device."""

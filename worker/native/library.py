@@ -17,7 +17,7 @@ LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 7
+INTERFACE = 8
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -75,8 +75,8 @@ class RotateArgs(ctypes.Structure):
         ("k", c_void_p),
         ("v", c_void_p),
         ("qk_norm", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
+        ("turns", c_void_p),
+        ("positions", c_void_p),
         ("slots", c_void_p),
         ("qkv_stride", c_int64),
         ("num_rows", c_int64),
