@@ -1,5 +1,7 @@
 """Operations between the linears: the library's against torch's, at every instruction set of this machine."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 import torch
@@ -37,6 +39,16 @@ def test_work_that_is_spread_over_threads(library: NativeLibrary, dtype: torch.d
     computed = run_step(NativeOps(library, config, dtype), config, dtype, [120], 0)
     for theirs, ours in zip(expected, computed, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_positions_past_those_of_the_step_before(library: NativeLibrary) -> None:
+    kv, rope = KVCache(CONFIG, 4, 4, torch.float32), rotary_embedding(CONFIG)
+    ours, theirs = NativeOps(library, CONFIG, torch.float32), TorchOps(CONFIG)
+    for position in (3, 1023, 1024, 3000, 3):
+        batch = replace(batch_of(kv, [1], 0), positions_T=torch.tensor([position]), seq_rows=((0, 1, position + 1),))
+        qkv = torch.randn(1, (CONFIG.num_heads + 2 * CONFIG.num_kv_heads) * CONFIG.head_dim)
+        turned = [ops.begin(batch, kv, rope).rotate_and_store(0, qkv.clone(), None) for ops in (ours, theirs)]
+        torch.testing.assert_close(*turned, rtol=1e-5, atol=1e-5)
 
 
 def test_silu_of_extreme_values(library: NativeLibrary) -> None:

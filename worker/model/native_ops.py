@@ -54,20 +54,21 @@ class NativeOps:
         self._h = Buffer(dtype)
         self._activation = Buffer(dtype)
         self._rope: RotaryEmbedding | None = None
-        self._turns_PD = torch.empty(0, config.head_dim)
+        self._cos_sin_PD = torch.empty(0, config.head_dim)
 
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "NativeStepOps":
         num_rows = batch.input_ids_T.shape[0]
         c = self._config
-        num_positions = max(context_len for _, _, context_len in batch.seq_rows)
-        if rope is not self._rope or num_positions > len(self._turns_PD):
+        longest = max(context_len for _, _, context_len in batch.seq_rows)
+        if rope is not self._rope or longest > len(self._cos_sin_PD):
             # Seldom longer, so that its address seldom changes: 4 MB hold 8,192 positions of 128 values.
-            self._rope, self._turns_PD = rope, rope.table(max(_LEAST_POSITIONS, 1 << (num_positions - 1).bit_length()))
+            num_positions = max(_LEAST_POSITIONS, 1 << (longest - 1).bit_length())
+            self._rope, self._cos_sin_PD = rope, rope.table(num_positions)
         buffers = StepBuffers(
             x_TE=self._x.take(num_rows, c.hidden_size),
             h_TE=self._h.take(num_rows, c.hidden_size),
             activation_TF=self._activation.take(num_rows, c.intermediate_size),
-            turns_PD=self._turns_PD,
+            cos_sin_PD=self._cos_sin_PD,
             slots_T=_slots_of_rows(batch),
         )
         return NativeStepOps(self._library, c, self._dtype, batch, kv, buffers)
@@ -81,7 +82,7 @@ class StepBuffers:
     """fp32: the sum of the layers so far."""
     h_TE: torch.Tensor
     activation_TF: torch.Tensor
-    turns_PD: torch.Tensor
+    cos_sin_PD: torch.Tensor
     """fp32: `RotaryEmbedding.table`."""
     slots_T: torch.Tensor
     """int64: where each row's keys and values go; -1 for rows that are not written."""
@@ -107,7 +108,7 @@ class NativeStepOps(StepOps):
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
         num_rows = buffers.x_TE.shape[0]
         self._rotate = RotateArgs(
-            turns=buffers.turns_PD.data_ptr(),
+            cos_sin=buffers.cos_sin_PD.data_ptr(),
             positions=batch.positions_T.data_ptr(),
             slots=buffers.slots_T.data_ptr(),
             num_rows=num_rows,

@@ -85,7 +85,7 @@ void rotate_rows(const RotateArgs *a, int64_t first, int64_t end) {
   const int D = a->head_dim, H = a->num_heads, K = a->num_kv_heads, P = a->block_size;
   for (int64_t row = first; row < end; ++row) {
     T *x = static_cast<T *>(a->qkv) + row * a->qkv_stride;
-    const float *cos = a->turns + a->positions[row] * D, *sin = cos + D / 2;
+    const float *cos = a->cos_sin + a->positions[row] * D, *sin = cos + D / 2;
     for (int h = 0; h < H; ++h)
       rotate_head(x + h * D, x + h * D, a->qk_norm ? a->qk_norm + h * D : nullptr, cos, sin, D, a->norm_floor);
     const int64_t slot = a->slots[row];

@@ -65,7 +65,7 @@ struct RotateArgs {
   void *k;    // [N, K, P, D]
   void *v;
   const float *qk_norm;      // [H + K, D], already times sqrt(D); null where heads are not normalized
-  const float *turns;        // [positions, D]: D / 2 cosines, then as many sines
+  const float *cos_sin;      // [positions, D]: D / 2 cosines, then as many sines
   const int64_t *positions;  // [T]
   const int64_t *slots;      // [T]: block × P + offset, or -1 where nothing is written
   int64_t qkv_stride;

@@ -75,7 +75,7 @@ class RotateArgs(ctypes.Structure):
         ("k", c_void_p),
         ("v", c_void_p),
         ("qk_norm", c_void_p),
-        ("turns", c_void_p),
+        ("cos_sin", c_void_p),
         ("positions", c_void_p),
         ("slots", c_void_p),
         ("qkv_stride", c_int64),

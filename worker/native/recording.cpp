@@ -21,6 +21,7 @@ Recording recording{};
 }  // namespace
 
 void note(void (*run)(const void *), const void *args, size_t bytes, Weight weight) {
+  if (!recording.calls) return;
   if (recording.count < recording.capacity) {
     Call *call = recording.calls + recording.count;
     call->run = run;

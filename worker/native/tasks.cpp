@@ -14,8 +14,9 @@ namespace {
 
 constexpr int64_t kTaskBytes = 128 << 10;  // of weight: large against taking a task, small against a step
 constexpr int64_t kLeastTasks = 8;
+
 constexpr int64_t kFewRows = 12;
-constexpr int64_t kRunBytes = 1 << 20;
+constexpr int64_t kRunBytes = 1 << 20;  // of few rows' weight, and of the tasks that come last
 constexpr int64_t kShortBytes = 64 << 10;
 
 // Rows [0, num_rows) of an elementwise kernel, in as many pieces as are worth a thread each.
@@ -38,9 +39,9 @@ void over_rows(int64_t num_rows, int64_t bytes_per_row, const Body &body) {
 
 int64_t size_of(int32_t dtype) { return dtype == kBFloat16 ? 2 : 4; }
 
-// Panels [0, panels) of a linear. Few rows wait for memory, which gives most in long runs (one row, all linears of
-// Qwen3-0.6B's shape: 27.2 ms for 28.0 in tasks of 128 KB, and 21.6 for 24.8 while memory was fast); short ones come last,
-// so that threads end together. Many rows take as long as their products do, and gain nothing.
+// Panels [0, panels) of a linear. Few rows wait for memory, which gives most in long runs: a step of one sequence of
+// Qwen3-0.6B's shape took 27.2 ms for 28.0 in tasks of 128 KB, and 21.6 for 24.8 while memory was fast. Short ones come
+// last, so that threads end together. Many rows take as long as their products do, and gain nothing.
 template <class Body>
 void over_panels(int64_t panels, int64_t bytes, int64_t num_rows, const Body &body) {
   struct Call {
@@ -52,10 +53,10 @@ void over_panels(int64_t panels, int64_t bytes, int64_t num_rows, const Body &bo
   call.task = (num_rows > kFewRows ? kTaskBytes : kShortBytes) / bytes;
   if (call.task > panels / kLeastTasks) call.task = panels / kLeastTasks;
   if (call.task < 1) call.task = 1;
-  if (num_rows <= kFewRows) {
-    call.run = kRunBytes / bytes > call.task ? kRunBytes / bytes : call.task;
-    call.num_runs = panels < call.run ? 0 : panels / call.run - 1;
-  }
+  // A thread's part of a small weight or of many threads is no longer than two of its runs.
+  const int64_t threads = max_threads();
+  call.run = kRunBytes / bytes < panels / (2 * threads) ? kRunBytes / bytes : panels / (2 * threads);
+  if (num_rows <= kFewRows && call.run > call.task) call.num_runs = panels / call.run - (threads + 1) / 2;
   const int64_t rest = panels - call.num_runs * call.run;
   parallel(
       [](void *context, int64_t task, int) {
@@ -71,8 +72,8 @@ void over_panels(int64_t panels, int64_t bytes, int64_t num_rows, const Body &bo
 
 }  // namespace
 
-void plan_attention(const int32_t *query_starts, const int32_t *context_lens, int32_t num_seqs,
-                    int32_t group, AttentionPlan *plan) {
+void plan_attention(const int32_t *query_starts, const int32_t *context_lens, int32_t num_seqs, int32_t group,
+                    AttentionPlan *plan) {
   AttentionItem *items = plan->items;
   int64_t count = 0, tokens = 0;
   int32_t partials = 0;
