@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
+from support.torch_threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Small tensors on several threads spend their time in barriers, and tests share their machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield

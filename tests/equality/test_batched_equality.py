@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
+from support.checkpoints import Checkpoint, checkpoints_in
 from support.decoders import KINDS, ServedModel, served_model_for
 from support.local_engine import LocalEngine
+from support.torch_threads import torch_threads
 
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.plan import SamplingParams
@@ -24,22 +25,13 @@ SUBJECT = 0
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    built: dict[str, Checkpoint] = {}
-
-    def build(family: str) -> Checkpoint:
-        if family not in built:
-            built[family] = save_checkpoint(build_hf_model(family), tmp_path_factory.mktemp(family))
-        return built[family]
-
-    return build
+    return checkpoints_in(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(params=FAMILIES, scope="module")

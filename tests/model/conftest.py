@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from support.checkpoints import FAMILIES, Checkpoint, build_hf_model, save_checkpoint
+from support.checkpoints import FAMILIES, Checkpoint, checkpoints_in
 from support.decoders import KINDS, decoder_for
+from support.torch_threads import torch_threads
 
 from pagewire.worker.model.decoder import Decoder
 
@@ -14,23 +14,14 @@ from pagewire.worker.model.decoder import Decoder
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """These models are too small for two threads to help, and a busy machine makes them wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
     """Builds each family's checkpoint once."""
-    built: dict[str, Checkpoint] = {}
-
-    def build(family: str) -> Checkpoint:
-        if family not in built:
-            built[family] = save_checkpoint(build_hf_model(family), tmp_path_factory.mktemp(family))
-        return built[family]
-
-    return build
+    return checkpoints_in(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
+from support.checkpoints import Checkpoint, checkpoints_in
 from support.decoders import ServedModel, served_model_for
 from support.local_engine import GREEDY, LocalEngine
 from support.step_ops import batch_of
+from support.torch_threads import torch_threads
 
 from pagewire.wire.launch import Quantization
 from pagewire.wire.model import DType
@@ -26,18 +27,13 @@ DRAWN = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=5)
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 @pytest.fixture(scope="module")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    def build(family: str) -> Checkpoint:
-        return save_checkpoint(build_hf_model(family), tmp_path_factory.mktemp(family))
-
-    return build
+    return checkpoints_in(tmp_path_factory.mktemp)
 
 
 class Counted:

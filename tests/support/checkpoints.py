@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def save_checkpoint(model: PreTrainedModel, directory: Path, max_shard_size: str
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     files = tuple(str(path) for path in sorted(directory.glob("*.safetensors")))
     return Checkpoint(directory, model_spec(decoder_config(model.config), "safetensors", files), model)
+
+
+def checkpoints_in(new_folder: Callable[[str], Path]) -> Callable[[str], Checkpoint]:
+    """Builds each family's checkpoint once, when it is first asked for, in a folder of its own."""
+    return cache(lambda family: save_checkpoint(build_hf_model(family), new_folder(family)))
 
 
 def model_spec(
