@@ -47,6 +47,11 @@ class Batch:
     length is max_model_len, an upper bound: the true one is in context_lens_B alone."""
 
     @property
+    def is_decode(self) -> bool:
+        """Whether every sequence decodes: one row each, which is written and samples."""
+        return self.num_decodes == len(self.seq_rows)
+
+    @property
     def all_rows_sample(self) -> bool:
-        """Whether sample_rows_S is every row, as in a step of decodes."""
+        """Whether sample_rows_S is every row, as in a step of decodes, or of chunks of one token."""
         return self.sample_rows_S.shape[0] == self.input_ids_T.shape[0]

@@ -3,6 +3,7 @@
 import ctypes
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ class Counted:
 
 
 def two_engines(
-    checkpoint: Checkpoint, dtype: DType, quantization: Quantization = "none"
+    checkpoint: Checkpoint, dtype: DType, quantization: Quantization = "none", **limits: Any
 ) -> tuple[LocalEngine, LocalEngine, Counted]:
     """One that repeats steps, and one that does not, each with memory of its own; and how often the first did."""
     repeating = served_model_for(checkpoint.spec, dtype, "native", quantization)
@@ -58,7 +59,7 @@ def two_engines(
     plain = ServedModel(other.decoder, other.decoder, other.kernels)
     assert isinstance(repeating.model, RecordedDecoder)
     engines = [
-        LocalEngine(served, block_size=4, chunk=24, num_blocks=200, kv_dtype=DTYPES[dtype])
+        LocalEngine(served, chunk=24, num_blocks=200, kv_dtype=DTYPES[dtype], **{"block_size": 4, **limits})
         for served in (repeating, plain)
     ]
     return engines[0], engines[1], Counted(repeating.model._library)
@@ -85,6 +86,23 @@ def test_arrivals_and_ends_between_repeated_steps(
     for ours, theirs in zip(repeating.kv.layers, plain.kv.layers, strict=True):
         assert torch.equal(ours, theirs)
     assert 50 < counted.replays < 290, "not all steps can be repeated, and most that can be are"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_chunk_of_as_many_rows_as_the_step_before_is_not_that_step(
+    checkpoint_of: Callable[[str], Checkpoint], count: int
+) -> None:
+    """`count` sequences end in one step, and the next is nothing but a prompt of so many tokens, whose arguments are
+    the same."""
+    engines = two_engines(checkpoint_of("qwen3-tied"), "float32", max_num_seqs=count, block_size=32)[:2]
+    for engine in engines:
+        for handle in range(count):
+            engine.submit(handle, [3, 1, 4, 1, 5], 12, DRAWN)
+        engine.submit(count, [9, 8, 7, 6][:count], 4)
+        engine.run()
+    assert engines[0].outputs == engines[1].outputs
+    for ours, theirs in zip(engines[0].kv.layers, engines[1].kv.layers, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_recording_belongs_to_one_cache(checkpoint_of: Callable[[str], Checkpoint]) -> None:

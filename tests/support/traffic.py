@@ -1,0 +1,228 @@
+"""Random traffic against a running service, and what each of its answers must have been.
+
+A request is drawn from a seed: its prompt has 1 to 40 ids and often begins as another's, it asks for several outputs, a
+way to sample, an end; some are cancelled in the middle. `run_traffic` keeps as many under way as it is told.
+
+`Judge` scores an answer with transformers' model: one forward pass over the prompt and the output, without batch, cache
+or chunks, gives the logits that each token must have been drawn from. What two ways to add up fp32 numbers can make of
+a tie is told from a fault by drawing again from logits that differ by as much.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import torch
+from support.service import generation
+from transformers import PreTrainedModel
+
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.worker.sampler import Sampler, SamplingRows
+
+LIMIT_S = 280.0
+MAX_PROMPT = 40
+_NUM_TEXTS = 5
+_ROUNDING = 2e-3
+"""Of logits: 20 times the largest difference seen between the kernels and transformers' eager attention."""
+_TRIALS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One request."""
+
+    prompt: tuple[int, ...]
+    n: int = 1
+    seed: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    cancel_after: int | None = None
+    """Tokens, over all outputs, after which the client goes away."""
+
+    def message(self) -> inference_pb2.StreamGenerateRequest:
+        return inference_pb2.StreamGenerateRequest(
+            generation=generation(
+                list(self.prompt),
+                n=self.n,
+                priority=self.priority,
+                sampling={
+                    "temperature": self.temperature,
+                    "top_k": self.top_k,
+                    "top_p": self.top_p,
+                    "seed": self.seed,
+                },
+                stopping={
+                    "max_tokens": self.max_tokens,
+                    "ignore_eos": True,
+                    "stop_token_ids": self.stop_token_ids,
+                },
+            )
+        )
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """What came back."""
+
+    asked: Asked
+    outputs: list[list[int]]
+    ends: list["pb.Finished | None"]
+    events: Counter[str] = field(default_factory=Counter)
+    is_cancelled: bool = False
+    cached_tokens: int = 0
+
+
+def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_len: int) -> Iterator[Asked]:
+    """Without end. Prompts are beginnings of a few texts, whole or with ids of their own behind, so that many share
+    blocks and some are there already in full."""
+    texts = [[draw.randrange(vocab_size) for _ in range(MAX_PROMPT)] for _ in range(_NUM_TEXTS)]
+    while True:
+        # As long as others are many, often: a step of k tokens of one prompt beside one of k sequences.
+        length = draw.randrange(1, draw.choice((max_n, MAX_PROMPT, MAX_PROMPT)) + 1)
+        num_shared = draw.choice((0, length, draw.randrange(length + 1)))
+        own = [draw.randrange(vocab_size) for _ in range(length - num_shared)]
+        n = draw.choice((1, 1, draw.randrange(1, max_n + 1), max_n))
+        max_tokens = draw.randrange(1, min(25, max_model_len - length + 1))
+        yield Asked(
+            prompt=(*draw.choice(texts)[:num_shared], *own),
+            n=n,
+            seed=draw.randrange(2**64),
+            temperature=draw.choice((0.0, 0.5, 1.0)),
+            top_k=draw.choice((0, 0, 1, 7)),
+            top_p=draw.choice((1.0, 1.0, 0.8)),
+            max_tokens=max_tokens,
+            stop_token_ids=tuple(draw.sample(range(vocab_size), 8)) if draw.random() < 0.3 else (),
+            priority=draw.choice((0, 0, 0, 5)),
+            cancel_after=draw.randrange(n * max_tokens) if draw.random() < 0.15 else None,
+        )
+
+
+def run_traffic(
+    address: str, requests: Iterator[Asked], draw: random.Random, num_under_way: int, goes_on: Callable[[], bool]
+) -> list[Answer]:
+    """As many requests at once, each followed by the next, for as long as `goes_on` says. Now and then all must have
+    ended before the next burst, because a service that has just become idle is in a state of its own."""
+
+    async def run() -> list[Answer]:
+        answers: list[Answer] = []
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            while goes_on():
+                under_way: set[asyncio.Task[Answer]] = set()
+                for _ in range(draw.choice((1, 3, 10, 60))):
+                    if len(under_way) >= num_under_way:
+                        done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                        answers += [task.result() for task in done]
+                    under_way.add(asyncio.create_task(ask(stub, next(requests))))
+                    if draw.random() < 0.3:  # the next one comes in the middle of a step
+                        await asyncio.sleep(draw.random() * 0.01)
+                answers += await asyncio.gather(*under_way)
+        return answers
+
+    return asyncio.run(run())
+
+
+async def ask(stub: inference_pb2_grpc.InferenceServiceStub, asked: Asked) -> Answer:
+    """One request to its end, or until its client goes away."""
+    answer = Answer(asked=asked, outputs=[[] for _ in range(asked.n)], ends=[None] * asked.n)
+    call = stub.StreamGenerate(asked.message(), timeout=LIMIT_S)
+    num_left = asked.cancel_after
+    async for event in call:
+        kind = event.WhichOneof("event")
+        answer.events[kind] += 1
+        match kind:
+            case "started":
+                answer.cached_tokens = event.started.cached_tokens
+            case "delta":
+                answer.outputs[event.delta.output] += [token.id for token in event.delta.tokens]
+            case "finished":
+                assert answer.ends[event.finished.output] is None, "an output ended twice"
+                answer.ends[event.finished.output] = event.finished
+        if num_left is not None and sum(map(len, answer.outputs)) > num_left:
+            call.cancel()
+            answer.is_cancelled = True
+            break
+    return answer
+
+
+class Judge:
+    """Says what is wrong with an answer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model` is transformers', in fp32."""
+        self._model = model
+        self._vocab_size = model.config.vocab_size
+        self._sampler = Sampler(self._vocab_size)
+        self.num_tokens = 0
+        self.num_ties = 0
+        """Tokens that only rounding explains."""
+
+    def complaints(self, answer: Answer) -> list[str]:
+        """Nothing where it is what its request alone would have got."""
+        asked, found = answer.asked, []
+        for index, (output, end) in enumerate(zip(answer.outputs, answer.ends, strict=True)):
+            found += [f"output {index} of {asked}: {what}" for what in self._of_output(asked, index, output)]
+            if answer.is_cancelled:
+                continue
+            stopped = next((i for i, token in enumerate(output) if token in asked.stop_token_ids), None)
+            if end is None:
+                found.append(f"output {index} of {asked} has no end")
+            elif end.reason == pb.FINISH_REASON_LENGTH:
+                if len(output) != asked.max_tokens or stopped not in (None, len(output) - 1):
+                    found.append(f"output {index} of {asked} ended by length with {output}")
+            elif end.reason != pb.FINISH_REASON_STOP_TOKEN or stopped != len(output) - 1:
+                found.append(f"output {index} of {asked} ended by {end.reason} with {output}")
+        if not answer.is_cancelled and (answer.events["started"], answer.events["usage"]) != (1, 1):
+            found.append(f"{asked} had the events {dict(answer.events)}")
+        return found
+
+    def _of_output(self, asked: Asked, index: int, output: list[int]) -> Iterator[str]:
+        if not output:
+            return
+        ids = torch.tensor([[*asked.prompt, *output]])
+        with torch.inference_mode():
+            logits = self._model(ids, use_cache=False).logits[0, len(asked.prompt) - 1 : -1].float().contiguous()
+        positions = np.arange(len(asked.prompt), len(asked.prompt) + len(output), dtype=np.int32)
+        expected = self._draw(asked, index, logits, positions)
+        self.num_tokens += len(output)
+        for i in np.flatnonzero(expected != output).tolist():
+            if output[i] in self._close_draws(asked, index, logits[i], int(positions[i])):
+                self.num_ties += 1
+            else:
+                yield f"token {i} of {output} is {output[i]}, not {expected[i]}"
+                return
+
+    def _draw(self, asked: Asked, index: int, logits: torch.Tensor, positions: np.ndarray) -> np.ndarray:
+        count = len(positions)
+        return self._sampler.sample(
+            logits,
+            SamplingRows(
+                temperature=np.full(count, asked.temperature, np.float32),
+                top_k=np.full(count, asked.top_k, np.int32),
+                top_p=np.full(count, asked.top_p, np.float32),
+                seed=np.full(count, (asked.seed + index) % 2**64, np.uint64),
+                position=positions,
+            ),
+        )
+
+    def _close_draws(self, asked: Asked, index: int, logits: torch.Tensor, position: int) -> set[int]:
+        """What is drawn from logits that are as near to these as rounding leaves them."""
+        noise = (torch.rand(_TRIALS, self._vocab_size, generator=torch.Generator().manual_seed(0)) * 2 - 1) * _ROUNDING
+        positions = np.full(_TRIALS, position, np.int32)
+        return set(self._draw(asked, index, logits + noise, positions).tolist())
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    """A `goes_on` that ends after that time."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() < end
