@@ -25,7 +25,8 @@ class NativeSampler:
 
     def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array:
         """One token id, or NO_TOKEN, per row. `logits_SV` is float32 or bfloat16 on the CPU, rows contiguous; it is
-        only read."""
+        only read. Raises ValueError where rows and logits do not belong together."""
+        rows.check(logits_SV, self._vocab_size)
         num_rows = logits_SV.shape[0]
         tokens = np.empty(num_rows, np.int32)
         temperature, top_k, top_p = (

@@ -14,7 +14,8 @@ what is narrow in numpy, whose calls cost less.
 
 A row that is no distribution (a NaN, an infinity, or nothing but minus infinity among its logits) yields NO_TOKEN,
 for this row alone: one sequence that overflows must not end the others, and a token made up for it would hide the
-fault. Minus infinity beside finite logits is an ordinary probability of zero.
+fault. Minus infinity beside finite logits is an ordinary probability of zero. So does a row whose parameters are out of
+their ranges: plans are checked long before, and what looks for a threshold that does not exist might never end.
 
 Measured on 2 Zen 4 cores (python tests/worker/measure_worker.py), ms at 1 / 8 / 32 rows of 151,936 logits:
 
@@ -24,7 +25,7 @@ Measured on 2 Zen 4 cores (python tests/worker/measure_worker.py), ms at 1 / 8 /
     top-p 0.95             0.39 / 2.7 / 11       with a full sort of each row: 13 at one row
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ import torch
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.slot_columns import Float32Array, UInt64Array
+from pagewire.worker.slot_columns import BoolArray, Float32Array, UInt64Array
 from pagewire.worker.uniform import uniform
 
 Float64Array = npt.NDArray[np.float64]
@@ -56,6 +57,33 @@ class SamplingRows:
     position: Int32Array
     """Index that the sampled token takes in its sequence."""
 
+    def check(self, logits_SV: torch.Tensor, vocab_size: int) -> None:
+        """Raises ValueError unless each column has one entry of its dtype for each row of logits, which are of this
+        vocabulary: kernels read at addresses, and would go on past a column's end."""
+        num_rows, num_ids = logits_SV.shape
+        if num_ids != vocab_size:
+            raise ValueError(f"logits have {num_ids} ids; the sampler is for {vocab_size}")
+        for field in fields(self):
+            column: npt.NDArray[np.generic] = getattr(self, field.name)
+            if column.shape != (num_rows,) or column.dtype != _DTYPES[field.name]:
+                raise ValueError(
+                    f"{field.name} is {column.dtype} {column.shape} for {num_rows} rows of logits; "
+                    f"it must be {_DTYPES[field.name]} ({num_rows},)"
+                )
+
+    def are_in_range(self) -> BoolArray:
+        """Which rows have parameters that they can be drawn with. A new array."""
+        return (self.temperature >= 0) & (self.top_k >= 0) & (self.top_p >= 0) & (self.top_p <= 1)
+
+
+_DTYPES = {
+    "temperature": np.dtype(np.float32),
+    "top_k": np.dtype(np.int32),
+    "top_p": np.dtype(np.float32),
+    "seed": np.dtype(np.uint64),
+    "position": np.dtype(np.int32),
+}
+
 
 class Sampler:
     """Holds scratch memory for one row; no other state."""
@@ -69,12 +97,14 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array:
-        """One token id, or NO_TOKEN, per row. `logits_SV` is on the CPU, rows contiguous; it is only read."""
+        """One token id, or NO_TOKEN, per row. `logits_SV` is on the CPU, rows contiguous; it is only read. Raises
+        ValueError where rows and logits do not belong together."""
+        rows.check(logits_SV, self._vocab_size)
         logits_SV = logits_SV.float()
         block_max = self._block_max(logits_SV)
         best_block = block_max.argmax(axis=1)
         largest = block_max[np.arange(len(block_max)), best_block]
-        is_drawable = np.isfinite(largest)
+        is_drawable = np.isfinite(largest) & rows.are_in_range()
         draws = uniform(rows.seed, rows.position)
         tokens = np.full(len(block_max), NO_TOKEN, np.int32)
         for row in np.flatnonzero(is_drawable).tolist():

@@ -71,6 +71,11 @@ class SamplingWorkspace:
             candidates_SN=empty(max_candidates, torch.int32),
         )
 
+    def check(self, logits_SV: torch.Tensor, **columns_S: torch.Tensor) -> None:
+        """Raises ValueError unless the logits are of this vocabulary, no more rows than fit, and every column has one
+        entry for each: kernels read and write at addresses, and would go on past a column's end."""
+        _check(self.max_rows, self.vocab_size, logits_SV, columns_S)
+
     @property
     def num_bytes(self) -> int:
         """Device memory that it takes: 19 kB a row for Qwen3."""
@@ -116,7 +121,22 @@ class LogprobsWorkspace:
             chunk_top_SCN=torch.empty(max_rows, num_chunks, MAX_TOP_LOGPROBS, dtype=torch.int64, device=device),
         )
 
+    def check(self, logits_SV: torch.Tensor, **columns_S: torch.Tensor) -> None:
+        """As `SamplingWorkspace.check`."""
+        _check(self.max_rows, self.vocab_size, logits_SV, columns_S)
+
     @property
     def num_bytes(self) -> int:
         """Device memory that it takes: 13 kB a row for Qwen3."""
         return self.chunk_max_SC.nbytes + self.chunk_sum_SC.nbytes + self.chunk_top_SCN.nbytes
+
+
+def _check(max_rows: int, vocab_size: int, logits_SV: torch.Tensor, columns_S: dict[str, torch.Tensor]) -> None:
+    num_rows, num_ids = logits_SV.shape
+    if num_ids != vocab_size:
+        raise ValueError(f"logits have {num_ids} ids, the workspace {vocab_size}")
+    if num_rows > max_rows:
+        raise ValueError(f"{num_rows} rows to sample; the workspace is for {max_rows}")
+    for name, column in columns_S.items():
+        if column.shape[0] != num_rows:
+            raise ValueError(f"{name} has {column.shape[0]} entries for {num_rows} rows of logits")

@@ -3,6 +3,8 @@
 A token may differ where a draw falls within a rounding error of an edge between two ids: such draws are counted.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,14 @@ from pagewire.worker.native_sampler import NativeSampler
 from pagewire.worker.sampler import Sampler, SamplingRows
 
 INF, NAN = float("inf"), float("nan")
+OUT_OF_RANGE = [
+    ("temperature", NAN),
+    ("temperature", -1.0),
+    ("top_p", NAN),
+    ("top_p", -0.5),
+    ("top_p", 1.5),
+    ("top_k", -1),
+]
 NUM_ROWS = 60
 SETTINGS = [
     (0.0, 0, 1.0),
@@ -81,6 +91,31 @@ def test_a_broken_row_has_no_token_and_disturbs_no_other(
     assert sampler.sample(logits, wanted).tolist() == [
         expected[0], NO_TOKEN, NO_TOKEN, expected[3], NO_TOKEN, expected[5]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_parameters_out_of_range_draw_nothing_and_come_to_an_end(
+    library: NativeLibrary, settings: tuple[float, int, float], field: str, value: float
+) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(3, 777)
+    sampler, wanted = NativeSampler(library, 777), rows(3, *settings)
+    good = sampler.sample(logits, wanted).tolist()
+    getattr(wanted, field)[1] = value
+    assert sampler.sample(logits, wanted).tolist() == [good[0], NO_TOKEN, good[2]]
+
+
+def test_rows_that_do_not_belong_to_the_logits_are_refused(library: NativeLibrary) -> None:
+    sampler = NativeSampler(library, 300)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=rf"temperature is float32 \({count},\) for 2 rows of logits"):
+            sampler.sample(torch.zeros(2, 300), rows(count, 1.0, 0, 1.0))
+    with pytest.raises(ValueError, match="logits have 299 ids; the sampler is for 300"):
+        sampler.sample(torch.zeros(2, 299), rows(2, 1.0, 0, 1.0))
+    wide = replace(rows(2, 1.0, 0, 1.0), top_p=np.ones(2))
+    with pytest.raises(ValueError, match=r"top_p is float64 \(2,\) .* must be float32 \(2,\)"):
+        sampler.sample(torch.zeros(2, 300), wide)
 
 
 @pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)

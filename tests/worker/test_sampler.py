@@ -11,6 +11,14 @@ from pagewire.worker.sampler import Sampler, SamplingRows
 from pagewire.worker.uniform import uniform
 
 INF, NAN = float("inf"), float("nan")
+OUT_OF_RANGE = [
+    ("temperature", NAN),
+    ("temperature", -1.0),
+    ("top_p", NAN),
+    ("top_p", -0.5),
+    ("top_p", 1.5),
+    ("top_k", -1),
+]
 
 
 def rows(
@@ -195,7 +203,8 @@ def test_a_row_that_is_no_distribution_harms_no_other(temperature: float, top_k:
     logits[4] = NAN
     sampler = Sampler(300)
     assert sampler.sample(logits, parameters).tolist() == [good[0], *[NO_TOKEN] * 4, good[5]]
-    assert sampler.sample(logits[:1], parameters).tolist() == good[:1]
+    alone = rows(1, temperature=temperature, top_k=top_k, top_p=top_p)
+    assert sampler.sample(logits[:1], alone).tolist() == good[:1]
 
 
 def test_minus_infinity_is_an_ordinary_probability_of_zero() -> None:
@@ -216,6 +225,24 @@ def test_extreme_temperatures() -> None:
 
 def test_no_rows() -> None:
     assert Sampler(300).sample(torch.empty(0, 300), rows(0)).tolist() == []
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_parameters_out_of_range_draw_nothing_and_come_to_an_end(field: str, value: float, top_k: int) -> None:
+    logits = torch.from_numpy(np.random.default_rng(3).standard_normal((3, 300)).astype(np.float32))
+    parameters = rows(3, temperature=0.7, top_k=top_k, top_p=0.9)
+    good = Sampler(300).sample(logits, parameters).tolist()
+    getattr(parameters, field)[1] = value
+    assert Sampler(300).sample(logits, parameters).tolist() == [good[0], NO_TOKEN, good[2]]
+
+
+def test_rows_that_are_not_as_many_as_the_logits_are_refused() -> None:
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=rf"temperature is float32 \({count},\) for 2 rows of logits"):
+            Sampler(300).sample(torch.zeros(2, 300), rows(count))
+    with pytest.raises(ValueError, match="logits have 299 ids; the sampler is for 300"):
+        Sampler(300).sample(torch.zeros(2, 299), rows(2))
 
 
 def test_logits_are_only_read() -> None:

@@ -101,6 +101,12 @@ def test_broken_rows() -> None:
     assert tokens_of(sample, logits_SV, rows) == [NO_TOKEN, NO_TOKEN, NO_TOKEN, expected[3]]
 
 
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_columns_that_are_not_as_long_as_the_logits_are_refused(num_rows: int) -> None:
+    with pytest.raises(ValueError, match=f"temperature has 2 entries for {num_rows} rows of logits"):
+        tokens_of(sample, torch.zeros(num_rows, 300), device_rows([(1.0, 0, 1.0)] * 2))
+
+
 def test_products_of_integers_are_exact() -> None:
     generator = np.random.default_rng(0)
     totals = [1, 2**24 - 1, 2**42, 2**62, *generator.integers(1, 2**62, 200).tolist()]

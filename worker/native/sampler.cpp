@@ -63,7 +63,7 @@ bool heavier(const Candidate &a, const Candidate &b) { return a.weight != b.weig
 bool larger(const Candidate &a, const Candidate &b) { return a.value != b.value ? a.value > b.value : a.id < b.id; }
 bool lower_id(const Candidate &a, const Candidate &b) { return a.id < b.id; }
 
-// The first candidate, by id, at which the running sum passes draw × total; never one of no weight.
+// The first candidate, by id, at which the running sum passes draw × total; never one of no weight. There is one.
 int32_t invert(const Candidate *c, int64_t n, double draw) {
   double total = 0;
   for (int64_t i = 0; i < n; ++i) total += c[i].weight;
@@ -114,6 +114,7 @@ int32_t draw_top_k(const LogitsRow &row, const Scratch &s, double largest, float
     std::nth_element(s.candidates, s.candidates + k - 1, s.candidates + n, larger);
     n = k;
   }
+  if (n == 0) return kNoToken;
   std::sort(s.candidates, s.candidates + n, lower_id);
   double total = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -130,20 +131,21 @@ int32_t draw_top_p(const LogitsRow &row, const Scratch &s, double total, float t
   // remain hold the target.
   const float bound = std::nextafter(float((total - target) / double(row.vocab)), 0.0f);
   int64_t n = kernels()->at_least(s.values, 0, row.vocab, bound, s.ids);
-  for (;;) {
+  for (;;) {  // each round keeps fewer, or is the last
     double sum = 0;
     for (int64_t i = 0; i < n; ++i) sum += s.values[s.ids[i]];
     const double spare = sum - target;
-    if (spare <= 0) break;
+    if (!(spare > 0)) break;
     const double least = spare / double(n);
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i) kept += s.values[s.ids[i]] >= least;
-    if (double(kept) > kMinShrink * double(n)) break;
+    if (kept == 0 || double(kept) > kMinShrink * double(n)) break;
     kept = 0;
     for (int64_t i = 0; i < n; ++i)
       if (s.values[s.ids[i]] >= least) s.ids[kept++] = s.ids[i];
     n = kept;
   }
+  if (n == 0) return kNoToken;
   for (int64_t i = 0; i < n; ++i) s.candidates[i] = {double(s.values[s.ids[i]]), 0, s.ids[i]};
   return invert(s.candidates, keep_top_p(s.candidates, n, target), draw);
 }
@@ -177,21 +179,20 @@ int32_t sample_row(const SampleArgs &a, int64_t index, const Scratch &s) {
   const float largest = kernels()->row_maxima(&row, s.maxima);
   if (!std::isfinite(largest)) return kNoToken;
   const float temperature = a.temperature[index];
-  if (temperature == 0) {
-    int64_t block = 0;
-    while (s.maxima[block] != largest) ++block;
-    const int64_t first = block * kSumBlock, end = std::min(first + kSumBlock, a.vocab);
-    kernels()->widen(&row, first, end, s.values);
-    int64_t i = 0;
-    while (s.values[i] != largest) ++i;
-    return int32_t(first + i);
-  }
   const int64_t k = a.top_k[index];
   const float top_p = a.top_p[index];
   const double draw = double(a.uniform[index]);
+  // Out of range, which NaN is too: see `SamplingRows.are_in_range`.
+  if (!(temperature >= 0 && k >= 0 && top_p >= 0 && top_p <= 1)) return kNoToken;
+  const int64_t blocks = (a.vocab + kSumBlock - 1) / kSumBlock;
+  if (temperature == 0) {
+    const int64_t block = std::find(s.maxima, s.maxima + blocks, largest) - s.maxima;
+    const int64_t first = block * kSumBlock, end = std::min(first + kSumBlock, a.vocab);
+    kernels()->widen(&row, first, end, s.values);
+    return int32_t(first + (std::find(s.values, s.values + (end - first), largest) - s.values));
+  }
   if (k > 0 && k < a.vocab) return draw_top_k(row, s, double(largest), temperature, k, top_p, draw);
   kernels()->row_weights(&row, largest, temperature, s.values, s.sums);
-  const int64_t blocks = (a.vocab + kSumBlock - 1) / kSumBlock;
   double total = 0;
   for (int64_t block = 0; block < blocks; ++block) total += double(s.sums[block]);
   if (top_p < 1) return draw_top_p(row, s, total, top_p, draw);

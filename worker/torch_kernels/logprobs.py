@@ -26,8 +26,13 @@ def logprobs(
 
     Of a row that is no distribution every number is NaN and every id NO_TOKEN.
     """
-    if logits_SV.shape[1] != workspace.vocab_size:
-        raise ValueError(f"logits have {logits_SV.shape[1]} ids, the workspace {workspace.vocab_size}")
+    workspace.check(
+        logits_SV,
+        tokens=tokens_S,
+        out_logprob=out_logprob_S,
+        out_top_ids=out_top_ids_SN,
+        out_top_logprobs=out_top_logprobs_SN,
+    )
     logits_SV = logits_SV.float()
     is_sound_S = logits_SV.amax(1).isfinite()
     logprobs_SV = torch.where(is_sound_S[:, None], logits_SV, torch.nan).log_softmax(1)

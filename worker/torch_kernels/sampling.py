@@ -52,9 +52,18 @@ def sample(
     seed_S         int64: the bits of the unsigned seed
     position_S     int32 or int64: index that the sampled token takes in its sequence
     out_tokens_S   int32 or int64
+
+    Raises ValueError where these are not of one length, or the workspace is not for them.
     """
-    if logits_SV.shape[1] != workspace.vocab_size:
-        raise ValueError(f"logits have {logits_SV.shape[1]} ids, the workspace {workspace.vocab_size}")
+    workspace.check(
+        logits_SV,
+        temperature=temperature_S,
+        top_k=top_k_S,
+        top_p=top_p_S,
+        seed=seed_S,
+        position=position_S,
+        out_tokens=out_tokens_S,
+    )
     logits_SV = logits_SV.float()
     largest_S = logits_SV.amax(1)  # NaN where the row has one
     greedy_S = logits_SV.argmax(1)

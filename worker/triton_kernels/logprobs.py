@@ -39,10 +39,13 @@ def logprobs(
     """See `pagewire.worker.torch_kernels.logprobs.logprobs`; the results' tensors are contiguous."""
     num_rows, vocab_size = logits_SV.shape
     num_top = out_top_ids_SN.shape[1]
-    if vocab_size != workspace.vocab_size:
-        raise ValueError(f"logits have {vocab_size} ids, the workspace {workspace.vocab_size}")
-    if num_rows > workspace.max_rows:
-        raise ValueError(f"{num_rows} rows of logits; the workspace is for {workspace.max_rows}")
+    workspace.check(
+        logits_SV,
+        tokens=tokens_S,
+        out_logprob=out_logprob_S,
+        out_top_ids=out_top_ids_SN,
+        out_top_logprobs=out_top_logprobs_SN,
+    )
     if num_top > MAX_TOP_LOGPROBS:
         raise ValueError(f"{num_top} likeliest ids; at most {MAX_TOP_LOGPROBS}")
     if num_rows == 0:

@@ -65,11 +65,16 @@ def sample(
     workspace: SamplingWorkspace,
 ) -> None:
     """See `pagewire.worker.torch_kernels.sampling.sample`; the columns are contiguous."""
+    workspace.check(
+        logits_SV,
+        temperature=temperature_S,
+        top_k=top_k_S,
+        top_p=top_p_S,
+        seed=seed_S,
+        position=position_S,
+        out_tokens=out_tokens_S,
+    )
     num_rows, vocab_size = logits_SV.shape
-    if vocab_size != workspace.vocab_size:
-        raise ValueError(f"logits have {vocab_size} ids, the workspace {workspace.vocab_size}")
-    if num_rows > workspace.max_rows:
-        raise ValueError(f"{num_rows} rows to sample; the workspace is for {workspace.max_rows}")
     if num_rows == 0:
         return
     w = workspace
