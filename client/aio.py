@@ -6,7 +6,7 @@ An `AsyncClient` belongs to the event loop that it was made in. Cancelling a tas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
@@ -17,7 +17,7 @@ from pagewire.client import requests, responses
 from pagewire.client.aio_stream import AsyncConnection, AsyncStream, told_apart
 from pagewire.client.calls import Cancellable
 from pagewire.client.errors import PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Message, Parameters, Prompt, Prompts, Tool
+from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolLike
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
 from pagewire.client.types import HealthStatus, Model, Result, Tokenized
@@ -110,10 +110,10 @@ class AsyncClient:
 
     async def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Tool] = (),
-        template_arguments: Mapping[str, object] | None = None,
+        tools: Sequence[ToolLike] = (),
+        template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Result:

@@ -165,3 +165,9 @@ def _retry_after_s(status: status_pb2.Status) -> float | None:
         if detail.Unpack(info) and info.HasField("retry_delay"):
             return float(max(0.0, info.retry_delay.seconds + info.retry_delay.nanos / 1e9))
     return None
+
+
+def brief(value: object) -> str:
+    """A value as a message may quote it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,25 +9,42 @@ from typing import Literal, TypeAlias, TypedDict
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+Json: TypeAlias = Mapping[str, object] | str
+"""A JSON object, as a mapping or as its text; keys keep their order and integers their digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call of a tool that an earlier assistant's message made."""
 
-    id: str
+    id: str | None
     name: str
-    arguments: Mapping[str, object] | None = None
+    arguments: Json | None = None
+
+
+ToolCallLike: TypeAlias = ToolCall | Mapping[str, object]
+"""A call, or a mapping in the shape of OpenAI's clients: {"id": …, "type": "function", "function": {"name": …,
+"arguments": JSON text or a mapping}}."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation. Content of None is none, for a message that calls tools; "" is empty content."""
 
     role: Role
-    content: str = ""
+    content: str | None = None
     name: str | None = None
-    tool_calls: Sequence[ToolCall] = ()
+    tool_calls: Sequence[ToolCallLike] = ()
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+
+
+MessageLike: TypeAlias = Message | Mapping[str, object]
+"""A message, or a mapping in the shape of OpenAI's clients, with the keys that `Message` has.
+
+Its content is text, None, or a list of {"type": "text", "text": …}, which are joined by newlines. The role `developer`
+is `system`. A key that is not known, or asks for what Pagewire does not have, is refused with its path.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +53,25 @@ class Tool:
 
     name: str
     description: str | None = None
-    parameters: Mapping[str, object] | None = None
+    parameters: Json | None = None
+
+
+ToolLike: TypeAlias = Tool | Mapping[str, object]
+"""A tool, or a mapping in the shape of OpenAI's clients: {"type": "function", "function": {"name": …, "description": …,
+"parameters": …}}."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation with what its template needs besides the messages."""
 
-    messages: Sequence[Message]
-    tools: Sequence[Tool] = ()
-    template_arguments: Mapping[str, object] | None = None
+    messages: Sequence[MessageLike]
+    tools: Sequence[ToolLike] = ()
+    template_arguments: Json | None = None
     add_generation_prompt: bool | None = None
 
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Chat
+Prompt: TypeAlias = str | Sequence[int] | Sequence[MessageLike] | Chat
 """Text, token ids, or a conversation."""
 
 Prompts: TypeAlias = (
@@ -59,6 +81,7 @@ Prompts: TypeAlias = (
     | list[list[int]]
     | list[tuple[int, ...]]
     | list[list[Message]]
+    | list[list[MessageLike]]
     | list[Prompt]
 )
 """Several prompts. Text alone is a sequence of texts too, so several texts are a list or a tuple."""

@@ -7,16 +7,17 @@ names the field by its path in the contract.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar, cast
 
-from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message as PbMessage
 
-from pagewire.client.errors import BatchError, InvalidRequest, PagewireError
-from pagewire.client.prompts import Chat, Message, Parameters, Prompt, Prompts, Tool
+from pagewire.client import openai_shapes
+from pagewire.client.errors import BatchError, InvalidRequest, PagewireError, brief
+from pagewire.client.json_text import to_json
+from pagewire.client.prompts import Chat, Message, MessageLike, Parameters, Prompt, Prompts
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
@@ -95,14 +96,14 @@ def prompt_message(prompt: object, path: str) -> pb.Prompt:
             return _message(pb.Prompt, path, text=prompt)
         case Chat():
             return pb.Prompt(chat=_chat(prompt, f"{path}.chat"))
-        case [Message(), *_]:
-            return pb.Prompt(chat=_chat(Chat(cast(Sequence[Message], prompt)), f"{path}.chat"))
+        case [Message() | Mapping(), *_]:
+            return pb.Prompt(chat=_chat(Chat(cast(Sequence[MessageLike], prompt)), f"{path}.chat"))
         case [int(), *_]:
             return pb.Prompt(token_ids=_message(pb.TokenIds, f"{path}.token_ids", ids=prompt))
         case _:
             raise InvalidRequest(
-                f"{path} must be text, a non-empty sequence of token ids, a non-empty sequence of Message, or a Chat, "
-                f"not {_brief(prompt)}",
+                f"{path} must be text, a non-empty sequence of token ids, a non-empty sequence of messages, or a Chat, "
+                f"not {brief(prompt)}",
                 field=path,
             )
 
@@ -165,22 +166,23 @@ def detokenize(
 
 
 def _chat(chat: Chat, path: str) -> pb.Chat:
+    messages = openai_shapes.items(chat.messages, f"{path}.messages")
+    tools = openai_shapes.items(chat.tools, f"{path}.tools")
     return _message(
         pb.Chat,
         path,
-        messages=[_chat_message(message, f"{path}.messages[{i}]") for i, message in enumerate(chat.messages)],
-        tools=[_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(chat.tools)],
-        template_arguments=_struct(chat.template_arguments, f"{path}.template_arguments"),
+        messages=[_chat_message(message, f"{path}.messages[{i}]") for i, message in enumerate(messages)],
+        tools=[_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(tools)],
+        template_arguments=_json(chat.template_arguments, f"{path}.template_arguments"),
         add_generation_prompt=chat.add_generation_prompt,
     )
 
 
-def _chat_message(message: Message, path: str) -> pb.ChatMessage:
-    if not isinstance(message, Message):
-        raise InvalidRequest(f"{path} must be a Message, not {_brief(message)}", field=path)
+def _chat_message(given: object, path: str) -> pb.ChatMessage:
+    message = openai_shapes.message(given, path)
     if message.role not in _ROLES:
         field = f"{path}.role"
-        raise InvalidRequest(f"{field} is {message.role!r}; it must be one of {', '.join(_ROLES)}", field=field)
+        raise InvalidRequest(f"{field} is {brief(message.role)}; it must be one of {', '.join(_ROLES)}", field=field)
     return _message(
         pb.ChatMessage,
         path,
@@ -188,22 +190,22 @@ def _chat_message(message: Message, path: str) -> pb.ChatMessage:
         content=message.content,
         name=message.name,
         tool_calls=[
-            _message(
-                pb.ToolCall,
-                f"{path}.tool_calls[{i}]",
-                id=call.id,
-                name=call.name,
-                arguments=_struct(call.arguments, f"{path}.tool_calls[{i}].arguments"),
-            )
-            for i, call in enumerate(message.tool_calls)
+            _tool_call(call, f"{path}.tool_calls[{i}]")
+            for i, call in enumerate(openai_shapes.items(message.tool_calls, f"{path}.tool_calls"))
         ],
         tool_call_id=message.tool_call_id,
         reasoning_content=message.reasoning_content,
     )
 
 
-def _tool(tool: Tool, path: str) -> pb.Tool:
-    parameters = _struct(tool.parameters, f"{path}.parameters")
+def _tool_call(given: object, path: str) -> pb.ToolCall:
+    call = openai_shapes.tool_call(given, path)
+    return _message(pb.ToolCall, path, id=call.id, name=call.name, arguments=_json(call.arguments, f"{path}.arguments"))
+
+
+def _tool(given: object, path: str) -> pb.Tool:
+    tool = openai_shapes.tool(given, path)
+    parameters = _json(tool.parameters, f"{path}.parameters")
     return _message(pb.Tool, path, name=tool.name, description=tool.description, parameters=parameters)
 
 
@@ -214,9 +216,7 @@ def _constraint(parameters: Parameters) -> pb.Constraint | None:
     path = "generation.constraint"
     if len(given) > 1:
         raise InvalidRequest(f"{path} takes one of {', '.join(_CONSTRAINTS)}, not {' and '.join(given)}", field=path)
-    schema, choice = parameters.get("json_schema"), parameters.get("choice")
-    if isinstance(schema, Mapping):
-        schema = json.dumps(schema)
+    schema, choice = _json(parameters.get("json_schema"), f"{path}.json_schema"), parameters.get("choice")
     choices = None if choice is None else _message(pb.Choices, f"{path}.choice", texts=choice)
     return _message(
         pb.Constraint,
@@ -228,15 +228,8 @@ def _constraint(parameters: Parameters) -> pb.Constraint | None:
     )
 
 
-def _struct(value: Mapping[str, object] | None, path: str) -> struct_pb2.Struct | None:
-    if value is None:
-        return None
-    struct = struct_pb2.Struct()
-    try:
-        struct.update(value)  # type: ignore[arg-type]  # the stub names every JSON type; a wrong one is caught below
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequest(f"{path} must be what JSON can say: {error}", field=path) from error
-    return struct
+def _json(value: Mapping[str, object] | str | None, path: str) -> str | None:
+    return None if value is None else to_json(value, path)
 
 
 def _duration(seconds: object, path: str) -> duration_pb2.Duration | None:
@@ -261,10 +254,5 @@ def _message(cls: type[M], path: str, **fields: object) -> M:
                 cls(**{name: value})
             except (TypeError, ValueError) as error:
                 field = f"{path}.{name}" if path else name
-                raise InvalidRequest(f"{field} is {_brief(value)}: {error}", field=field) from error
+                raise InvalidRequest(f"{field} is {brief(value)}: {error}", field=field) from error
         raise
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,7 +6,7 @@ A `Client` may be used from several threads. Every method raises the tree in `er
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from pagewire.client import requests, responses
 from pagewire.client.calls import Calls, Cancellable, each_of
 from pagewire.client.errors import Cancelled, PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Message, Parameters, Prompt, Prompts, Tool
+from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolLike
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.sync_stream import Connection, Stream
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
@@ -112,10 +112,10 @@ class Client:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[MessageLike],
         *,
-        tools: Sequence[Tool] = (),
-        template_arguments: Mapping[str, object] | None = None,
+        tools: Sequence[ToolLike] = (),
+        template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Result:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
+from pagewire.client import requests
 from pagewire.client.errors import InvalidRequest
-from pagewire.client.prompts import Chat, Message, Prompt
+from pagewire.client.json_text import from_json
+from pagewire.client.prompts import Chat, Json, Message, MessageLike, Prompt, ToolLike
 from pagewire.client.types import Capabilities
 
 _KINDS = ("prompt", "messages", "token_ids")
-_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id", "reasoning_content"})
+_CHAT_KEYS = frozenset({"messages", "tools", "template_arguments", "add_generation_prompt"})
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--file",
         metavar="FILE",
-        help="one prompt per line; in a .jsonl file one object with prompt, messages or token_ids per line",
+        help="one prompt per line; in a .jsonl file one object with prompt, token_ids or messages per line; beside "
+        "messages may stand tools, template_arguments and add_generation_prompt",
     )
     source.add_argument("--ids", type=_ids, metavar="1,2,3", help="a prompt of token ids")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
@@ -54,15 +57,28 @@ def gather(args: argparse.Namespace) -> list[str | Prompt]:
 
 
 def dress(prompt: str | Prompt, args: argparse.Namespace, can: Capabilities) -> Prompt:
-    """Text as one user's message where the model has a chat template, unless --raw."""
-    if not isinstance(prompt, str):
+    """Text as one user's message where the model has a chat template, unless --raw.
+
+    Raises InvalidRequest for a flag that would have to be ignored.
+    """
+    if isinstance(prompt, Chat):
+        _refuse_flag(args, "system", "a conversation has its own system message")
+        if args.template_arguments is None:
+            return prompt
+        if prompt.template_arguments is not None:
+            _refuse_flag(args, "template_arguments", "a conversation has template_arguments of its own")
+        return replace(prompt, template_arguments=args.template_arguments)
+    if not isinstance(prompt, str) or args.raw or not can.chat:
+        for name in ("system", "template_arguments"):
+            _refuse_flag(args, name, "it needs text, a model with a chat template, and no --raw")
         return prompt
-    if args.raw or not can.chat:
-        if args.system:
-            raise InvalidRequest("--system needs a model with a chat template, and no --raw")
-        return prompt
-    system = [Message("system", args.system)] if args.system else []
+    system = [Message("system", args.system)] if args.system is not None else []
     return Chat([*system, Message("user", prompt)], template_arguments=args.template_arguments)
+
+
+def _refuse_flag(args: argparse.Namespace, name: str, why: str) -> None:
+    if getattr(args, name) is not None:
+        raise InvalidRequest(f"--{name.replace('_', '-')} cannot be used: {why}")
 
 
 def _from_lines(lines: Iterable[str], name: str) -> list[str | Prompt]:
@@ -75,26 +91,33 @@ def _from_lines(lines: Iterable[str], name: str) -> list[str | Prompt]:
 
 def _from_json(text: str, where: str) -> str | Prompt:
     try:
-        entry = json.loads(text)
+        entry = from_json(text)
     except ValueError as error:
         raise InvalidRequest(f"{where}: not JSON: {error}") from error
     match entry:
         case {"prompt": str(prompt), **rest} if not rest:
             return prompt
-        case {"token_ids": [int(), *_], **rest} if not rest:
-            return cast(list[int], entry["token_ids"])
-        case {"messages": [_, *_], **rest} if not rest:
-            return Chat([_message(message, where) for message in entry["messages"]])
+        case {"token_ids": [int(), *_] as ids, **rest} if not rest:
+            return cast(list[int], ids)
+        case {"messages": [_, *_], **rest} if rest.keys() <= _CHAT_KEYS:
+            return _chat(cast(Mapping[str, object], entry), where)
         case _:
             raise InvalidRequest(f"{where}: expected an object with just one of {', '.join(_KINDS)}")
 
 
-def _message(entry: object, where: str) -> Message:
-    if not isinstance(entry, Mapping) or "role" not in entry or set(entry) - _MESSAGE_KEYS:
-        raise InvalidRequest(
-            f"{where}: a message is an object with role and {', '.join(sorted(_MESSAGE_KEYS - {'role'}))}"
-        )
-    return Message(**entry)
+def _chat(entry: Mapping[str, object], where: str) -> Chat:
+    """The conversation, checked now: a line that is wrong must be named before any prompt is under way."""
+    chat = Chat(
+        cast(Sequence[MessageLike], entry["messages"]),
+        cast(Sequence[ToolLike], entry.get("tools", ())),
+        cast(Json | None, entry.get("template_arguments")),
+        cast(bool | None, entry.get("add_generation_prompt")),
+    )
+    try:
+        requests.prompt_message(chat, "prompt")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {str(error).removeprefix('prompt.chat.')}", field=error.field) from error
+    return chat
 
 
 def _ids(text: str) -> Sequence[int]:

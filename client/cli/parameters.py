@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import cast
 
+from pagewire.client.json_text import from_json
 from pagewire.client.prompts import Parameters
 
 _FLAGS: Mapping[str, tuple[type, str, str]] = {
@@ -53,14 +53,15 @@ def parameters(args: argparse.Namespace, model: str) -> Parameters:
     return cast(Parameters, {**chosen, "model": model})
 
 
-def _json_object(text: str) -> dict[str, object]:
+def _json_object(text: str) -> str:
+    """The text itself, so that the server reads what was typed."""
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -16,12 +16,12 @@ import os
 import sys
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
-from pagewire.scheduler_svc.errors import ResourceExhausted
+from pagewire.scheduler_svc.errors import InvalidArgument, ResourceExhausted
 from pagewire.scheduler_svc.frontend.template_process import (
     FRAME_HEADER,
     FromRenderer,
+    Invalid,
     Prepare,
     Prepared,
     Refused,
@@ -29,6 +29,7 @@ from pagewire.scheduler_svc.frontend.template_process import (
     Rendered,
     ToRenderer,
 )
+from pagewire.scheduler_svc.frontend.template_variables import Variables
 from pagewire.wire.codec import Codec, WireError
 
 _KILL_GRACE_S = 1.0
@@ -135,8 +136,8 @@ class ChatTemplate:
         while self._idle:
             await self._idle.pop().end()
 
-    async def render(self, variables: dict[str, Any]) -> str:
-        """Render with plain data. Raises TemplateRefusedError, and ResourceExhausted when too many wait."""
+    async def render(self, variables: Variables) -> str:
+        """The text. Raises TemplateRefusedError, InvalidArgument for wrong JSON, ResourceExhausted if too many wait."""
         num_ahead = self._num_waiting + len(self._renderings)
         if num_ahead >= self._limits.max_waiting:
             raise ResourceExhausted(
@@ -159,7 +160,7 @@ class ChatTemplate:
         if not rendering.cancelled():
             rendering.exception()  # its caller may have gone away
 
-    async def _render(self, variables: dict[str, Any]) -> str:
+    async def _render(self, variables: Variables) -> str:
         renderer = self._idle.pop() if self._idle else await _Renderer.start(self._source, self._limits)
         try:
             answer = await renderer.exchange(Render(variables), self._limits.time_limit_s + _KILL_GRACE_S)
@@ -178,5 +179,7 @@ class ChatTemplate:
                 return answer.text
             case Refused():
                 raise TemplateRefusedError(answer.message)
+            case Invalid():
+                raise InvalidArgument(answer.field, answer.problem)
             case Prepared():
                 raise TemplateRefusedError("the renderer lost its place")

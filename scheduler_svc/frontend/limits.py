@@ -14,6 +14,10 @@ MAX_QUEUE_TIME_S: Final = 24 * 3600.0
 MAX_REQUEST_ID_CHARACTERS: Final = 128
 MAX_CHAT_MESSAGES: Final = 4096
 MAX_CHAT_PARTS: Final = 16384
+MAX_JSON_BYTES: Final = 1024 * 1024
+MAX_JSON_DEPTH: Final = 100
+MAX_JSON_INTEGER_DIGITS: Final = 4300
+"""As many as Python reads and prints; the work on a longer one would grow with its square."""
 MAX_DETOKENIZED_IDS: Final = 131072
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_BYTES: Final = 256

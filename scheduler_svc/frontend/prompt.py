@@ -5,12 +5,12 @@ It knows the contract's limits and the model's, and neither template nor tokeniz
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pagewire.scheduler_svc.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.chat import template_variables
 from pagewire.scheduler_svc.frontend.fields import check_token_ids
 from pagewire.scheduler_svc.frontend.limits import ModelLimits
+from pagewire.scheduler_svc.frontend.template_variables import Variables
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
 
@@ -31,9 +31,9 @@ class IdsPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Variables for the chat template."""
+    """Variables for the chat template, whose JSON is not read yet."""
 
-    variables: dict[str, Any]
+    variables: Variables
 
 
 Prompt = TextPrompt | IdsPrompt | ChatPrompt

@@ -5,6 +5,8 @@ keeps it from the interpreter, not from the clock or the memory: a loop that pri
 outside in Python, and a thread cannot be ended. Here the kernel ends the process when a rendering takes too long
 (SIGALRM with its default action) or the memory limit is reached, and the frontend starts another one.
 
+A text of JSON is read here too, for the same reasons.
+
 It reads frames from standard input and answers on standard output: 4 bytes of length, little-endian, then msgpack. It
 ends at end-of-file, so it cannot outlive its frontend by more than one time limit. It knows neither tokens nor gRPC.
 
@@ -19,6 +21,7 @@ import resource
 import signal
 import struct
 import sys
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import jinja2
@@ -29,6 +32,8 @@ import jinja2.sandbox
 import jinja2.utils
 import msgspec
 
+from pagewire.scheduler_svc.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.template_variables import TemplateForms, Variables
 from pagewire.wire.codec import Codec, WireError
 
 FRAME_HEADER = struct.Struct("<I")
@@ -45,9 +50,9 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
-    """Render once. The variables are plain data: strings, numbers, booleans, none, lists and maps."""
+    """Render once."""
 
-    variables: dict[str, Any]
+    variables: Variables
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
@@ -62,12 +67,19 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
+class Invalid(msgspec.Struct, frozen=True, tag="invalid"):
+    """A field of the request is wrong, whatever the template."""
+
+    field: str
+    problem: str
+
+
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     """The template compiles; renderings may follow."""
 
 
 ToRenderer = Prepare | Render
-FromRenderer = Prepared | Rendered | Refused
+FromRenderer = Prepared | Rendered | Refused | Invalid
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -99,7 +111,16 @@ def _strftime_now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def compile_template(source: str) -> jinja2.Template:
+@dataclass(frozen=True, slots=True)
+class CompiledTemplate:
+    """A template, and what it says about the data that it expects."""
+
+    template: jinja2.Template
+    asks_for_none: bool
+    """Whether it tests a message's content for none."""
+
+
+def compile_template(source: str) -> CompiledTemplate:
     """Compile in the sandbox. Raises jinja2.TemplateError."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
@@ -107,25 +128,60 @@ def compile_template(source: str) -> jinja2.Template:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
+    return CompiledTemplate(environment.from_string(source), _asks_for_none(environment.parse(source)))
 
 
-def render(template: jinja2.Template, variables: dict[str, Any], max_output_bytes: int) -> Rendered | Refused:
-    """Render piece by piece, so that an output over the limit is noticed before it is whole."""
+def _asks_for_none(tree: jinja2.nodes.Template) -> bool:
+    """`message.content is none`, `message['content'] != none`, and the same of a variable named for it."""
+    tested = [test.node for test in tree.find_all(jinja2.nodes.Test) if test.name == "none"]
+    for comparison in tree.find_all(jinja2.nodes.Compare):
+        operands = [comparison.expr, *(operand.expr for operand in comparison.ops)]
+        if any(isinstance(operand, jinja2.nodes.Const) and operand.value is None for operand in operands):
+            tested += operands
+    return any(_is_content(node) for node in tested)
+
+
+def _is_content(node: jinja2.nodes.Node) -> bool:
+    match node:
+        case jinja2.nodes.Getattr():
+            return node.attr == "content"
+        case jinja2.nodes.Getitem():
+            return isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == "content"
+        case jinja2.nodes.Name():
+            return "content" in node.name and "reasoning" not in node.name
+        case _:
+            return False
+
+
+def render(compiled: CompiledTemplate, variables: Variables, max_output_bytes: int) -> Rendered | Refused | Invalid:
+    """Render in the first form of the variables that the template takes; the first one's refusal is the answer where it
+    takes none."""
+    first: Refused | None = None
+    try:
+        for form in TemplateForms(variables).forms(compiled.asks_for_none):
+            try:
+                return _render_form(compiled.template, form, max_output_bytes)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a template does is its request's fault, and ends nothing else
+                message = str(error).encode(errors="replace").decode() or type(error).__name__
+                first = first or Refused(f"the chat template refused these messages: {message[:500]}")
+    except InvalidArgument as error:
+        return Invalid(error.field, error.problem)
+    except MemoryError:
+        return Refused("the chat template needed more memory than it may have")
+    return first or Refused("the chat template was given nothing")
+
+
+def _render_form(template: jinja2.Template, values: dict[str, Any], max_output_bytes: int) -> Rendered | Refused:
+    """Piece by piece, so that an output over the limit is noticed before it is whole."""
     pieces: list[str] = []
     size = 0
-    try:
-        for piece in template.generate(variables):
-            size += len(piece.encode())
-            if size > max_output_bytes:
-                return Refused(f"the chat template's output is over the limit of {max_output_bytes} bytes")
-            pieces.append(piece)
-    except MemoryError:
-        pieces.clear()
-        return Refused("the chat template needed more memory than it may have")
-    except Exception as error:  # whatever a template does is its request's fault, and ends nothing else
-        message = str(error).encode(errors="replace").decode() or type(error).__name__
-        return Refused(f"the chat template refused these messages: {message[:500]}")
+    for piece in template.generate(values):
+        size += len(piece.encode())
+        if size > max_output_bytes:
+            return Refused(f"the chat template's output is over the limit of {max_output_bytes} bytes")
+        pieces.append(piece)
     return Rendered("".join(pieces))
 
 
@@ -142,7 +198,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     incoming: Codec[ToRenderer] = Codec(ToRenderer)
     outgoing: Codec[FromRenderer] = Codec(FromRenderer)
-    template: jinja2.Template | None = None
+    template: CompiledTemplate | None = None
     limits = Prepare("", 0, 0, 0)
     while (frame := read_frame(requests)) is not None:
         try:

@@ -129,7 +129,7 @@ def test_every_flag_reaches_its_field(service: ScriptedService, capsys: Captured
     chat = expected.prompt.chat
     chat.messages.add(role=pb.CHAT_ROLE_SYSTEM, content="brief")
     chat.messages.add(role=pb.CHAT_ROLE_USER, content="hi")
-    chat.template_arguments["enable_thinking"] = False
+    chat.template_arguments = '{"enable_thinking": false}'
     assert generation(service) == expected
 
 
@@ -139,8 +139,9 @@ def test_raw_text_and_models_without_a_template(service: ScriptedService, capsys
     assert main(["generate", "hi"]) == 0
     requests = service.requests(inference_pb2.StreamGenerateRequest)
     assert [request.generation.prompt.text for request in requests] == ["hi", "hi"]
-    assert main(["generate", "--system", "x", "hi"]) == 1
-    assert "--system" in capsys.readouterr().err
+    for flag, value in (("--system", "x"), ("--system", ""), ("--template-arguments", "{}")):
+        assert main(["generate", flag, value, "hi"]) == 1
+        assert flag in capsys.readouterr().err
 
 
 def test_token_ids(service: ScriptedService, capsys: Captured) -> None:
@@ -205,14 +206,52 @@ def test_prompts_from_files(service: ScriptedService, capsys: Captured, tmp_path
     assert [message.content for message in prompts[4].chat.messages] == ["s", "three"]
 
 
+def test_conversations_from_a_file_have_all_that_a_chat_has(
+    service: ScriptedService, capsys: Captured, tmp_path: Path
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": '{"b": 1.0, "a": 2}'}}
+    line = {
+        "messages": [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": ""},
+        ],
+        "tools": [{"type": "function", "function": {"name": "get", "parameters": {"b": 1, "a": 2**60 + 1}}}],
+        "add_generation_prompt": False,
+    }
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(line))
+    typed = '{"b": 1e0, "a": 9007199254740993}'
+    assert main(["generate", "--file", str(file), "--template-arguments", typed]) == 0
+    chat = generation(service).prompt.chat
+    assert not chat.messages[0].HasField("content")
+    assert chat.messages[0].tool_calls[0].arguments == '{"b": 1.0, "a": 2}'
+    assert chat.messages[1].HasField("content")
+    assert chat.tools[0].parameters == '{"b": 1, "a": 1152921504606846977}'
+    assert chat.template_arguments == typed
+    assert chat.HasField("add_generation_prompt")
+    assert main(["generate", "--file", str(file), "--system", "x"]) == 1
+    assert "--system cannot be used" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
         ("{", "line 2: not JSON"),
         ("[]", "line 2: expected an object with just one of prompt, messages, token_ids"),
         ('{"prompt": "x", "temperature": 0}', "line 2: expected an object with just one of"),
-        ('{"messages": ["x"]}', "line 2: a message is an object with role"),
-        ('{"messages": [{"role": "user", "contents": "x"}]}', "line 2: a message is an object with role"),
+        ('{"messages": ["x"]}', "line 2: messages[0] must be a Message or a mapping, not 'x'"),
+        ('{"messages": [{"role": "user", "contents": "x"}]}', "line 2: messages[0].contents is not known"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}]}',
+            "line 2: tools[0].name is not known",
+        ),
+        ('{"messages": [{"role": "user", "content": "x"}], "n": 2}', "line 2: expected an object with just one of"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "template_arguments": [1]}',
+            "line 2: template_arguments must",
+        ),
+        ('{"messages": [{"role": "user", "role": "tool"}]}', "line 2: not JSON: the key 'role' stands twice"),
+        ('{"messages": [{"role": "user", "content": "x"}], "template_arguments": {"a": NaN}}', "line 2: not JSON: NaN"),
         ('{"token_ids": []}', "line 2: expected"),
     ],
 )

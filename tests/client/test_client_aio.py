@@ -56,6 +56,9 @@ def test_every_method(run: Run, service: ScriptedService) -> None:
     async def work(client: AsyncClient) -> None:
         assert (await client.generate("hi")).text == ANSWER
         assert (await client.chat([Message("user", "hi")], max_tokens=5)).text == "Hello"
+        mapping = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+        tool = {"type": "function", "function": {"name": "t"}}
+        assert (await client.chat([mapping], tools=[tool], max_tokens=5)).text == "Hello"
         assert [piece async for piece in client.stream("hi").text] == list(ANSWER)
         events = [event async for event in client.stream("hi")]
         assert "".join(event.text for event in events if isinstance(event, Delta)) == ANSWER

@@ -8,6 +8,9 @@ from pagewire.client import Chat, InvalidRequest, Message, Tool, ToolCall, reque
 from pagewire.client.prompts import Parameters
 from pagewire.v1 import generation_pb2 as pb
 
+ITSELF: dict[str, object] = {}
+ITSELF["a"] = ITSELF
+
 
 def test_nothing_set_leaves_everything_unset() -> None:
     assert requests.generation("hi", {}) == pb.Generation(prompt=pb.Prompt(text="hi"))
@@ -133,17 +136,121 @@ def test_a_conversation_with_all_of_its_parts() -> None:
         pb.CHAT_ROLE_TOOL,
     ]
     assert message.messages[0].name == "boss"
-    assert message.messages[1].tool_calls[0].arguments["city"] == "Oslo"
+    assert not message.messages[1].HasField("content")
+    assert message.messages[1].tool_calls[0].arguments == '{"city": "Oslo"}'
     assert message.messages[1].reasoning_content == "hm"
     assert message.messages[2].tool_call_id == "c1"
-    assert message.tools[0].parameters["type"] == "object"
+    assert message.tools[0].parameters == '{"type": "object"}'
     assert not message.tools[1].HasField("parameters")
-    assert message.template_arguments["enable_thinking"] is False
+    assert message.template_arguments == '{"enable_thinking": false}'
     assert message.HasField("add_generation_prompt")
 
 
 def test_messages_alone_are_a_conversation() -> None:
     assert requests.prompt_message([Message("user", "hi")], "prompt").chat.messages[0].content == "hi"
+
+
+def test_a_conversation_in_the_shape_of_openais_clients_is_the_same() -> None:
+    ours = Chat(
+        [
+            Message("system", "be brief"),
+            Message("system", "ein\nzwei", name="boss"),
+            Message("user", ""),
+            Message("assistant", None, tool_calls=[ToolCall("c1", "get", '{"b": 1.0, "a": 9007199254740993}')]),
+            Message("tool", "", tool_call_id="c1"),
+            Message("assistant", "", reasoning_content=""),
+        ],
+        [Tool("get", "gets", {"type": "object", "properties": {"ü": {}}}), Tool("now")],
+    )
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": {"b": 1.0, "a": 2**53 + 1}}}
+    parts = [{"type": "text", "text": "ein"}, {"type": "text", "text": "zwei"}]
+    schema = {"type": "object", "properties": {"ü": {}}}
+    theirs = Chat(
+        [
+            {"role": "developer", "content": "be brief"},
+            {"role": "system", "content": parts, "name": "boss"},
+            {"role": "user", "content": "", "tool_calls": None},
+            {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
+            {"role": "tool", "content": "", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "", "reasoning_content": ""},
+        ],
+        [
+            {"type": "function", "function": {"name": "get", "description": "gets", "parameters": schema}},
+            {"type": "function", "function": {"name": "now", "parameters": None, "strict": False}},
+        ],
+    )
+    message = requests.prompt_message(theirs, "prompt")
+    assert message == requests.prompt_message(ours, "prompt")
+    assert [each.HasField("content") for each in message.chat.messages] == [True, True, True, False, True, True]
+    assert message.chat.messages[5].HasField("reasoning_content")
+    as_text = {**call, "function": {"name": "get", "arguments": '{"b":1e0}'}}
+    (sent,) = requests.prompt_message([{"role": "assistant", "tool_calls": [as_text]}], "p").chat.messages
+    assert sent.tool_calls[0].arguments == '{"b":1e0}', "text is sent to the letter"
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"content": "x"}, "role"),
+        ({"role": "function", "content": "x"}, "role"),
+        ({"role": ["user"], "content": "x"}, "role"),
+        ({"role": "user", "contents": "x"}, "contents"),
+        ({"role": "user", 3: "x"}, "3"),
+        ({"role": "user", "content": 3}, "content"),
+        ({"role": "user", "content": {"type": "text", "text": "x"}}, "content"),
+        ({"role": "user", "content": ["x"]}, "content[0]"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]},
+            "content[1].type",
+        ),
+        ({"role": "user", "content": [{"type": "text"}]}, "content[0].text"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "cache": 1}]}, "content[0].cache"),
+        ({"role": "user", "content": "x", "name": 3}, "name"),
+        ({"role": "assistant", "refusal": "no"}, "refusal"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "assistant", "tool_calls": CALL}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": [3]}, "tool_calls[0]"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "tool_calls[0].function"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}, "tool_calls[0].type"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "name": "f"}]}, "tool_calls[0].name"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "function": {}}]}, "tool_calls[0].function.name"),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": 3}}]},
+            "tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"a": {1}}}}]},
+            "tool_calls[0].arguments.a",
+        ),
+    ],
+)
+def test_a_mapping_that_is_no_message_is_refused_with_its_path(message: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requests.prompt_message([{"role": "user", "content": "x"}, message], "prompt")
+    assert caught.value.field == f"prompt.chat.messages[1].{field}"
+    assert caught.value.field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tool", "field"),
+    [
+        ("get", ""),
+        ({"type": "function"}, ".function"),
+        ({"type": "web_search"}, ".type"),
+        ({"name": "get"}, ".name"),
+        ({"function": {"name": "get", "strict": True}}, ".function.strict"),
+        ({"function": {"name": "get", "return": {}}}, ".function.return"),
+        ({"function": {"name": "get", "description": 3}}, ".function.description"),
+        ({"function": {"name": "get", "parameters": []}}, ".function.parameters"),
+    ],
+)
+def test_a_mapping_that_is_no_tool_is_refused_with_its_path(tool: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requests.prompt_message(Chat([Message("user", "x")], [tool]), "prompt")
+    assert caught.value.field == f"prompt.chat.tools[0]{field}"
 
 
 @pytest.mark.parametrize(
@@ -167,8 +274,12 @@ def test_messages_alone_are_a_conversation() -> None:
         (
             Chat([Message("user", "x")], template_arguments={"a": object()}),
             {},
-            "generation.prompt.chat.template_arguments",
+            "generation.prompt.chat.template_arguments.a",
         ),
+        ("hi", {"json_schema": {"a": [1, float("nan")]}}, "generation.constraint.json_schema.a[1]"),
+        ("hi", {"json_schema": {"a": {1: 2}}}, "generation.constraint.json_schema.a"),
+        ("hi", {"json_schema": {"a": 10**5000}}, "generation.constraint.json_schema"),
+        ("hi", {"json_schema": ITSELF}, "generation.constraint.json_schema"),
     ],
 )
 def test_what_python_cannot_carry_over_is_named(prompt: object, parameters: Parameters, field: str) -> None:
@@ -195,6 +306,8 @@ def test_a_misspelled_parameter_is_a_type_error() -> None:
         (("a",), 1),
         ([[1], [2]], 2),
         ([[Message("user", "x")]], 1),
+        ([{"role": "user", "content": "x"}], None),
+        ([[{"role": "user", "content": "x"}]], 1),
         ([Chat([Message("user", "x")]), "b"], 2),
     ],
 )

@@ -76,6 +76,11 @@ def test_chat(client: Client, service: ScriptedService) -> None:
     assert [each.content for each in request.generation.prompt.chat.messages] == ["be brief", "hi"]
     assert request.generation.prompt.chat.tools[0].name == "t"
     assert request.generation.sampling.HasField("temperature")
+    tool = {"type": "function", "function": {"name": "t"}}
+    mappings = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert client.chat(mappings, tools=[tool], template_arguments='{"a": 1}', temperature=0).text == ANSWER
+    _, again = service.requests(inference_pb2.GenerateRequest)
+    assert again == request
 
 
 def test_stream_gives_every_event_in_order(client: Client) -> None:

@@ -14,6 +14,7 @@ from support.tiny_tokenizer import make_spec, make_tokenizer
 from pagewire.scheduler_svc.errors import ResourceExhausted
 from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate, RenderLimits, TemplateRefusedError
 from pagewire.scheduler_svc.frontend.template_process import Refused, Rendered, compile_template, render
+from pagewire.scheduler_svc.frontend.template_variables import Variables
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 from pagewire.wire.columns import unpack
@@ -25,7 +26,7 @@ MESSAGES = [{"role": "user", "content": "Grüße <b>&amp;</b>"}, {"role": "assis
 
 
 def rendered(source: str, **variables: Any) -> str:
-    answer = render(compile_template(source), variables, 10_000)
+    answer = render(compile_template(source), Variables(variables), 10_000)
     assert isinstance(answer, Rendered), answer
     return answer.text
 
@@ -60,7 +61,7 @@ def test_a_template_renders_as_transformers_renders_it(source: str) -> None:
     ],
 )
 def test_what_a_template_may_not_do_is_refused_with_the_reason(source: str, why: str) -> None:
-    answer = render(compile_template(source), {"messages": MESSAGES}, 10_000)
+    answer = render(compile_template(source), Variables({"messages": MESSAGES}), 10_000)
     assert isinstance(answer, Refused)
     assert why in answer.message
 
@@ -76,10 +77,10 @@ def test_a_rendering_that_takes_too_long_is_ended_and_the_next_one_works(run: Ru
         template = ChatTemplate(source, limits)
         await template.start()
         try:
-            assert await template.render({"messages": ""}) == "done"
+            assert await template.render(Variables({"messages": ""})) == "done"
             began = time.monotonic()
             beats = 0
-            looping = asyncio.create_task(template.render({"messages": "loop"}))
+            looping = asyncio.create_task(template.render(Variables({"messages": "loop"})))
             while not looping.done():
                 await asyncio.sleep(0.01)
                 beats += 1
@@ -87,20 +88,20 @@ def test_a_rendering_that_takes_too_long_is_ended_and_the_next_one_works(run: Ru
             with pytest.raises(TemplateRefusedError, match=r"longer than 0\.3 s"):
                 await looping
             assert time.monotonic() - began < 5
-            assert await template.render({"messages": ""}) == "done"
+            assert await template.render(Variables({"messages": ""})) == "done"
             with pytest.raises(TemplateRefusedError, match="memory"):
-                await template.render({"messages": "memory"})
-            assert await template.render({"messages": ""}) == "done"
+                await template.render(Variables({"messages": "memory"}))
+            assert await template.render(Variables({"messages": ""})) == "done"
 
-            abandoned = asyncio.create_task(template.render({"messages": ""}))
+            abandoned = asyncio.create_task(template.render(Variables({"messages": ""})))
             await asyncio.sleep(0)
             abandoned.cancel()
-            assert await template.render({"messages": ""}) == "done"
+            assert await template.render(Variables({"messages": ""})) == "done"
 
-            waiting = [asyncio.create_task(template.render({"messages": "loop"})) for _ in range(2)]
+            waiting = [asyncio.create_task(template.render(Variables({"messages": "loop"}))) for _ in range(2)]
             await asyncio.sleep(0)
             with pytest.raises(ResourceExhausted, match="the limit is 2"):
-                await template.render({"messages": ""})
+                await template.render(Variables({"messages": ""}))
             await asyncio.gather(*waiting, return_exceptions=True)
         finally:
             await template.close()
@@ -117,12 +118,12 @@ def test_renderings_that_nobody_waits_for_any_more_hold_nobody_up(run: Run) -> N
         template = ChatTemplate(source, RenderLimits(max_output_bytes=10, time_limit_s=0.3, max_processes=1))
         await template.start()
         try:
-            abandoned = [asyncio.create_task(template.render({"messages": "loop"})) for _ in range(100)]
+            abandoned = [asyncio.create_task(template.render(Variables({"messages": "loop"}))) for _ in range(100)]
             await asyncio.sleep(0)
             for rendering in abandoned:
                 rendering.cancel()
             async with asyncio.timeout(10):  # the first had begun; all of them would take 30 s
-                assert await template.render({"messages": ""}) == "x"
+                assert await template.render(Variables({"messages": ""})) == "x"
         finally:
             await template.close()
 

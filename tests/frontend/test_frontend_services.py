@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -301,12 +300,14 @@ def test_bytes_that_are_no_request_and_requests_that_are_too_long_disturb_nothin
             raw = world.channel.unary_unary(f"/{INFERENCE}/Generate")
             error = await failure(raw(b"\x0a\xff\xff\xff\xff\x0f"))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            deep = b"\x08\x00"  # a Value; each turn wraps it in Value.list_value.values
-            for _ in range(300):
-                deep = _field(6, _field(1, deep))
-            for number in (2, 1, 3, 3, 2, 1):  # fields' value, fields, template_arguments, chat, prompt, generation
-                deep = _field(number, deep)
-            assert (await failure(raw(deep))).code() is grpc.StatusCode.INVALID_ARGUMENT
+            message = generation_pb2.ChatMessage(role=generation_pb2.CHAT_ROLE_USER, content="x")
+            deep = generation_pb2.Chat(messages=[message], template_arguments='{"a": ' + "[" * 100_000)
+            request = ids_request()
+            request.generation.prompt.chat.CopyFrom(deep)
+            error = await failure(world.inference.Generate(unary(request)))
+            assert violated_field(error) == "generation.prompt.chat.template_arguments"
+            groups = b"\xfb\x01" * 100_000  # each begins a field 31 within the one before
+            assert (await failure(raw(groups))).code() is grpc.StatusCode.INVALID_ARGUMENT
             request = ids_request()
             request.generation.prompt.text = "x" * (1024 * 1024 + 1)
             error = await failure(world.inference.Generate(unary(request)))
@@ -328,14 +329,6 @@ def test_bytes_that_are_no_request_and_requests_that_are_too_long_disturb_nothin
             assert await kept.code() is grpc.StatusCode.OK
 
     run(test())
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    return struct.pack("B", number) if number < 128 else struct.pack("B", number & 127 | 128) + _varint(number >> 7)
 
 
 def test_a_bug_that_a_batch_meets_ends_the_process_loudly(spec: ModelSpec, run: Run) -> None:
