@@ -59,6 +59,9 @@ class CallArguments(dict[str, Any]):
         super().__init__(values)
         self.__text = text
 
+    def __getitem__(self, key: Any) -> Any:
+        return self.__text[key] if isinstance(key, slice) else super().__getitem__(key)
+
     def __str__(self) -> str:
         return self.__text
 
