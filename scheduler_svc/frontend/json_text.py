@@ -58,9 +58,10 @@ class JsonReader:
         made: dict[str, Any] = {}
         for name, value in pairs:
             step = (path, name)
+            _check_text(name, step)
             if name in made:
                 raise InvalidArgument(_written(step), "stands twice in its object")
-            made[_checked(name, step)] = self._value(value, step, depth)
+            made[name] = self._value(value, step, depth)
         return made
 
     def _value(self, value: Any, path: _Path, depth: int) -> Any:
@@ -71,7 +72,8 @@ class JsonReader:
                 self._enter(len(value), path, depth + 1)
                 return [self._value(item, (path, f"[{i}]"), depth + 1) for i, item in enumerate(value)]
             case str():
-                return _checked(value, path)
+                _check_text(value, path)
+                return value
             case _NoNumber():
                 raise InvalidArgument(_written(path), value.problem)
             case _:
@@ -109,14 +111,15 @@ _DECODER = json.JSONDecoder(
 _TOO_DEEP = f"has more than {MAX_JSON_DEPTH} levels"
 
 
-def _checked(text: str, path: _Path) -> str:
+def _check_text(text: str, path: _Path) -> None:
     """JSON's escapes can make half of a surrogate pair, which no UTF-8 can carry on."""
+    if text.isascii():
+        return
     try:
-        if not text.isascii():
-            text.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise InvalidArgument(ascii(_written(path)).strip("'"), "has half of a surrogate pair in its text") from None
-    return text
+        written = _written(path).encode(errors="backslashreplace").decode()
+        raise InvalidArgument(written, "has half of a surrogate pair in its text") from None
 
 
 def _kind(value: object) -> str:

@@ -134,6 +134,7 @@ def test_any_text_is_an_object_or_refused(text: str) -> None:
         ('{"a": {"b": 1, "c": 2, "b": 1}}', "f.a.b", "stands twice"),
         ('{"a": 1, "\\u0061": 2}', "f.a", "stands twice"),
         ('{"a": ["\\ud800"]}', "f.a[0]", "half of a surrogate pair"),
+        ('{"ü": {"a\\udfff": NaN}}', "f.ü.a\\udfff", "half of a surrogate pair"),
         ('{"a\\udfff": 1}', "f.a\\udfff", "half of a surrogate pair"),
         ('{"a": ' + "[" * MAX_JSON_DEPTH + "]" * MAX_JSON_DEPTH + "}", "f.a" + "[0]" * 99, "more than 100 levels"),
         ('{"a":' * 90_000, "f", "more than 100 levels"),
