@@ -154,9 +154,8 @@ def _is_content(node: jinja2.nodes.Node) -> bool:
 
 
 def render(compiled: CompiledTemplate, variables: Variables, max_output_bytes: int) -> Rendered | Refused | Invalid:
-    """Render in the first form of the variables that the template takes; the first one's refusal is the answer where it
-    takes none."""
-    first: Refused | None = None
+    """Render in the first form of the variables that the template takes; where it takes none, the first's refusal."""
+    refusals: list[Refused] = []
     try:
         for form in TemplateForms(variables).forms(compiled.asks_for_none):
             try:
@@ -165,12 +164,12 @@ def render(compiled: CompiledTemplate, variables: Variables, max_output_bytes: i
                 raise
             except Exception as error:  # whatever a template does is its request's fault, and ends nothing else
                 message = str(error).encode(errors="replace").decode() or type(error).__name__
-                first = first or Refused(f"the chat template refused these messages: {message[:500]}")
+                refusals.append(Refused(f"the chat template refused these messages: {message[:500]}"))
     except InvalidArgument as error:
         return Invalid(error.field, error.problem)
     except MemoryError:
         return Refused("the chat template needed more memory than it may have")
-    return first or Refused("the chat template was given nothing")
+    return refusals[0]
 
 
 def _render_form(template: jinja2.Template, values: dict[str, Any], max_output_bytes: int) -> Rendered | Refused:
