@@ -176,4 +176,4 @@ def _command(settings: Mapping[str, Setting]) -> list[str]:
                 flags.append(f"--no-{flag}")
             case _:
                 flags.append(f"--{flag}={value}")
-    return [sys.executable, "-m", "pagewire.scheduler_svc", "serve", *flags]
+    return [sys.executable, "-P", "-m", "pagewire.scheduler_svc", "serve", *flags]

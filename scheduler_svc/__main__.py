@@ -2,7 +2,8 @@
 `... models`.
 
 Settings are made here, once, and handed down. Exit status: 0 after draining; 1 where the server could not start or go
-on; 2 for wrong settings; 128 + N where signal N ended it at once.
+on, or what was asked for could not be printed; 2 for wrong settings; 128 + N where signal N ended it at once; 141
+whoever read the output has gone.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -20,22 +22,36 @@ import msgspec
 from pagewire.scheduler_svc.models.cache import cache_dir_of
 from pagewire.scheduler_svc.settings import sources
 from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.standard_streams import (
+    ArgumentParser,
+    OutputLost,
+    ReaderGone,
+    complain,
+    occupy_closed_streams,
+    write_result,
+)
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
 from pagewire.scheduler_svc.supervisor.server_plan import Commands
 
+_BROKEN_PIPE = 141
+_STDERR = 2
+
 
 def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
     """Run the command; returns the exit status. `commands` says how to start children, if not as usual."""
-    arguments = _parser().parse_args(argv)
+    occupy_closed_streams()
     try:
+        arguments = _parser().parse_args(argv)
         if arguments.command == "models":
             return _models(arguments)
         if arguments.command == "worker":
             return _worker(arguments, commands or Commands())
         return _serve(arguments, commands or Commands())
+    except ReaderGone:
+        return _BROKEN_PIPE
     except StartupError as error:
-        print(f"pagewire: {error}", file=sys.stderr)
+        complain(str(error))
         return 2 if isinstance(error, SettingsError) else 1
 
 
@@ -47,7 +63,7 @@ class _Interrupted(BaseException):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pagewire", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog="pagewire", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
@@ -96,9 +112,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
     wanted = arguments.cache_dir or os.environ.get("PAGEWIRE_CACHE_DIR")
     known = known_models(cache_dir_of(wanted, os.environ), arguments.cached)
-    print(
-        msgspec.json.encode(known).decode() if arguments.json else as_table(known), end="\n" if arguments.json else ""
-    )
+    write_result(msgspec.json.encode(known).decode() + "\n" if arguments.json else as_table(known))
     return 0
 
 
@@ -110,7 +124,7 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
         return 0
     resolved = sources.resolve(vars(arguments), os.environ, arguments.config)
     if arguments.print_config:
-        print(sources.render(resolved), end="")
+        write_result(sources.render(resolved))
         return 0
     _take_charge(resolved.settings, "supervisor")
     if arguments.parent_fd is not None:
@@ -144,9 +158,12 @@ def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Comma
 def _take_charge(settings: Settings, who: str) -> None:
     """Logging, and signals until the supervisor's loop takes them."""
     logging.basicConfig(
-        level=settings.log_level.upper(), format=f"%(asctime)s {who.replace('%', '%%')} %(levelname)s %(message)s"
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s {who.replace('%', '%%')} %(levelname)s %(message)s",
+        handlers=None if sys.stderr else [logging.NullHandler()],
     )
-    faulthandler.enable()  # systemd's watchdog ends a supervisor that stands still with SIGABRT: say where it stood
+    # systemd's watchdog ends a supervisor that stands still with SIGABRT: say where it stood.
+    faulthandler.enable(_STDERR)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
@@ -156,7 +173,8 @@ def _until_interrupted(run: Callable[[], int]) -> int:
         return run()
     except _Interrupted as interrupted:
         # A plain return would wait for the threads of a download to end; everything of ours is cleaned up by now.
-        sys.stdout.flush()
+        with suppress(OutputLost):
+            write_result("")
         os._exit(128 + interrupted.number)
 
 

@@ -6,7 +6,7 @@ A `Progress` is told a stage and a fraction; a new stage begins a new bar. It kn
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -64,7 +64,8 @@ class PlainProgress:
         self._stage = ""
 
     def _line(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        with suppress(OSError):  # nobody watches any more, or the disk is full: no reason to end a start
+            print(text, file=self._out, flush=True)
 
 
 class BarProgress:
@@ -89,7 +90,8 @@ class BarProgress:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._bars.start()
+            with suppress(OSError):  # a terminal that was hung up
+                self._bars.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=1.0)
         self._bars.update(self._tasks[stage], completed=min(1.0, fraction))
@@ -97,7 +99,8 @@ class BarProgress:
     def close(self) -> None:
         """Take the bars off the screen."""
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):
+                self._bars.stop()
             self._bars = None
             self._tasks = {}
 
@@ -117,6 +120,6 @@ class closing_progress(AbstractContextManager[Progress]):
 
 def make_progress(quiet: bool) -> Progress:
     """Choose the display that suits stderr."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return QuietProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)

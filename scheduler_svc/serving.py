@@ -7,7 +7,6 @@ down again. It knows neither flags nor signals before the supervisor's loop: tho
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pagewire.scheduler_svc.settings.device import (
 )
 from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
 from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
 from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
@@ -106,5 +106,5 @@ def _plan(settings: Settings, around: Surroundings, started_unix_s: float) -> Se
 
 def _ended(outcome: Outcome) -> int:
     if outcome.message:
-        print(f"pagewire: {outcome.message}", file=sys.stderr)
+        complain(outcome.message)
     return outcome.status

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -88,7 +89,7 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
         lifeline.send(Failed(str(error)))
         return LOAD_FAILED_STATUS
     except Exception as error:
-        traceback.print_exc()
+        _log(traceback.format_exc().rstrip())
         lifeline.send(Failed(f"the worker could not load: {type(error).__name__}: {error}"))
         return LOAD_FAILED_STATUS
     # What is loaded stays: a full collection over torch's objects would stall a step for tens of milliseconds.
@@ -111,7 +112,8 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
 
 
 def _log(message: str) -> None:
-    print(f"worker: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # whoever read the logs has gone, or their disk is full: no reason to end
+        print(f"worker: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

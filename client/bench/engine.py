@@ -19,7 +19,7 @@ def measure(workload: Mapping[str, object]) -> dict[str, object]:
     if gone := installed.missing("scheduler"):
         raise LaunchError(f"bench engine needs {', '.join(gone)}: pip install 'pagewire[scheduler]'")
     answer = subprocess.run(
-        [sys.executable, "-m", _MODULE, "--workload", json.dumps(workload)],
+        [sys.executable, "-P", "-m", _MODULE, "--workload", json.dumps(workload)],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,

@@ -1,21 +1,23 @@
 """The command `pagewire`: one module per command, each with `add_parser` and `run`.
 
-Results go to stdout, all else to stderr. Exit status: 0 done; 1 it failed, with one line that says why; 2 a wrong
-argument; 130 interrupted; 141 whoever read the output has gone.
+Results go to stdout, all else to stderr, or to whichever of them is open. Exit status: 0 done; 1 it failed, with one
+line that says why; 2 a wrong argument; 130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pagewire.client import installed
-from pagewire.client.cli import bench, chat, doctor, generate, health, models, serve
-from pagewire.client.cli.output import complain
+from pagewire.client.cli import bench, chat, doctor, generate, health, models, serve, streams
+from pagewire.client.cli.output import complain, say
 from pagewire.client.errors import PagewireError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -26,29 +28,58 @@ Run = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status. Raises SystemExit for a wrong argument, as argparse does."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    of_the_service = arguments[:1] in (["serve"], ["worker"])  # whose flags and streams are the service's own
+    if of_the_service and not serve.missing():
+        serve.replace_process(arguments)
+    with streams.standard_streams():
+        try:
+            if of_the_service:
+                raise serve.lacking(arguments[0])
+            return _run(arguments)
+        except PagewireError as error:
+            complain(str(error))
+            return 1
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except streams.ReaderGone:
+            streams.forget_output()
+            return _BROKEN_PIPE
+        except streams.OutputLost as error:
+            streams.forget_output()
+            complain(f"standard output cannot be written: {error}")
+            return 1
+        except UnicodeEncodeError as error:  # an argument or a variable that is no text
+            complain(f"{error.object!r} is no text: {error}")
+            return 1
+        except (OSError, UnicodeError) as error:
+            complain(str(error))
+            return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        if arguments[:1] in (["serve"], ["worker"]):  # their flags are the service's own
-            serve.replace_process(arguments[0], arguments[1:])
         parsed = _parser().parse_args(arguments)
-        parsed.arguments = arguments
-        status = cast(Run, parsed.run)(parsed)
+    except SystemExit:  # it printed its help, or what is wrong
         sys.stdout.flush()
-        return status
-    except PagewireError as error:
-        complain(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # What is still buffered can go nowhere; without this the interpreter would complain about it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        raise
+    parsed.arguments = arguments
+    status = cast(Run, parsed.run)(parsed)
+    sys.stdout.flush()
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's own prints nothing of what is wrong where stderr does not take it."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout:
+            super()._print_message(message, file)
+        else:
+            say(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pagewire", description="Language models over gRPC: serve them, and use them."
-    )
+    parser = _Parser(prog="pagewire", description="Language models over gRPC: serve them, and use them.")
     parser.add_argument(
         "--version",
         action="version",

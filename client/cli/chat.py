@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from pagewire.client.cli import connection, parameters
@@ -60,24 +61,57 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """The messages so far."""
+    """The exchanges so far: questions, each with the answer that it got. So the next question always follows an answer,
+    and none of them is empty: templates refuse what they do not expect, and would refuse it for ever."""
 
     def __init__(self, connected: Connected, args: argparse.Namespace) -> None:
         self._connected = connected
         self._args = args
         self._parameters = parameters.parameters(args, connected.model.name)
-        self._messages: list[Message] = []
-        self.reset()
+        self._system = [Message("system", args.system)] if args.system else []
+        self._exchanges: list[tuple[Message, Message]] = []
 
     def reset(self) -> None:
         """Back to the system's message, where there is one."""
-        self._messages = [Message("system", self._args.system)] if self._args.system else []
+        self._exchanges = []
 
     def ask(self, text: str) -> bool:
-        """Print the answer as it comes. False where it failed: then the question is not part of the conversation."""
-        self._messages.append(Message("user", text))
-        prompt = Chat(list(self._messages), template_arguments=self._args.template_arguments)
+        """Print the answer as it comes. False where it failed. A question that got no answer, or an empty one, is not
+        part of the conversation.
+
+        A conversation that the service does not take any more, as when the context is full, loses its older half until
+        it is taken; one that is not taken even without its past stays as it is.
+        """
+        question = Message("user", text)
+        kept = self._exchanges
         answer: list[str] = []
+        while True:
+            try:
+                self._answer(kept, question, answer)
+                break
+            except PagewireError as error:
+                if answer:
+                    write("\n")
+                elif kept and isinstance(error, InvalidRequest):
+                    kept = kept[(len(kept) + 1) // 2 :]
+                    continue
+                complain(str(error))
+                return False
+        write("\n")
+        forgotten = len(self._exchanges) - len(kept)
+        if forgotten:
+            complain(f"the conversation was too long for the service; its {forgotten} oldest questions are forgotten")
+        if "".join(answer).strip():
+            self._exchanges = [*kept, (question, Message("assistant", "".join(answer)))]
+        else:
+            self._exchanges = kept
+            note("[no answer; the question is not kept]")
+        return True
+
+    def _answer(self, past: list[tuple[Message, Message]], question: Message, answer: list[str]) -> None:
+        """Fill `answer` until the model or Ctrl-C ends it. Raises PagewireError."""
+        messages = [*self._system, *chain.from_iterable(past), question]
+        prompt = Chat(messages, template_arguments=self._args.template_arguments)
         try:
             with self._connected.client.stream(prompt, timeout_s=self._args.timeout, **self._parameters) as stream:
                 for piece in stream.text:
@@ -85,15 +119,6 @@ class Conversation:
                     write(piece)
         except KeyboardInterrupt:
             note(" [stopped]")
-        except PagewireError as error:
-            if answer:
-                write("\n")
-            complain(str(error))
-            self._messages.pop()
-            return False
-        write("\n")
-        self._messages.append(Message("assistant", "".join(answer)))
-        return True
 
 
 def _piped_lines() -> Iterator[str]:
@@ -122,13 +147,14 @@ def _load_history() -> Path | None:
         import readline
     except ImportError:
         return None
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    history = Path(state, "pagewire", "chat_history")
     try:
+        named = os.environ.get("XDG_STATE_HOME", "")
+        state = Path(named) if os.path.isabs(named) else Path.home() / ".local" / "state"
+        history = state / "pagewire" / "chat_history"
         history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if history.exists():
             readline.read_history_file(history)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     return history
 

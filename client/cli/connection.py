@@ -36,7 +36,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("service")
     group.add_argument(
         "--target",
-        default=os.environ.get("PAGEWIRE_TARGET", DEFAULT_TARGET),
+        default=os.environ.get("PAGEWIRE_TARGET") or DEFAULT_TARGET,
         metavar="HOST:PORT",
         help=f"where the service listens (PAGEWIRE_TARGET, else {DEFAULT_TARGET})",
     )

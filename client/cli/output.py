@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import re
 import sys
+from contextlib import suppress
 
 from rich.console import Console
+
+from pagewire.client.cli.streams import OutputLost, is_unicode
 
 _PIPE_WIDTH = 160
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def say(text: str) -> None:
+    """Print on stderr, or on stdout where stderr does not take it."""
+    for stream in (sys.stderr, sys.stdout):
+        with suppress(OSError, OutputLost):
+            print(text, file=stream, end="", flush=True)
+            return
+
+
 def complain(message: str) -> None:
-    """One line on stderr."""
-    print(f"pagewire: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """One line, as `say` prints it."""
+    say(f"pagewire: {' '.join(message.split())}\n")
 
 
 def write(text: str) -> None:
@@ -24,8 +35,8 @@ def write(text: str) -> None:
 
 
 def write_json(value: object) -> None:
-    """One line of JSON."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One line of JSON. A character that stdout's encoding may lack is escaped, and nothing is lost."""
+    print(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout)), flush=True)
 
 
 def console() -> Console:
@@ -36,7 +47,8 @@ def console() -> Console:
 def note(text: str) -> None:
     """A remark beside the result, only where a person watches."""
     if sys.stderr.isatty():
-        Console(stderr=True, highlight=False).print(text, style="dim", markup=False)
+        with suppress(OSError, OutputLost):  # a terminal that was hung up
+            Console(stderr=True, highlight=False).print(text, style="dim", markup=False)
 
 
 def size(num_bytes: object) -> str:

@@ -41,7 +41,7 @@ def _ask(extra: str, *command: str) -> Mapping[str, Any] | Absent:
         return _absent(extra)
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-P", "-m", *command],
             capture_output=True,
             timeout=_TIMEOUT_S,
             stdin=subprocess.DEVNULL,

@@ -19,11 +19,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands.add_parser("worker", help="run a rank of a model that another host serves", add_help=False)
 
 
-def replace_process(command: str, flags: Sequence[str]) -> NoReturn:
-    """Never returns. Raises LaunchError where the service's parts are not installed."""
-    gone = installed.missing("scheduler")
-    if gone:
-        raise LaunchError(f"{command} needs {', '.join(gone)}: pip install 'pagewire[all]'")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "pagewire.scheduler_svc", command, *flags])
+def missing() -> list[str]:
+    """What `serve` and `worker` need and this installation lacks."""
+    return installed.missing("scheduler")
+
+
+def lacking(command: str) -> LaunchError:
+    """Why the command cannot run."""
+    return LaunchError(f"{command} needs {', '.join(missing())}: pip install 'pagewire[all]'")
+
+
+def replace_process(arguments: Sequence[str]) -> NoReturn:
+    """Never returns. Nothing has been printed yet, and a closed standard stream stays closed."""
+    # -P: a file of the working directory must not stand in for a module of Python's own.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pagewire.scheduler_svc", *arguments])

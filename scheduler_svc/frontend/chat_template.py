@@ -72,6 +72,7 @@ class _Renderer:
         """Start a process and give it the template. Raises TemplateRefusedError when it does not compile."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "pagewire.scheduler_svc.frontend.template_process",
             stdin=asyncio.subprocess.PIPE,

@@ -13,18 +13,31 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pagewire.scheduler_svc.startup_errors import ModelError
+from pagewire.scheduler_svc.startup_errors import ModelError, SettingsError
+
+_NO_HOME = Path("/nonexistent")
+"""Where Debian and its kin put the home of a user who has none."""
 
 
 def cache_dir_of(wanted: str | None, environ: Mapping[str, str]) -> Path:
-    """The folder that was asked for, else the default."""
-    return Path(wanted).expanduser().absolute() if wanted else default_cache_dir(environ)
+    """The folder that was asked for, else the default. Raises SettingsError for one that depends on what is not there:
+    the working directory, or somebody's home."""
+    if not wanted:
+        return default_cache_dir(environ)
+    try:
+        return Path(wanted).expanduser().absolute()
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(f"cache_dir = {wanted!r} cannot be found: {error}") from error
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:
-    """$XDG_CACHE_HOME/pagewire, or ~/.cache/pagewire."""
+    """$XDG_CACHE_HOME/pagewire, or ~/.cache/pagewire. A user without a home, as some containers have, has
+    /nonexistent/.cache: whoever needs the cache is told so then."""
     base = environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pagewire"
+    if os.path.isabs(base):
+        return Path(base) / "pagewire"
+    home = Path(os.path.expanduser("~"))
+    return (home if home.is_absolute() else _NO_HOME) / ".cache" / "pagewire"
 
 
 def make_cache_folder(folder: Path) -> Path:
@@ -32,12 +45,25 @@ def make_cache_folder(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        homeless = " (this user has no home directory)" if folder.is_relative_to(_NO_HOME) else ""
         raise ModelError(
-            f"cache folder {folder} cannot be made: {error.strerror}; name another with --cache-dir"
+            f"cache folder {folder} cannot be made: {error.strerror}{homeless}; name another with --cache-dir"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ModelError(f"cache folder {folder} cannot be written; name another with --cache-dir")
     return folder
+
+
+@contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Raise ModelError for an OSError of the block, as where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"cache folder {folder} cannot be written: {error.strerror or error}; make room, or name another folder "
+            "with --cache-dir"
+        ) from error
 
 
 @contextmanager

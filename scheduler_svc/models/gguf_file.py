@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pagewire.scheduler_svc.models.cache import make_cache_folder, write_atomically
+from pagewire.scheduler_svc.models.cache import make_cache_folder, write_atomically, writing_cache
 from pagewire.scheduler_svc.models.digest import sha256_of, weights_digest
 from pagewire.scheduler_svc.models.gguf_tokenizer import GgufTokenizer, build_tokenizer
 from pagewire.scheduler_svc.models.hf_config import check_decoder
@@ -47,7 +47,9 @@ def read_gguf(path: Path, name: str, cache_dir: Path, progress: Progress) -> Mod
     if spec is None:
         stage = f"reading {path.name}"
         progress.report(stage, 0.0)
-        spec = _describe(read_metadata(path), folder, path.name, digest)
+        metadata = read_metadata(path)
+        with writing_cache(folder):
+            spec = _describe(metadata, folder, path.name, digest)
         progress.report(stage, 1.0)
     return msgspec.structs.replace(spec, name=name, weights_files=(str(path),))
 

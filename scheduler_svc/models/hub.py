@@ -5,6 +5,7 @@ Pickled weights and Python files are never fetched, and nothing fetched is run. 
 nowhere else.
 """
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -24,6 +25,10 @@ DESCRIPTION_FILES = (
 WEIGHTS_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 """What is fetched, by name rather than by ending: repositories hold other copies of the same weights
 (consolidated.safetensors, original/), adapters, and evaluation results."""
+
+_NOT_WRITTEN = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+)
 
 
 def fetch_from_hub(repo: str, revision: str | None, weights_needed: bool, progress: Progress) -> Path:
@@ -57,6 +62,11 @@ def fetch_from_hub(repo: str, revision: str | None, weights_needed: bool, progre
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise ModelError(f"model {shown!r}: the hub answered: {str(error).strip()}") from error
     except Exception as error:  # the hub's client raises its HTTP library's errors too, and changes that library
+        if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+            raise ModelError(
+                f"model {shown!r}: the hub's cache {huggingface_hub.constants.HF_HUB_CACHE} cannot be written: "
+                f"{error.strerror}; make room, or point HF_HOME at another folder"
+            ) from error
         cause = (
             "HF_HUB_OFFLINE is set, and the hub's cache does not hold it"
             if huggingface_hub.constants.HF_HUB_OFFLINE
@@ -88,7 +98,7 @@ def cached_hub_models() -> list[tuple[str, Path, int]]:
 
 
 def _default_hub_cache() -> Path:
-    return Path.home() / ".cache" / "huggingface" / "hub"
+    return Path(os.path.expanduser("~")) / ".cache" / "huggingface" / "hub"
 
 
 def _first_line(error: BaseException) -> str:

@@ -69,6 +69,8 @@ class SettingField(NamedTuple):
             fits = isinstance(value, int) and not isinstance(value, bool)
         else:
             fits = isinstance(value, self.base)
+        if fits and isinstance(value, str) and not _is_text(value):
+            raise SettingsError(f"{self.name} = {value!r} must be text in UTF-8")
         if fits and isinstance(value, int | float) and self.about.low is not None and self.about.high is not None:
             fits = self.about.low <= value <= self.about.high
         if not fits:
@@ -97,3 +99,12 @@ def _describe(field: msgspec.structs.FieldInfo, hint: Any) -> SettingField:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _is_text(value: str) -> bool:
+    """False where a command line or the environment held bytes that are no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
+from pagewire.scheduler_svc.settings.foreign import is_foreign
 from pagewire.scheduler_svc.settings.settings import DEVICE_DEFAULTS, Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
 """Names the TOML file where --config does not."""
-
-FOREIGN_VARIABLES = re.compile(r"PAGEWIRE_(TEST_\w+|TARGET|API_KEY|PORT(_\w+)?|SERVICE_(HOST|PORT)(_\w+)?)", re.ASCII)
-"""Variables that are not the server's: the tests', the client's, and those that Kubernetes sets in every pod beside a
-Service called pagewire (PAGEWIRE_PORT_50051_TCP and its kin). No setting may have such a name."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -119,9 +116,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     by_variable = {field.variable: name for name, field in setting_fields(Settings).items()}
     found = {}
     for variable, raw in environ.items():
-        if not variable.startswith("PAGEWIRE_") or variable == CONFIG_VARIABLE or FOREIGN_VARIABLES.fullmatch(variable):
+        if not variable.startswith("PAGEWIRE_") or variable == CONFIG_VARIABLE:
             continue
         if variable not in by_variable:
+            if is_foreign(variable, environ):
+                continue
             raise SettingsError(f"environment variable {variable} is no setting{_did_you_mean(variable, by_variable)}")
         found[by_variable[variable]] = (raw, variable)
     return found

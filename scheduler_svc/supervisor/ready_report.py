@@ -8,7 +8,8 @@ from types import TracebackType
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import write_atomically
-from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.scheduler_svc.standard_streams import announce
+from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses
 
 
@@ -40,15 +41,18 @@ class ReadyReport:
         self._file = file
 
     def announce(self, model: str, addresses: Addresses) -> None:
-        """Say it, once."""
+        """Say it, once. Raises StartupError for a file that cannot be written: whoever waits for it would for ever."""
         admin = f", admin on {addresses.admin_address}" if addresses.admin_address else ""
-        print(f"listening on {addresses.address}{admin}, model {model}", flush=True)
+        announce(f"listening on {addresses.address}{admin}, model {model}")
         line = msgspec.json.encode(ReadyLine(addresses.address, addresses.admin_address, model, os.getpid())) + b"\n"
         if self._file is not None:
-            write_atomically(self._file, line)
+            try:
+                write_atomically(self._file, line)
+            except OSError as error:
+                raise StartupError(f"--ready-file {self._file} cannot be written: {error.strerror}") from error
         if self._descriptor is not None:
             # Whoever asked may be gone; that is no reason to stop serving. The line fits a pipe's atomic size.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 os.write(self._descriptor, line)
             self._close()
 

@@ -38,22 +38,34 @@ class RuntimeDir:
     def open(cls, wanted: str | None) -> "RuntimeDir":
         """Take the directory `wanted`, created where it is missing, or make a new one. Raises SettingsError."""
         if wanted is None:
-            base = Path(tempfile.gettempdir())
-            _sweep(base)
-            made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
             try:
-                return cls._take(made, ours=True)
-            except SettingsError:
-                made.rmdir()
-                raise
-        path = Path(wanted).expanduser().absolute()
+                base = Path(tempfile.gettempdir())
+                _sweep(base)
+                made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            except OSError as error:
+                raise SettingsError(
+                    f"no runtime directory can be made in the temporary folder: {error}; name one with --runtime-dir"
+                ) from error
+            return cls._take_new(made)
+        try:
+            path = Path(wanted).expanduser().absolute()
+        except (OSError, RuntimeError) as error:  # it depends on the working directory, or on somebody's home
+            raise SettingsError(f"runtime_dir = {wanted!r} cannot be found: {error}") from error
         try:
             path.mkdir(mode=0o700, parents=True)
-            return cls._take(path, ours=True)
         except FileExistsError:
             return cls._take(path, ours=False)
         except OSError as error:
             raise SettingsError(f"runtime_dir = {wanted!r} cannot be made: {error.strerror}") from error
+        return cls._take_new(path)
+
+    @classmethod
+    def _take_new(cls, path: Path) -> "RuntimeDir":
+        try:
+            return cls._take(path, ours=True)
+        except SettingsError:
+            path.rmdir()
+            raise
 
     @classmethod
     def _take(cls, path: Path, ours: bool) -> "RuntimeDir":
@@ -61,10 +73,13 @@ class RuntimeDir:
         if longest > MAX_UNIX_PATH_BYTES:
             raise SettingsError(
                 f"runtime_dir = {str(path)!r} is too long: a socket's path in it has {longest} bytes, the limit is "
-                f"{MAX_UNIX_PATH_BYTES}"
+                f"{MAX_UNIX_PATH_BYTES}; name a shorter one with --runtime-dir, or a shorter TMPDIR"
             )
         check_private(path)
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SettingsError(f"runtime_dir = {str(path)!r} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -24,11 +24,12 @@ CPU may hold its next report up for a second or two."""
 
 
 class Commands(msgspec.Struct, frozen=True, kw_only=True):
-    """How each child is started; `--launch FILE --lifeline-fd N` follows."""
+    """How each child is started; `--launch FILE --lifeline-fd N` follows. -P: the working directory's files must not
+    stand in for modules of Python's own."""
 
-    worker: tuple[str, ...] = (sys.executable, "-m", "pagewire.worker", "run")
-    engine: tuple[str, ...] = (sys.executable, "-m", "pagewire.scheduler_svc.engine")
-    frontend: tuple[str, ...] = (sys.executable, "-m", "pagewire.scheduler_svc.frontend")
+    worker: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "run")
+    engine: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.engine")
+    frontend: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.frontend")
 
 
 class Addresses(msgspec.Struct, frozen=True):

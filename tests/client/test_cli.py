@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from support.scripted_service import EOS, PROMPT_IDS, SEED, ScriptedService, status, unavailable
+from support.scripted_service import EOS, PROMPT_IDS, SEED, Responses, ScriptedService, Stream, status, unavailable
 
 from pagewire.client import installed
 from pagewire.client.cli import main, parts
@@ -361,6 +361,91 @@ def test_chat_goes_on_after_a_failed_answer(
     assert (out, err) == (f"{ANSWER}\n", "pagewire: no\n")
     requests = service.requests(inference_pb2.StreamGenerateRequest)
     assert [message.content for message in requests[1].generation.prompt.chat.messages] == ["two"]
+
+
+def conversations(service: ScriptedService) -> list[list[str]]:
+    return [
+        [message.content for message in request.generation.prompt.chat.messages]
+        for request in service.requests(inference_pb2.StreamGenerateRequest)
+    ]
+
+
+def answers(text: str) -> Stream:
+    """A stream of this text, which may be empty."""
+
+    def script(_request: inference_pb2.StreamGenerateRequest, _context: grpc.ServicerContext) -> Responses:
+        yield inference_pb2.StreamGenerateResponse(started=pb.Started(request_id="x", seed=1, prompt_tokens=3))
+        if text:
+            tokens = [pb.Token(id=byte, text=bytes([byte])) for byte in text.encode()]
+            yield inference_pb2.StreamGenerateResponse(delta=pb.Delta(tokens=tokens))
+        end = pb.Finished(reason=pb.FINISH_REASON_EOS, stop_token_id=EOS)
+        yield inference_pb2.StreamGenerateResponse(finished=end)
+        yield inference_pb2.StreamGenerateResponse(usage=pb.Usage(prompt_tokens=3))
+
+    return script
+
+
+def breaks_after(text: str) -> Stream:
+    """A stream of this text that then fails for good."""
+
+    def script(request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+        yield from list(answers(text)(request, context))[:-2]
+        context.abort_with_status(status(grpc.StatusCode.INTERNAL, "broken"))
+
+    return script
+
+
+def refuses(_request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+    context.abort_with_status(status(grpc.StatusCode.INVALID_ARGUMENT, "too long"))
+    yield from ()
+
+
+@pytest.mark.parametrize("empty", ["", "\n"])
+def test_a_question_without_an_answer_is_no_part_of_the_conversation(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    piped(monkeypatch, "one\ntwo\nthree\n")
+    service.streams = [answers(empty), answers("yes")]
+    assert main(["chat", "--system", "brief"]) == 0
+    assert capsys.readouterr().err == ""
+    assert conversations(service) == [["brief", "one"], ["brief", "two"], ["brief", "two", "yes", "three"]]
+
+
+def test_chat_goes_on_after_an_answer_that_broke(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "one\ntwo\nthree\n")
+    service.streams = [answers("1"), breaks_after("half")]
+    assert main(["chat"]) == 1
+    assert capsys.readouterr() == (f"1\nhalf\n{ANSWER}\n", "pagewire: broken\n")
+    assert conversations(service) == [["one"], ["one", "1", "two"], ["one", "1", "three"]]
+
+
+def test_chat_forgets_what_no_longer_fits(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "".join(f"{number}\n" for number in range(1, 6)))
+    service.streams = [*(answers(letter) for letter in "abc"), refuses, refuses, answers("d")]
+    assert main(["chat", "--system", "brief"]) == 0
+    assert capsys.readouterr().err == (
+        "pagewire: the conversation was too long for the service; its 3 oldest questions are forgotten\n"
+    )
+    assert conversations(service)[3:] == [
+        ["brief", "1", "a", "2", "b", "3", "c", "4"],
+        ["brief", "3", "c", "4"],
+        ["brief", "4"],
+        ["brief", "4", "d", "5"],
+    ]
+
+
+def test_a_question_that_never_fits_costs_no_memory(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "1\n2\nlong\n3\n")
+    service.streams = [answers("a"), answers("b"), *[refuses] * 3]
+    assert main(["chat"]) == 1
+    assert capsys.readouterr().err == "pagewire: too long\n"
+    assert conversations(service)[-1] == ["1", "a", "2", "b", "3"]
 
 
 def test_chat_needs_a_template(service: ScriptedService, capsys: Captured) -> None:

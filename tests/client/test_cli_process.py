@@ -64,6 +64,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(service: ScriptedService, envi
     assert [message.content for message in second.messages] == ["one", "Hel", "two"]
 
 
+def test_ctrl_c_before_the_first_word_leaves_no_trace(service: ScriptedService, environ: Mapping[str, str]) -> None:
+    service.hang_after_started()
+    with Terminal([*COMMAND, "chat"], environ) as terminal:
+        terminal.wait_for("> ")
+        terminal.type("one\n")
+        assert service.hanging.wait(20)
+        terminal.type(CTRL_C)
+        terminal.wait_for("[stopped]")
+        terminal.wait_for("> ")
+        terminal.type("two\n")
+        terminal.wait_for(ANSWER)
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(10) == 0
+    second = service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat
+    assert [message.content for message in second.messages] == ["two"]
+
+
 def test_typed_lines_are_kept_for_the_next_chat(environ: Mapping[str, str], tmp_path: Path) -> None:
     with Terminal([*COMMAND, "chat"], environ) as terminal:
         terminal.wait_for("> ")

@@ -19,11 +19,11 @@ SUPPORT = Path(__file__).parent.parent / "support"
 WAIT_S = 20.0
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
     """Poll a condition on other processes' files and pids, for which there is no event to wait on."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + within_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {WAIT_S} s for {what}"
+        assert time.monotonic() < deadline, f"waited {within_s} s for {what}"
         time.sleep(0.01)
     return found
 
@@ -40,13 +40,17 @@ def is_alive(pid: int) -> bool:
 class ScriptedServer:
     """One run of scripted_server.py."""
 
-    def __init__(self, scripts: Path, runtime_base: Path, flags: tuple[str, ...], environ: dict[str, str]) -> None:
+    def __init__(
+        self, scripts: Path, runtime_base: Path, flags: tuple[str, ...], environ: dict[str, str], redirect: str
+    ) -> None:
         self.scripts = scripts
         self.runtime_base = runtime_base
         self._ready_fd, theirs = os.pipe()
         argv = [sys.executable, str(SUPPORT / "scripted_server.py"), str(scripts), "--model", "random:tiny"]
         argv += ["--device", "sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         argv += ["--ready-fd", str(theirs), *flags]
+        if redirect:
+            argv = ["bash", "-c", f'exec "$@" {redirect}', "bash", *argv]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PAGEWIRE_")}
         self.process = subprocess.Popen(
             argv,
@@ -102,17 +106,17 @@ class ScriptedServer:
 
 @pytest.fixture
 def run_server(tmp_path: Path) -> Iterator[Callable[..., ScriptedServer]]:
-    """Start servers; `worker="fail"` and the like set a role's script."""
+    """Start servers; `worker="fail"` and the like set a role's script, `redirect` is what a shell is told."""
     servers: list[ScriptedServer] = []
 
-    def start(*flags: str, environ: dict[str, str] | None = None, **scripts: str) -> ScriptedServer:
+    def start(*flags: str, environ: dict[str, str] | None = None, redirect: str = "", **scripts: str) -> ScriptedServer:
         folder = tmp_path / f"scripts-{len(servers)}"
         folder.mkdir()
         # Not in tmp_path: a Unix socket's path may have 107 bytes.
         runtime = Path(tempfile.mkdtemp(prefix="pw"))
         for role, script in scripts.items():
             (folder / role).write_text(script)
-        servers.append(ScriptedServer(folder, runtime, flags, environ or {}))
+        servers.append(ScriptedServer(folder, runtime, flags, environ or {}, redirect))
         return servers[-1]
 
     yield start

@@ -1,6 +1,7 @@
 """Settings: where they come from, what is refused, and that --print-config can be fed back."""
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.field import setting_fields
+from pagewire.scheduler_svc.settings.foreign import is_foreign
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import (
-    FOREIGN_VARIABLES,
     Resolved,
     add_flags,
     as_text,
@@ -76,7 +77,9 @@ def test_every_setting_has_a_flag_a_variable_a_meaning_and_a_default() -> None:
     assert set(fields) <= set(flags)
     for field in fields.values():
         assert field.about.help.endswith("."), field.name
-        assert not FOREIGN_VARIABLES.fullmatch(field.variable), field.name
+        for value in ("10.0.0.7", "50051", "tcp://10.0.0.7:50051", "tcp"):
+            beside = {f"PAGEWIRE_{family}": "10.0.0.7" for family in ("SERVICE_HOST", "ADMIN_SERVICE_HOST")}
+            assert not is_foreign(field.variable, beside | {field.variable: value}), field.name
         field.check(field.default)
         assert field.optional == bool(field.about.unset), f"{field.name}: what does leaving it out mean?"
     assert Settings() == resolved().settings
@@ -153,10 +156,91 @@ def test_unknown_names_are_refused_with_a_suggestion(config_file: Path) -> None:
         resolved(environ={"PAGEWIRE_LISTENS": "x"})
 
 
-def test_other_peoples_variables_are_let_through() -> None:
-    foreign = ("TEST_RUNS", "TARGET", "API_KEY", "PORT", "PORT_50051_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT_GRPC")
-    environ = {f"PAGEWIRE_{name}": "x" for name in foreign} | {"PATH": "/bin"}
-    assert resolved(environ=environ).settings == Settings()
+def of_a_service(name: str, address: str = "10.0.0.7") -> dict[str, str]:
+    """What Kubernetes puts into every pod beside a Service of two ports, the second without a name."""
+    prefix = name.upper().replace("-", "_")
+    family = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": "50051",
+        f"{prefix}_SERVICE_PORT_GRPC": "50051",
+        f"{prefix}_SERVICE_PORT_GRPC_ADMIN": "50052",
+        f"{prefix}_PORT": f"tcp://{address}:50051",
+    }
+    for port, protocol in (("50051", "tcp"), ("50052", "udp")):
+        each = f"{prefix}_PORT_{port}_{protocol.upper()}"
+        family |= {each: f"{protocol}://{address}:{port}", f"{each}_PROTO": protocol}
+        family |= {f"{each}_PORT": port, f"{each}_ADDR": address}
+    return family
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7", "fd00::7", "[fd00::7]"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pagewire",
+        "pagewire-admin",
+        "pagewire-headless",
+        "pagewire-metrics",
+        "pagewire-model-max-len",
+        "pagewire-listen",
+        "pagewire-target",
+        "pagewire-config",
+        "pagewire-service",
+        "pagewire-port",
+        "pagewire-2",
+    ],
+)
+def test_the_variables_of_a_neighbouring_service_are_let_through(name: str, address: str) -> None:
+    family = of_a_service(name, address)
+    assert resolved(environ=family).settings == Settings()
+    both = {**of_a_service("pagewire"), **family}
+    assert resolved(environ=both | {"PAGEWIRE_MAX_N": "3"}).settings == Settings(max_n=3)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PAGEWIRE_PORT_50051_TCP_ADDR", "10.0.0.7"),
+        ("PAGEWIRE_ADMIN_PORT", "tcp://10.0.0.7:1"),
+        ("PAGEWIRE_ADMIN_SERVICE_HOST", "10.0.0.7"),
+        ("PAGEWIRE_TEST_RUNS", "x"),
+        ("PAGEWIRE_TARGET", "x"),
+        ("PAGEWIRE_API_KEY", "x"),
+    ],
+)
+def test_what_can_be_nothing_else_needs_no_family(variable: str, value: str) -> None:
+    assert resolved(environ={variable: value}).settings == Settings()
+
+
+def test_the_variables_of_a_dockers_link_are_let_through() -> None:
+    link = {"PAGEWIRE_DB_PORT": "tcp://172.17.0.2:5432", "PAGEWIRE_DB_NAME": "/web/db", "PAGEWIRE_DB_ENV_LANG": "C"}
+    assert resolved(environ=link).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PAGEWIRE_PORT", "50051"),
+        ("PAGEWIRE_LISTEN_PORT", "50051"),
+        ("PAGEWIRE_SERVICE_PORT", "50051"),
+        ("PAGEWIRE_SERVICE_NAME", "pagewire"),
+        ("PAGEWIRE_ADMIN_SERVICE_PORT", "tcp"),
+        ("PAGEWIRE_PORT_50051_TCP_ADDR", "10.0.0.7, 10.0.0.8"),
+        ("PAGEWIRE_MAX_NUM_SEQ", "4"),
+        ("PAGEWIRE_SERVED_MODEL", "x"),
+    ],
+)
+def test_a_mistake_is_no_neighbours_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"environment variable {variable} is no setting"):
+        resolved(environ={variable: value})
+    with pytest.raises(SettingsError, match="PAGEWIRE_MAX_NUM_SEQ is no setting; did you mean PAGEWIRE_MAX_NUM_SEQS"):
+        resolved(environ=of_a_service("pagewire-max") | {"PAGEWIRE_MAX_NUM_SEQ": "4"})
+
+
+@pytest.mark.parametrize("name", ["model", "listen", "cache_dir", "served_model_name"])
+def test_text_that_is_no_utf8_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} = 'caf\\udce9' must be text in UTF-8"):
+        resolved(environ={f"PAGEWIRE_{name.upper()}": os.fsdecode(b"caf\xe9")})
 
 
 @pytest.mark.parametrize(
