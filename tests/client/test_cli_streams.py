@@ -23,8 +23,7 @@ COMMANDS = (
     ("models",),
     ("models", "--json"),
     ("health",),
-    ("doctor", "--json"),
-    ("--version",),
+    pytest.param(("doctor", "--json"), marks=pytest.mark.slow),
     ("generate", "--help"),
     ("serve", "--print-config"),
 )
@@ -62,21 +61,17 @@ def test_output_that_is_not_taken_is_said(arguments: tuple[str, ...], environ: M
     assert closed.returncode == 1
     assert closed.stderr.startswith(b"pagewire: standard output ")
     assert closed.stderr.count(b"\n") == 1
-    mute = run(*arguments, environ=environ, redirect=">&- 2>&-")
-    assert (mute.returncode, mute.stdout, mute.stderr) == (1, b"", b"")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_reader_that_has_gone_is_no_error(
-    arguments: tuple[str, ...], environ: Mapping[str, str], unbuffered: str
-) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    env = {**environ, "PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, env=env, timeout=120)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, b"")
+def test_a_reader_that_has_gone_is_no_error(arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
+    for unbuffered in ("", "1"):
+        read, write = os.pipe()
+        os.close(read)
+        env = {**environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, env=env, timeout=120)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2> >(:)", "<&-"])
@@ -96,11 +91,17 @@ def test_what_is_wrong_is_said_on_what_is_open(environ: Mapping[str, str], redir
     assert b"unrecognized arguments: --bogus" in wrong.stdout
 
 
+def test_with_nothing_open_the_status_says_it(environ: Mapping[str, str]) -> None:
+    mute = run("generate", "hi", environ=environ, redirect=">&- 2>&-")
+    assert (mute.returncode, mute.stdout, mute.stderr) == (1, b"", b"")
+
+
 def test_chat_with_nothing_to_read(environ: Mapping[str, str]) -> None:
     done = run("chat", environ=environ, redirect="<&-")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "C"])
 def test_an_encoding_that_lacks_characters(environ: Mapping[str, str], encoding: str) -> None:
     surroundings = {"PYTHONIOENCODING": encoding}
@@ -150,6 +151,7 @@ def test_chat_goes_on_after_a_line_that_is_no_text(service: ScriptedService, env
     assert sent(service) == [["two"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "surroundings",
     [
@@ -168,7 +170,7 @@ def test_chat_goes_on_after_a_line_that_is_no_text(service: ScriptedService, env
 def test_surroundings_that_should_not_matter(
     environ: Mapping[str, str], surroundings: dict[str, str], tmp_path: Path
 ) -> None:
-    for arguments in (["generate", "hi"], ["models"], ["doctor"]):
+    for arguments in (["generate", "hi"], ["models"]):
         done = run(*arguments, environ={**environ, **surroundings}, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, b"")
     with Terminal([*COMMAND, "chat"], {**environ, **surroundings}) as terminal:
