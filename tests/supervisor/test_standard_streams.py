@@ -153,11 +153,7 @@ def test_files_of_the_working_directory_are_no_modules_of_ours(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        (
-            {"TMPDIR": "/dev/null/x"},
-            ["--runtime-dir=/dev/null/y"],
-            "runtime_dir = '/dev/null/y' cannot be made: Not a dir",
-        ),
+        ("--runtime-dir=/dev/null/x", "runtime_dir = '/dev/null/x' cannot be made: Not a directory"),
         (f"--runtime-dir=/tmp/{'x' * 120}", "too long: a socket's path in it has"),
         ("--runtime-dir=~nobodyatall/x", "runtime_dir = '~nobodyatall/x' cannot be found"),
         ("--cache-dir=~nobodyatall/x", "cache_dir = '~nobodyatall/x' cannot be found"),
