@@ -163,7 +163,7 @@ def test_watchers_of_health_are_counted(spec: ModelSpec, run: Run, monkeypatch: 
 
 def test_health_follows_the_engine_on_both_listeners(spec: ModelSpec, run: Run) -> None:
     async def test() -> None:
-        async with running_frontend(spec, engine_timeout_s=0.4) as world:
+        async with running_frontend(spec) as world:
             watch = health_pb2_grpc.HealthStub(world.channel).Watch(health_pb2.HealthCheckRequest(service=INFERENCE))
 
             async def seen(status: int) -> None:
@@ -191,6 +191,7 @@ def test_health_follows_the_engine_on_both_listeners(spec: ModelSpec, run: Run) 
                 await world.engine.info(EngineState.READY)
                 await seen(SERVING)
             world.engine.is_mute = True
+            world.clock.advance(31)  # engine_timeout_s is 30
             await seen(NOT_SERVING)
             assert await check(world.admin_channel, ADMIN) == NOT_SERVING
             error = await failure(world.inference.Generate(unary(ids_request())))

@@ -442,19 +442,20 @@ def test_a_stream_that_waits_to_be_submitted_again_is_submitted_to_a_new_engine_
 
 def test_an_engine_that_gave_the_frontend_up_without_a_word_gets_its_streams_again(spec: ModelSpec, run: Run) -> None:
     async def test() -> None:
-        async with running_frontend(spec, engine_timeout_s=0.2) as world:
-            call = world.inference.StreamGenerate(ids_request(), timeout=LIMIT_S)
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
             submit = await world.engine.act(Submit)
             await world.engine.start(submit.handle)
             await world.engine.step([(submit.handle, 40)])
             identity = world.engine.identity
-            await world.engine.info()
+            begun = [await read(call), await read(call)]  # so the frontend has heard all that the engine said
+            world.clock.advance(31)  # engine_timeout_s is 30
             await world.engine.act(Register)
             assert world.engine.identity != identity
             again = await world.engine.act(Submit)
             assert unpack(again.given).tolist() == [40]
             await world.engine.step([(submit.handle, 41)], [(submit.handle, FinishKind.EOS)])
-            assert ids_of(await read_all(call)) == [40, 41]
+            assert ids_of([*begun, *await read_all(call)]) == [40, 41]
 
     run(test())
 

@@ -40,6 +40,7 @@ class FrontendUnderTest:
     admin_channel: grpc.aio.Channel
     news: "asyncio.Queue[FromChild]" = field(default_factory=asyncio.Queue)
     """What the supervisor would have been told."""
+    clock: "SetClock" = field(default_factory=lambda: SetClock())
 
     @property
     def engine_client(self) -> EngineClient:
@@ -57,6 +58,20 @@ class FrontendUnderTest:
     @property
     def admin(self) -> Any:
         return AdminServiceStub(self.admin_channel)
+
+
+class SetClock:
+    """A monotonic clock that a test may set forward."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._ahead_s
+
+    def advance(self, seconds: float) -> None:
+        """So much time has passed at once."""
+        self._ahead_s += seconds
 
 
 def make_launch(spec: ModelSpec, engine_address: str, **changes: Any) -> FrontendLaunch:
@@ -91,8 +106,9 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
     async with ScriptedEngine(**engine_options) as engine:
         news: asyncio.Queue[FromChild] = asyncio.Queue()
         ids = itertools.count()
+        clock = SetClock()
         world = World(
-            clock=time.monotonic,
+            clock=clock,
             draw_seed=lambda: 12345,
             draw_request_id=lambda: f"drawn-{next(ids)}",
             send=news.put_nowait,
@@ -106,17 +122,19 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
         if running.done():
             running.result()
         addresses = ready.result()
-        await engine.act(Register)
-        async with (
-            grpc.aio.insecure_channel(addresses.address) as channel,
-            grpc.aio.insecure_channel(addresses.admin_address) as admin_channel,
-        ):
-            under_test = FrontendUnderTest(frontend, engine, addresses, channel, admin_channel, news)
-            await until(lambda: under_test.engine_client.status.info is not None)
-            yield under_test
-        frontend.stop()
-        async with asyncio.timeout(LIMIT_S):
-            await running
+        try:
+            await engine.act(Register)
+            async with (
+                grpc.aio.insecure_channel(addresses.address) as channel,
+                grpc.aio.insecure_channel(addresses.admin_address) as admin_channel,
+            ):
+                under_test = FrontendUnderTest(frontend, engine, addresses, channel, admin_channel, news, clock)
+                await until(lambda: under_test.engine_client.status.info is not None)
+                yield under_test
+        finally:  # also where the test failed: what is left running would disturb the next
+            frontend.stop()
+            async with asyncio.timeout(LIMIT_S):
+                await running
 
 
 async def until(condition: Any) -> None:
