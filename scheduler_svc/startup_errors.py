@@ -14,3 +14,13 @@ class SettingsError(StartupError):
 
 class ModelError(StartupError):
     """A model cannot be found, fetched, or served."""
+
+
+def shown(value: object) -> str:
+    """A value of somebody's file for a message: its beginning, where it is long."""
+    if isinstance(value, list | tuple) and len(value) > 8:
+        return f"[{', '.join(map(shown, value[:8]))}, … {len(value)} in all]"
+    if isinstance(value, str | bytes) and len(value) > 200:
+        return f"{value[:200]!r}…"
+    text = repr(value)
+    return text if len(text) <= 1000 else text[:1000] + "…"

@@ -66,7 +66,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     decoder: DecoderConfig
     weights_format: WeightsFormat
     weights_files: tuple[str, ...]
-    """Absolute paths of the safetensors shards or of the GGUF file; empty for random weights."""
+    """Absolute paths of the safetensors shards or of the GGUF file and its further parts; empty for random weights."""
     weights_digest: str
     """As pagewire.v1.Model.weights_digest."""
     random_seed: int = 0

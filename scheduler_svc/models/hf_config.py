@@ -1,26 +1,27 @@
-"""`config.json` and `generation_config.json` of a Hugging Face model → `DecoderConfig`, end-of-sequence ids, sampling.
+"""`config.json` of a Hugging Face model → `DecoderConfig` and end-of-sequence ids.
 
 Typed readers of our own stand in for transformers' configuration classes, because importing those imports torch: 2.0 s
 and 240 MB in a process that never touches a tensor (transformers 5.23, 2 Zen 5 cores). Each family's defaults are those
 of transformers' class, and tests compare the results with transformers' own objects. Both of its spellings are read:
 `rope_theta` with `rope_scaling` (version 4) and `rope_parameters` (version 5).
 
-What the decoder does not do is refused with the key and its value; keys that change nothing in the forward pass are let
-through unread.
+What the decoder does not do is refused with the key and its value; `hf_keys` knows the keys that are not read.
 """
 
-from typing import Any, TypeVar
+import logging
+from typing import Any
 
 import msgspec
 
+from pagewire.scheduler_svc.models.decoder_limits import check_decoder
+from pagewire.scheduler_svc.models.hf_generation import eos_ids
+from pagewire.scheduler_svc.models.hf_keys import check_keys
 from pagewire.scheduler_svc.models.hf_rope import read_rope
-from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import Architecture, DecoderConfig, SamplingDefaults
+from pagewire.scheduler_svc.models.json_file import decode_json, decode_object
+from pagewire.scheduler_svc.startup_errors import ModelError, shown
+from pagewire.wire.model import Architecture, DecoderConfig
 
-_T = TypeVar("_T")
-
-_MAX_SIZE = 2**24
-"""Largest number that any size in a configuration may be; far above all published ones."""
+_log = logging.getLogger(__name__)
 
 
 class _Head(msgspec.Struct):
@@ -47,7 +48,7 @@ class _Config(msgspec.Struct, kw_only=True):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    use_sliding_window: bool = False
+    use_sliding_window: bool | None = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
     layer_types: list[str] | None = None
@@ -75,6 +76,8 @@ class _Llama(_Config, kw_only=True):
     intermediate_size: int = 11008
     num_key_value_heads: int | None = None
     max_position_embeddings: int = 2048
+    use_sliding_window: bool | None = None
+    sliding_window: int | None = None
     eos_token_id: int | list[int] | None = 2
 
 
@@ -94,14 +97,12 @@ _FAMILIES: dict[str, tuple[Architecture, type[_Config], str]] = {
 }
 
 
-class _GenerationConfig(msgspec.Struct):
-    """What generation_config.json may say."""
-
-    eos_token_id: int | list[int] | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
+"""Keys whose field has another name."""
 
 
 class HfConfig(msgspec.Struct, frozen=True):
@@ -111,80 +112,35 @@ class HfConfig(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
 
 
-class HfGeneration(msgspec.Struct, frozen=True):
-    """What generation_config.json says; no ids where it names none."""
-
-    eos_token_ids: tuple[int, ...]
-    sampling: SamplingDefaults
-
-
 def read_config(content: bytes) -> HfConfig:
     """Read config.json. Raises ModelError naming the key and value that cannot be served."""
-    head = _decode(content, _Head, "config.json")
+    head = decode_json(content, _Head, "config.json")
     if head.model_type not in _FAMILIES:
-        raise ModelError(f"config.json: model_type = {head.model_type!r} is not served; {', '.join(_FAMILIES)} are")
+        raise ModelError(
+            f"config.json: model_type = {shown(head.model_type)} is not served; {', '.join(_FAMILIES)} are"
+        )
     architecture, reader, causal_lm = _FAMILIES[head.model_type]
     if head.architectures and head.architectures != [causal_lm]:
-        raise ModelError(f"config.json: architectures = {head.architectures!r} is not served; [{causal_lm!r}] is")
+        raise ModelError(f"config.json: architectures = {shown(head.architectures)} is not served; [{causal_lm!r}] is")
     if head.quantization_config is not None:
         method = head.quantization_config.get("quant_method")
-        raise ModelError(f"config.json: quantization_config with quant_method = {method!r} is not served")
-    config = _decode(content, reader, "config.json")
-    if config.hidden_act != "silu":
-        raise ModelError(f"config.json: hidden_act = {config.hidden_act!r} is not served; 'silu' is")
+        raise ModelError(f"config.json: quantization_config with quant_method = {shown(method)} is not served")
+    config = decode_json(content, reader, "config.json")
+    raw = decode_object(content, "config.json")
+    check_keys(raw, reader.__struct_fields__ + _Head.__struct_fields__, architecture)
+    _warn_of_foreign_biases(architecture, config)
+    if config.hidden_act not in ("silu", "swish"):  # two names for one function
+        raise ModelError(f"config.json: hidden_act = {shown(config.hidden_act)} is not served; 'silu' is")
     decoder = _decoder(architecture, config)
-    check_decoder(decoder, "config.json")
-    return HfConfig(decoder, _ids(config.eos_token_id, decoder.vocab_size))
-
-
-def read_generation_config(content: bytes, vocab_size: int) -> HfGeneration:
-    """Read generation_config.json. `do_sample: false` means greedy; sampling that it leaves out is neutral."""
-    config = _decode(content, _GenerationConfig, "generation_config.json")
-    for name, value, low, high in (
-        ("temperature", config.temperature, 0.0, 2.0),
-        ("top_k", config.top_k, 0, _MAX_SIZE),
-        ("top_p", config.top_p, 0.0, 1.0),
-    ):
-        if value is not None and not low <= value <= high:
-            raise ModelError(f"generation_config.json: {name} = {value!r} must be {low} to {high}")
-    sampling = SamplingDefaults(
-        temperature=0.0 if config.do_sample is False else 1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k or 0,
-        top_p=config.top_p or 1.0,
-    )
-    return HfGeneration(_ids(config.eos_token_id, vocab_size), sampling)
-
-
-def check_decoder(decoder: DecoderConfig, origin: str) -> None:
-    """Hold a shape to what can be a decoder at all, wherever it was read. Raises ModelError."""
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_layers",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "vocab_size",
-        "max_position_embeddings",
-    ):
-        value = getattr(decoder, name)
-        if not 1 <= value <= _MAX_SIZE:
-            raise ModelError(f"{origin}: {name} = {value} must be 1 to {_MAX_SIZE}")
-    if decoder.num_heads % decoder.num_kv_heads:
-        raise ModelError(
-            f"{origin}: {decoder.num_heads} heads cannot share {decoder.num_kv_heads} key-value heads evenly"
-        )
-    if decoder.head_dim % 2:
-        raise ModelError(f"{origin}: head_dim = {decoder.head_dim} is odd; rotary embedding needs pairs")
-    if not 0 < decoder.rms_norm_eps < 1 or not 0 < decoder.rope_theta < float("inf"):
-        raise ModelError(
-            f"{origin}: rms_norm_eps = {decoder.rms_norm_eps} or rope_theta = {decoder.rope_theta} is out of range"
-        )
+    check_decoder(decoder, "config.json", _NAMES)
+    return HfConfig(decoder, eos_ids(config.eos_token_id, decoder.vocab_size, "config.json"))
 
 
 def _decoder(architecture: Architecture, config: _Config) -> DecoderConfig:
     if config.num_attention_heads < 1:
-        raise ModelError(f"config.json: num_attention_heads = {config.num_attention_heads} must be at least 1")
+        raise ModelError(f"config.json: num_attention_heads = {shown(config.num_attention_heads)} must be at least 1")
+    if config.rope_scaling and config.rope_parameters and config.rope_scaling != config.rope_parameters:
+        _log.warning("config.json: rope_scaling and rope_parameters differ; rope_scaling counts, as in transformers")
     rope_theta, rope_scaling = read_rope(
         scaling=config.rope_scaling or config.rope_parameters or {},
         rope_theta=config.rope_theta,
@@ -216,27 +172,53 @@ def _decoder(architecture: Architecture, config: _Config) -> DecoderConfig:
 
 def _window(architecture: Architecture, config: _Config) -> int | None:
     """The window, where some layer has one."""
+    _check_layer_types(config)
     match architecture:
         case "mistral":
             return config.sliding_window
-        case "qwen2" | "qwen3" if config.use_sliding_window:
-            if config.layer_types is not None:
-                windowed = "sliding_attention" in config.layer_types
-            else:
-                windowed = config.max_window_layers < config.num_hidden_layers
-            return config.sliding_window if windowed else None
+        case "qwen2" | "qwen3":
+            window = config.sliding_window if config.use_sliding_window else None
+            if config.layer_types is None:
+                return window if config.max_window_layers < config.num_hidden_layers else None
+            if "sliding_attention" not in config.layer_types:
+                return None
+            if window is None:
+                raise ModelError(
+                    "config.json: layer_types has 'sliding_attention', but use_sliding_window and sliding_window name "
+                    "no window"
+                )
+            return window
+        case "llama" if config.sliding_window is not None and config.use_sliding_window is not False:
+            # transformers leaves the key out, vLLM goes by it.
+            raise ModelError(
+                f"config.json: sliding_window = {shown(config.sliding_window)} is not served for model_type 'llama'; "
+                "null is, or use_sliding_window = false"
+            )
+        case "llama" if "sliding_attention" in (config.layer_types or ()):
+            raise ModelError("config.json: layer_types has 'sliding_attention', not served for model_type 'llama'")
         case _:
             return None
 
 
-def _ids(value: int | list[int] | None, vocab_size: int) -> tuple[int, ...]:
-    """Ids that a model can emit; some files name ids beyond the embedding, which never come."""
-    ids = [] if value is None else [value] if isinstance(value, int) else value
-    return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
+def _check_layer_types(config: _Config) -> None:
+    if config.layer_types is None:
+        return
+    for kind in config.layer_types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ModelError(
+                f"config.json: layer_types has {shown(kind)}, which is not served; 'full_attention' and "
+                "'sliding_attention' are"
+            )
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise ModelError(
+            f"config.json: layer_types has {len(config.layer_types)} entries for num_hidden_layers = "
+            f"{shown(config.num_hidden_layers)}"
+        )
 
 
-def _decode(content: bytes, kind: type[_T], name: str) -> _T:
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ModelError(f"{name}: {error}") from error
+def _warn_of_foreign_biases(architecture: Architecture, config: _Config) -> None:
+    """Flags that the family's class does not read. Weights with other biases than it has are refused when they load."""
+    read = {"qwen3": ("attention_bias",), "llama": ("attention_bias", "mlp_bias")}.get(architecture, ())
+    for key in ("attention_bias", "mlp_bias"):
+        if getattr(config, key) and key not in read:
+            _log.warning("config.json: %s = true is left out: model_type %r has no such key", key, architecture)

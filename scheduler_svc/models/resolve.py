@@ -27,7 +27,7 @@ def resolve_model(
     """Find or fetch the model that `text` names and describe it. May take minutes. Raises ModelError.
 
     The name that clients use is `served_name`, else made from the source: the name itself, the hub id without its
-    revision, the directory's name, the file's without its ending.
+    revision, the directory's name, the file's without its ending and its number among parts.
     """
     source = parse_source(text)
     match source:
@@ -40,8 +40,9 @@ def resolve_model(
             spec = read_gguf(path, name, cache_dir, progress)
         case GgufFile(path):
             from pagewire.scheduler_svc.models.gguf_file import read_gguf
+            from pagewire.scheduler_svc.models.gguf_parts import model_name
 
-            spec = read_gguf(path, path.stem, cache_dir, progress)
+            spec = read_gguf(path, model_name(path), cache_dir, progress)
         case Directory(path):
             from pagewire.scheduler_svc.models.hf_directory import read_directory
 

@@ -59,7 +59,8 @@ def parse_source(text: str) -> Source:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"model {text!r}: there is no such file")
-        return GgufFile(path.resolve())
+        # Not resolved: in the hub's cache, links have the names by which the parts of a model find each other.
+        return GgufFile(path.absolute())
     if path.is_file():
         raise ModelError(
             f"model {text!r} is a file that does not end in .gguf; give the directory of a model in Hugging Face layout"

@@ -117,6 +117,8 @@ class GgufSource:
         if self.chat_template is not None:
             writer.add_chat_template(self.chat_template)
         writer.add_tensor("token_embd.weight", np.zeros((len(self.tokens), 64), np.float32))
+        for index in range(int(self.numbers.get("block_count", 0))):
+            writer.add_tensor(f"blk.{index}.attn_norm.weight", np.zeros(64, np.float32))
         for name, shape in self.tensors.items():
             writer.add_tensor(name, np.zeros(shape, np.float32))
         writer.write_header_to_file()

@@ -152,7 +152,7 @@ def test_refusals(gguf_source: GgufSource, tmp_path: Path) -> None:
     gguf_source.texts["rope.scaling.type"] = "longrope"
     refused(r"rope\.scaling\.type = 'longrope' is not served")
     gguf_source.texts["rope.scaling.type"] = "yarn"
-    refused(r"rope\.scaling of type 'yarn': 'factor'")
+    refused(r"rope\.scaling\.factor = 0.0 of type 'yarn' must be above 0")
     gguf_source.texts.clear()
     del gguf_source.numbers["block_count"]
     refused(r"qwen3\.block_count = None must be a number")

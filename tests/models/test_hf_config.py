@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import transformers
 
-from pagewire.scheduler_svc.models.hf_config import read_config, read_generation_config
+from pagewire.scheduler_svc.models.hf_config import read_config
+from pagewire.scheduler_svc.models.hf_generation import read_generation_config
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import DecoderConfig, SamplingDefaults
 
@@ -89,6 +90,10 @@ def ours(decoder: DecoderConfig) -> dict[str, Any]:
 def test_as_transformers_reads_it(family: str, changes: dict[str, Any]) -> None:
     if family in ("qwen2", "mistral"):
         changes = {key: value for key, value in changes.items() if key not in ("attention_bias", "mlp_bias")}
+    if family == "llama" and changes.get("use_sliding_window"):
+        with pytest.raises(ModelError, match="sliding_window = 128 is not served for model_type 'llama'"):
+            read(model_type=family, **changes)
+        return
     if family == "qwen3":
         changes = {key: value for key, value in changes.items() if key != "mlp_bias"}
     raw = {"model_type": family} | changes
@@ -129,7 +134,7 @@ def test_end_of_sequence_may_be_a_list_and_ids_beyond_the_embedding_are_dropped(
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention = .* is not served"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not served"),
         ({"hidden_size": "many"}, r"Expected `int`, got `str` - at `\$.hidden_size`"),
-        ({"num_hidden_layers": 0}, "num_layers = 0 must be 1 to"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0 must be 1 to"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0 must be at least 1"),
         ({"num_attention_heads": 32, "num_key_value_heads": 5}, "32 heads cannot share 5 key-value heads"),
         ({"head_dim": 63}, "head_dim = 63 is odd"),

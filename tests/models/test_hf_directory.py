@@ -52,6 +52,7 @@ def test_a_served_name(hf_directory: HfDirectory, tmp_path: Path) -> None:
 def test_shards_are_those_that_the_index_names(hf_directory: HfDirectory) -> None:
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "consolidated.safetensors"):
         shutil.copy(hf_directory.path / "model.safetensors", hf_directory.path / name)
+    (hf_directory.path / "model.safetensors").unlink()
     index = {"b": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}
     hf_directory.write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
     spec = read_directory(hf_directory.path, "m", weights_needed=True)
@@ -61,11 +62,21 @@ def test_shards_are_those_that_the_index_names(hf_directory: HfDirectory) -> Non
         read_directory(hf_directory.path, "m", weights_needed=True)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", ""])
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", "", "a\0.safetensors"])
 def test_an_index_names_nothing_outside(hf_directory: HfDirectory, name: str) -> None:
+    (hf_directory.path / "model.safetensors").unlink()
     hf_directory.write("model.safetensors.index.json", {"weight_map": {"a": name}})
     with pytest.raises(ModelError, match="is not the name of a safetensors file beside it"):
         read_directory(hf_directory.path, "m", weights_needed=True)
+
+
+def test_one_file_counts_before_an_index_as_in_transformers(
+    hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    hf_directory.write("model.safetensors.index.json", {"weight_map": {"a": "gone.safetensors"}})
+    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    assert [Path(file).name for file in spec.weights_files] == ["model.safetensors"]
+    assert "model.safetensors and model.safetensors.index.json; the former counts" in caplog.text
 
 
 def test_pickled_weights_are_refused(hf_directory: HfDirectory) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from pagewire.wire.model import DecoderConfig
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies that a GGUF file may carry: [D/2]. No checkpoint of the other kind has them."""
 
@@ -91,21 +93,25 @@ def layer_tensors(config: DecoderConfig, index: int) -> dict[str, tuple[int, ...
 def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of everything a decoder of this configuration needs."""
     tensors: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        EMBEDDING: (config.vocab_size, config.hidden_size),
         "model.norm.weight": (config.hidden_size,),
     }
     for index in range(config.num_layers):
         tensors |= layer_tensors(config, index)
     if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+        tensors[HEAD] = (config.vocab_size, config.hidden_size)
     return tensors
 
 
 def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
     """Compares what a source has with what the configuration needs, before anything large is read. A tensor that is
     left over is an error too: it is work that the model would leave out. Raises WeightsError."""
-    expected = decoder_tensors(config)
     found = source.shapes
+    if config.num_layers > len(found):  # a layer is several tensors
+        raise WeightsError(
+            f"{source.description} has {len(found)} tensors, too few for the configuration's {config.num_layers} layers"
+        )
+    expected = decoder_tensors(config)
     missing = [name for name in expected if name not in found]
     if missing:
         noun = "tensor" if len(missing) == 1 else "tensors"
@@ -116,6 +122,8 @@ def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
     wanted = dict(expected)
     if ROPE_FACTORS in found:
         wanted[ROPE_FACTORS] = (config.head_dim // 2,)
+    if HEAD in found:
+        wanted[HEAD] = expected[EMBEDDING]
     for name, shape in wanted.items():
         if found[name] != shape:
             raise WeightsError(
@@ -126,7 +134,7 @@ def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
 def _is_optional(name: str) -> bool:
     """Tensors that may be there without being needed: saved inverse frequencies, which are computed here, and the copy
     of the embedding that some tied checkpoints carry as a head."""
-    return name.endswith(".rotary_emb.inv_freq") or name in (ROPE_FACTORS, "lm_head.weight")
+    return name.endswith(".rotary_emb.inv_freq") or name in (ROPE_FACTORS, HEAD)
 
 
 def _listed(names: list[str]) -> str:

@@ -20,7 +20,8 @@ from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.random_source import RandomSource
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.model.safetensors_source import SafetensorsSource
-from pagewire.worker.model.source import ROPE_FACTORS, TensorSource, WeightsError, check_tensors
+from pagewire.worker.model.source import EMBEDDING, HEAD, ROPE_FACTORS, TensorSource, check_tensors
+from pagewire.worker.model.tying import settle_tying
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -34,9 +35,7 @@ def open_source(spec: ModelSpec) -> TensorSource:
             # Imported here because the package takes 0.2 s, for a format that most starts do not meet.
             from pagewire.worker.model.gguf_source import GgufSource
 
-            if len(spec.weights_files) != 1:
-                raise WeightsError(f"a GGUF model is one file, and {len(spec.weights_files)} are given")
-            return GgufSource(spec.weights_files[0], spec.decoder)
+            return GgufSource(spec.weights_files, spec.decoder)
         case "random":
             return RandomSource(spec.decoder, spec.random_seed)
 
@@ -58,7 +57,8 @@ def load_decoder(
     """
     source = open_source(spec)
     check_tensors(source, spec.decoder)
-    return build_decoder(source, spec.decoder, dtype, attention, progress, ops, linears, num_threads)
+    config = settle_tying(source, spec.decoder, TORCH_DTYPES[dtype])
+    return build_decoder(source, config, dtype, attention, progress, ops, linears, num_threads)
 
 
 @torch.inference_mode()
@@ -90,10 +90,10 @@ def build_decoder(
     head_share = config.vocab_size * config.hidden_size / layer_values
     embedding: Embedding
     if config.tie_word_embeddings:
-        embedding, head = linears.tied(assembler.fused(["model.embed_tokens.weight"]))
+        embedding, head = linears.tied(assembler.fused([EMBEDDING]))
     else:
-        embedding = TableEmbedding(assembler.fused(["model.embed_tokens.weight"]))
-        head = linears.head(assembler.fused(["lm_head.weight"]))
+        embedding = TableEmbedding(assembler.fused([EMBEDDING]))
+        head = linears.head(assembler.fused([HEAD]))
     progress("weights", head_share / (config.num_layers + head_share))
     layers = []
     with ThreadPoolExecutor(num_threads, thread_name_prefix="load") as pool:

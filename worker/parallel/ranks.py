@@ -13,7 +13,8 @@ from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.model.source import check_tensors
-from pagewire.worker.model.weights import build_decoder, open_source
+from pagewire.worker.model.tying import settle_tying
+from pagewire.worker.model.weights import TORCH_DTYPES, build_decoder, open_source
 from pagewire.worker.parallel.collectives import Collectives, gloo_collectives, least, nccl_collectives
 from pagewire.worker.parallel.lost import RankLost
 from pagewire.worker.parallel.parallel_linear import parallel_decoder
@@ -50,8 +51,9 @@ class RankStart:
         Raises WeightsError and ValueError as `pagewire.worker.model.weights.load_decoder` does."""
         whole = open_source(spec)
         check_tensors(whole, spec.decoder)
-        part = ShardedSource(whole, spec.decoder, self.rank)
-        local_config = local_decoder(spec.decoder, self.rank.world_size)
+        config = settle_tying(whole, spec.decoder, TORCH_DTYPES[dtype])
+        part = ShardedSource(whole, config, self.rank)
+        local_config = local_decoder(config, self.rank.world_size)
         return build_decoder(part, local_config, dtype, attention, progress, ops, linears, num_threads)
 
     def join(self, kernels: str, device: torch.device, progress: Progress) -> Collectives:

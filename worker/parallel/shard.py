@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.model.source import Part, TensorSource
+from pagewire.worker.model.source import EMBEDDING, HEAD, Part, TensorSource
 
 _COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _ROW_PARALLEL = ("o_proj", "down_proj")
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_VOCABULARY = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True, slots=True)

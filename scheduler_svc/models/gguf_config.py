@@ -1,0 +1,322 @@
+"""A GGUF file's metadata → `DecoderConfig` and the defaults of sampling.
+
+Keys are those of ggml's docs/gguf.md and of the gguf package, the older spellings included, read as llama.cpp reads
+them; what would change the forward pass and is not built is refused with key and value. `llama` files hold Mistral
+models too, which differ in no flag of ours. `tokenizer.*` is `gguf_tokenizer`'s.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pagewire.scheduler_svc.models.decoder_limits import check_decoder
+from pagewire.scheduler_svc.models.gguf_parts import GgufModel
+from pagewire.scheduler_svc.models.hf_generation import sampling_defaults
+from pagewire.scheduler_svc.startup_errors import ModelError, shown
+from pagewire.wire.model import Architecture, DecoderConfig, RopeScaling, SamplingDefaults
+
+Warn = Callable[[str], None]
+"""Takes what a reader found and leaves out."""
+
+_ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+_NAMES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_layers": "block_count",
+    "num_heads": "attention.head_count",
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "vocab_size": "rows of token_embd.weight",
+    "max_position_embeddings": "context_length",
+}
+"""A decoder's fields as the format spells them."""
+
+_READ = frozenset(
+    {
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "vocab_size",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.sliding_window",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scale_linear",  # the older spelling of the two above
+        "rope.scaling.original_context_length",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    }
+)
+_HARMLESS = frozenset(
+    {
+        "rope.scaling.finetuned",  # whether the model was trained with the scaling
+        "decoder_start_token_id",
+        "attention.layer_norm_epsilon",  # of the other kind of norm
+    }
+)
+
+_OFF = (0, False)
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "tensor_data_layout": ("Meta AI original pth", "reference"),
+    "use_parallel_residual": _OFF,
+    "attention.max_alibi_bias": _OFF,
+    "attention.clamp_kqv": _OFF,
+    "attention.causal": (True,),
+    "attention.scale": _OFF,
+    "attention.output_scale": (0, 1),
+    "attention.temperature_scale": (0, 1),
+    "attention.temperature_length": _OFF,
+    "attention.sliding_window_pattern": (),
+    "attention.shared_kv_layers": _OFF,
+    "attention.q_lora_rank": _OFF,
+    "attention.kv_lora_rank": _OFF,
+    "attention.key_length_mla": _OFF,
+    "attention.value_length_mla": _OFF,
+    "attention.key_length_swa": (),
+    "attention.value_length_swa": (),
+    "attention.relative_buckets_count": _OFF,
+    "attn_logit_softcapping": _OFF,
+    "final_logit_softcapping": _OFF,
+    "router_logit_softcapping": _OFF,
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_length_out": _OFF,
+    "embedding_length_per_layer_input": _OFF,
+    "features_length": _OFF,
+    "pooling_type": _OFF,
+    "swin_norm": _OFF,
+    "rescale_every_n_layers": _OFF,
+    "full_attention_interval": (0, 1),
+    "activation_sparsity_scale": (),
+    "n_deepstack_layers": _OFF,
+    "nextn_predict_layers": _OFF,
+    "decoder_block_count": _OFF,
+    "expert_count": _OFF,
+    "expert_used_count": _OFF,
+    "expert_shared_count": _OFF,
+    "expert_group_count": _OFF,
+    "expert_feed_forward_length": _OFF,
+    "expert_shared_feed_forward_length": _OFF,
+    "expert_weights_scale": (0, 1),
+    "leading_dense_block_count": _OFF,
+    "interleave_moe_layer_step": _OFF,
+    "moe_every_n_layers": _OFF,
+    "swiglu_clamp_exp": (),
+    "swiglu_clamp_shexp": (),
+    "rope.dimension_count_swa": (),
+    "rope.dimension_sections": (),
+    "rope.freq_base_swa": (),
+    "rope.scaling.alpha": _OFF,
+    "rope.scaling.attn_factor": (0, 1),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1, -1),  # -1 leaves it to the type
+    "rope.scaling.yarn_log_multiplier": _OFF,
+}
+"""Keys after the architecture's name that change what is computed unless they have one of these values."""
+
+_GENERAL = {"general.type": ("model",), "general.quantization_version": (2,)}
+
+_UNAPPLIED_SAMPLING = {
+    "min_p": _OFF,
+    "xtc_probability": _OFF,
+    "xtc_threshold": None,  # without effect where the probability is 0
+    "penalty_last_n": None,  # the same of penalty_repeat
+    "penalty_repeat": (1,),
+    "mirostat": _OFF,
+    "mirostat_tau": None,
+    "mirostat_eta": None,
+    "sequence": None,  # the order of samplers
+}
+
+
+def decoder_config(model: GgufModel, origin: str, warn: Warn) -> DecoderConfig:
+    """The decoder's shape. Raises ModelError naming key and value."""
+    return _Reader(model, origin).decoder(warn)
+
+
+def sampling(values: Mapping[str, Any], vocab_size: int, origin: str, warn: Warn) -> SamplingDefaults:
+    """What `general.sampling.*` recommends, as llama.cpp takes it where a request says nothing. Raises ModelError."""
+    found = {
+        key.removeprefix("general.sampling."): value
+        for key, value in values.items()
+        if key.startswith("general.sampling.")
+    }
+    for name, value in found.items():
+        if name not in ("temp", "top_k", "top_p"):
+            neutral = _UNAPPLIED_SAMPLING.get(name, ())
+            if neutral is not None and value not in neutral:
+                warn(f"{origin} sets general.sampling.{name} = {shown(value)}, which is not applied")
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelError(f"{origin}: general.sampling.{name} = {shown(value)} must be a number")
+    temperature, top_k, top_p = found.get("temp"), found.get("top_k"), found.get("top_p")
+    return sampling_defaults(
+        None if temperature is None else max(0.0, as_written(temperature)),  # below 0 is greedy there
+        None if top_k is None else max(0, int(top_k)),  # and all
+        None if top_p is None else as_written(top_p),
+        vocab_size,
+        f"{origin}: general.sampling",
+    )
+
+
+def as_written(value: float) -> float:
+    """Undo float32's rounding of a number that somebody wrote in decimals: 9.999999747378752e-06 is 1e-05."""
+    return float(f"{value:.7g}")
+
+
+class _Reader:
+    """A file's keys, looked up by what stands after the architecture's name."""
+
+    def __init__(self, model: GgufModel, origin: str) -> None:
+        self._values = model.values
+        self._tensors = model.tensors
+        self._origin = origin
+        architecture = model.values.get("general.architecture")
+        if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+            raise ModelError(
+                f"{origin}: general.architecture = {shown(architecture)} is not served; {', '.join(_ARCHITECTURES)} are"
+            )
+        self._architecture = architecture
+
+    def decoder(self, warn: Warn) -> DecoderConfig:
+        self._check_keys(warn)
+        vocab_size, hidden = self._embedding()
+        num_layers = self._layers()
+        heads = self._integer("attention.head_count")
+        if heads < 1:
+            raise self._error("attention.head_count", heads, "must be at least 1")
+        head_dim = self._integer("attention.key_length", hidden // heads)
+        for key in ("rope.dimension_count", "attention.value_length"):
+            if self._integer(key, head_dim) != head_dim:
+                raise self._error(key, self._integer(key), f"differs from head_dim = {head_dim}")
+        window = self._integer("attention.sliding_window", 0)
+        decoder = DecoderConfig(
+            architecture=_ARCHITECTURES[self._architecture],
+            hidden_size=hidden,
+            intermediate_size=self._integer("feed_forward_length"),
+            num_layers=num_layers,
+            num_heads=heads,
+            num_kv_heads=self._integer("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            max_position_embeddings=self._integer("context_length"),
+            rms_norm_eps=as_written(self._number("attention.layer_norm_rms_epsilon")),
+            rope_theta=as_written(self._number("rope.freq_base", 10000.0)),
+            rope_scaling=self._rope_scaling(),
+            tie_word_embeddings="output.weight" not in self._tensors,
+            qk_norm="blk.0.attn_q_norm.weight" in self._tensors,
+            qkv_bias="blk.0.attn_q.bias" in self._tensors,
+            o_bias="blk.0.attn_output.bias" in self._tensors,
+            mlp_bias="blk.0.ffn_gate.bias" in self._tensors,
+            sliding_window=window or None,  # 0 is none in the format
+        )
+        names = {field: f"{self._architecture}.{key}" for field, key in _NAMES.items() if field != "vocab_size"}
+        check_decoder(decoder, self._origin, names | {"vocab_size": _NAMES["vocab_size"]})
+        return decoder
+
+    def _embedding(self) -> tuple[int, int]:
+        """Number of tokens and hidden size."""
+        embedding = self._tensors.get("token_embd.weight")
+        shape = () if embedding is None else embedding.shape
+        if len(shape) != 2:
+            raise ModelError(
+                f"{self._origin}: tensor token_embd.weight has shape {shape}; two dimensions were expected"
+            )
+        hidden = self._integer("embedding_length")
+        if shape[1] != hidden:
+            raise self._error("embedding_length", hidden, f"differs from token_embd.weight's {shape[1]}")
+        if (vocab_size := self._integer("vocab_size", shape[0])) != shape[0]:
+            raise self._error("vocab_size", vocab_size, f"differs from token_embd.weight's {shape[0]} rows")
+        if "rope_freqs.weight" in self._tensors:
+            raise ModelError(
+                f"{self._origin}: tensor rope_freqs.weight (Llama 3.1's frequency scaling) is not served from GGUF; "
+                "the same model from its safetensors is"
+            )
+        return shape[0], shape[1]
+
+    def _layers(self) -> int:
+        """`block_count`, of which every one has tensors."""
+        num_layers = self._integer("block_count")
+        found = {name.split(".")[1] for name in self._tensors if name.startswith("blk.")}
+        if num_layers > len(found):
+            raise self._error("block_count", num_layers, f"is more than the {len(found)} blocks that have tensors")
+        return num_layers
+
+    def _rope_scaling(self) -> RopeScaling | None:
+        """As llama.cpp has it: a factor without a type is linear, and an older key holds it too."""
+        factor = self._number("rope.scaling.factor", self._number("rope.scale_linear", 0.0))
+        kind = self._values.get(f"{self._architecture}.rope.scaling.type", "linear")
+        if kind == "none" or (kind == "linear" and factor in (0, 1)):
+            return None
+        if kind not in ("linear", "yarn"):
+            raise self._error("rope.scaling.type", kind, "is not served; none, linear and yarn are")
+        if factor <= 0:
+            raise self._error("rope.scaling.factor", factor, f"of type {kind!r} must be above 0")
+        if kind == "linear":
+            return RopeScaling(kind="linear", factor=as_written(factor))
+        return RopeScaling(
+            kind="yarn",
+            factor=as_written(factor),
+            original_max_position_embeddings=self._integer(
+                "rope.scaling.original_context_length", self._integer("context_length")
+            ),
+            beta_fast=self._optional("rope.scaling.yarn_beta_fast"),
+            beta_slow=self._optional("rope.scaling.yarn_beta_slow"),
+        )
+
+    def _check_keys(self, warn: Warn) -> None:
+        prefix = self._architecture + "."
+        unknown = []
+        for full_key, value in self._values.items():
+            if full_key in _GENERAL and value not in _GENERAL[full_key]:
+                raise ModelError(
+                    f"{self._origin}: {full_key} = {shown(value)} is not served; {_GENERAL[full_key][0]!r} is"
+                )
+            if full_key.startswith(("adapter.", "clip.")):
+                raise ModelError(f"{self._origin}: {full_key} = {shown(value)} is not served: it is no language model")
+            if not full_key.startswith(prefix):
+                if not full_key.startswith(("general.", "tokenizer.", "split.", "quantize.", "imatrix.")):
+                    unknown.append(full_key)
+                continue
+            key = full_key.removeprefix(prefix)
+            if key in _READ or key in _HARMLESS:
+                continue
+            if key not in _NEUTRAL:
+                unknown.append(full_key)
+            elif value not in _NEUTRAL[key]:
+                raise self._error(key, value, "is not served")
+        if unknown:
+            warn(f"{self._origin}: keys that are not known, and not applied: {shown(sorted(unknown))}")
+
+    def _optional(self, key: str) -> float | None:
+        return as_written(self._number(key)) if f"{self._architecture}.{key}" in self._values else None
+
+    def _integer(self, key: str, default: float | None = None) -> int:
+        value = self._number(key, default)
+        if value != int(value):
+            raise self._error(key, value, "must be a whole number")
+        return int(value)
+
+    def _number(self, key: str, default: float | None = None) -> float:
+        value = self._values.get(f"{self._architecture}.{key}", default)
+        if isinstance(value, list):  # one for each layer
+            if not value or any(item != value[0] for item in value):
+                raise self._error(key, value, "differs between layers, which is not served")
+            if len(value) != self._values.get(f"{self._architecture}.block_count"):
+                raise self._error(key, value, f"has {len(value)} entries, which is not block_count")
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._error(key, value, "must be a number")
+        return value
+
+    def _error(self, key: str, value: object, what: str) -> ModelError:
+        return ModelError(f"{self._origin}: {self._architecture}.{key} = {shown(value)} {what}")
