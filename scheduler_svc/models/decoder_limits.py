@@ -28,23 +28,24 @@ _MAX_CONTEXT = 2**24
 def check_decoder(decoder: DecoderConfig, origin: str, names: Mapping[str, str]) -> None:
     """Hold a shape to its limits. `names` are the file's for fields that it calls otherwise. Raises ModelError naming
     origin, key and value."""
+
+    def said(name: str) -> str:
+        return f"{origin}: {names.get(name, name)} = {shown(getattr(decoder, name))}"
+
     for name, limit in _LIMITS.items():
-        value = getattr(decoder, name)
-        if not 1 <= value <= limit:
-            raise ModelError(f"{origin}: {names.get(name, name)} = {shown(value)} must be 1 to {limit}")
+        if not 1 <= getattr(decoder, name) <= limit:
+            raise ModelError(f"{said(name)} must be 1 to {limit}")
     if decoder.num_heads % decoder.num_kv_heads:
-        raise ModelError(
-            f"{origin}: {decoder.num_heads} heads cannot share {decoder.num_kv_heads} key-value heads evenly"
-        )
+        kv_heads = names.get("num_kv_heads", "num_kv_heads")
+        raise ModelError(f"{said('num_heads')} cannot share {kv_heads} = {decoder.num_kv_heads} evenly")
     if decoder.head_dim % 2:
-        raise ModelError(f"{origin}: head_dim = {shown(decoder.head_dim)} is odd; rotary embedding needs pairs")
+        raise ModelError(f"{said('head_dim')} is odd; rotary embedding needs pairs")
     if not 0 < decoder.rms_norm_eps < 1:
-        raise ModelError(f"{origin}: rms_norm_eps = {decoder.rms_norm_eps} must be above 0 and below 1")
+        raise ModelError(f"{said('rms_norm_eps')} must be above 0 and below 1")
     if not 1 < decoder.rope_theta <= _MAX_THETA:
-        raise ModelError(f"{origin}: rope_theta = {decoder.rope_theta} must be above 1, at most {_MAX_THETA:g}")
-    window = decoder.sliding_window
-    if window is not None and not 1 <= window <= _MAX_CONTEXT:
-        raise ModelError(f"{origin}: sliding_window = {shown(window)} must be 1 to {_MAX_CONTEXT}")
+        raise ModelError(f"{said('rope_theta')} must be above 1, at most {_MAX_THETA:g}")
+    if decoder.sliding_window is not None and not 1 <= decoder.sliding_window <= _MAX_CONTEXT:
+        raise ModelError(f"{said('sliding_window')} must be 1 to {_MAX_CONTEXT}")
     if decoder.rope_scaling is not None:
         _check_scaling(decoder.rope_scaling, origin)
 

@@ -29,6 +29,9 @@ _NAMES = {
     "head_dim": "attention.key_length",
     "vocab_size": "rows of token_embd.weight",
     "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "sliding_window": "attention.sliding_window",
 }
 """A decoder's fields as the format spells them."""
 
@@ -197,7 +200,7 @@ class _Reader:
         head_dim = self._integer("attention.key_length", hidden // heads)
         for key in ("rope.dimension_count", "attention.value_length"):
             if self._integer(key, head_dim) != head_dim:
-                raise self._error(key, self._integer(key), f"differs from head_dim = {head_dim}")
+                raise self._error(key, self._integer(key), f"differs from attention.key_length = {head_dim}")
         window = self._integer("attention.sliding_window", 0)
         decoder = DecoderConfig(
             architecture=_ARCHITECTURES[self._architecture],

@@ -30,7 +30,7 @@ from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.gguf_source import GgufSource
-from pagewire.worker.model.source import WeightsError
+from pagewire.worker.model.source import WeightsError, check_tensors
 from pagewire.worker.model.weights import load_decoder
 
 PROMPT = [5, 9, 100, 31, 7, 77, 60, 3]
@@ -206,6 +206,32 @@ def test_a_damaged_directory_is_read_or_refused_and_nothing_else(
     file.write_bytes(content)
     with contextlib.suppress(GgufFormatError):
         read_header(file)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-tied"])
+def test_parts_load_like_one_file(family: str, tmp_path: Path) -> None:
+    model = build_hf_model(family)
+    write_gguf(model, tmp_path / "m.gguf", split_max_tensors=7)
+    parts = sorted(map(str, tmp_path.glob("m-*.gguf")))
+    assert len(parts) > 3
+    config = decoder_config(model.config)
+    spec = model_spec(config, "gguf", tuple(parts))
+    decoder = load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
+    assert greedy_of(decoder, PROMPT, 64) == hf_greedy(model, PROMPT, 64)
+    with pytest.raises(WeightsError, match=r"m-00001-of-0000.\.gguf.* lacks tensor"):
+        check_tensors(GgufSource(parts[:-1], config), config)
+    with pytest.raises(WeightsError, match=r"is in .*m-00001-of-0000.\.gguf too"):
+        GgufSource([*parts, parts[0]], config)
+
+
+def test_layers_without_end_are_refused_before_anything_is_made_of_them(
+    tiny_file: tuple[bytes, DecoderConfig], tmp_path: Path
+) -> None:
+    content, config = tiny_file
+    file = tmp_path / "m.gguf"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"m\.gguf has \d+ tensors, too few for the configuration's 10000000 layers"):
+        load(file, msgspec.structs.replace(config, num_layers=10_000_000))
 
 
 def test_left_over_and_missing_tensors_are_named_as_in_the_file(tmp_path: Path) -> None:

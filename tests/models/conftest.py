@@ -93,11 +93,19 @@ class GgufSource:
         self.add_bos: bool | None = None
         self.chat_template: str | None = None
         self.tensors: dict[str, tuple[int, ...]] = {"blk.0.attn_q_norm.weight": (32,)}
+        self.blocks: int | None = None
+        """Of how many blocks it has a tensor; none is `block_count`."""
+        self.extra: list[tuple[str, Any]] = []
+        """Keys with the architecture's name or another's in front."""
+        self.split_max_tensors = 0
 
     def write(self, path: Path) -> Path:
         import gguf
 
-        writer = gguf.GGUFWriter(path, self.architecture)
+        writer = gguf.GGUFWriter(path, self.architecture, split_max_tensors=self.split_max_tensors)
+        for key, value in self.extra:
+            kind = gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if kind.name == "INT32" else kind)
         for key, value in self.numbers.items():
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f"{self.architecture}.{key}", value)
@@ -117,7 +125,7 @@ class GgufSource:
         if self.chat_template is not None:
             writer.add_chat_template(self.chat_template)
         writer.add_tensor("token_embd.weight", np.zeros((len(self.tokens), 64), np.float32))
-        for index in range(int(self.numbers.get("block_count", 0))):
+        for index in range(int(self.numbers.get("block_count", 0)) if self.blocks is None else self.blocks):
             writer.add_tensor(f"blk.{index}.attn_norm.weight", np.zeros(64, np.float32))
         for name, shape in self.tensors.items():
             writer.add_tensor(name, np.zeros(shape, np.float32))

@@ -1,14 +1,18 @@
 """GGUF files: the decoder's shape, the tokenizer's parts, refusals, and the cache of what was read."""
 
+import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 from support.models import QUIET
 from tokenizers import Tokenizer
 
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
+from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
+from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling
+from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling, SamplingDefaults
 
 from .conftest import GgufSource
 
@@ -167,3 +171,195 @@ def test_a_torn_file_is_refused(gguf_source: GgufSource, tmp_path: Path, kept: i
     torn.write_bytes(whole[:kept])
     with pytest.raises(ModelError, match=r"torn\.gguf is not a GGUF file that can be read"):
         read_gguf(torn, "m", tmp_path / "cache", QUIET)
+
+
+def documented_keys() -> list[str]:
+    """Every key of a model that the gguf package names, without the architecture's name."""
+    groups = ["LLM", "Attention", "Rope", "SSM", "KDA", "WKV", "PosNet", "ConvNext", "Classifier", "ShortConv"]
+    names = [vars(getattr(gguf.Keys, group)) for group in groups if hasattr(gguf.Keys, group)]
+    values = [value for group in names for name, value in group.items() if name.isupper()]
+    return [value.removeprefix("{arch}.") for value in values if value.startswith("{arch}.")]
+
+
+def test_no_documented_key_is_left_out_in_silence(
+    gguf_source: GgufSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another value than usual changes the model, is refused by name, or is named in a warning."""
+    usual = read(gguf_source, tmp_path).decoder
+    silent = {
+        # Whether a model was trained with its scaling; and of what a decoder of this kind does not have.
+        *("rope.scaling.finetuned", "decoder_start_token_id", "attention.layer_norm_epsilon"),
+        # Of a scaling that nothing else asks for.
+        *("rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    }
+    numbers = dict(gguf_source.numbers)
+    keys = documented_keys()
+    assert len(keys) > 100
+    for key in keys:
+        gguf_source.numbers = {**numbers, key: 0.5 if isinstance(numbers.get(key), float) else 7}
+        caplog.clear()
+        try:
+            changed = read(gguf_source, tmp_path).decoder != usual
+            said = caplog.text
+        except ModelError as error:
+            changed, said = False, str(error)
+        assert changed or key in said or key in silent, (key, said)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts", "scaling"),
+    [
+        ({"rope.scale_linear": 4.0}, {}, RopeScaling(kind="linear", factor=4.0)),
+        ({"rope.scaling.factor": 4.0}, {}, RopeScaling(kind="linear", factor=4.0)),
+        (
+            {"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0},
+            {"rope.scaling.type": "linear"},
+            RopeScaling(kind="linear", factor=4.0),
+        ),
+        ({"rope.scaling.factor": 4.0}, {"rope.scaling.type": "none"}, None),
+        ({"rope.scale_linear": 1.0}, {}, None),
+        ({}, {"rope.scaling.type": "linear"}, None),
+        (
+            {"rope.scaling.factor": 2.0},
+            {"rope.scaling.type": "yarn"},
+            RopeScaling(kind="yarn", factor=2.0, original_max_position_embeddings=512),
+        ),
+    ],
+)
+def test_rope_scaling_as_llama_cpp_reads_it(
+    gguf_source: GgufSource,
+    tmp_path: Path,
+    numbers: dict[str, float],
+    texts: dict[str, str],
+    scaling: RopeScaling | None,
+) -> None:
+    gguf_source.numbers |= numbers
+    gguf_source.texts |= texts
+    assert read(gguf_source, tmp_path).decoder.rope_scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.clamp_kqv", 8.0),
+        ("attention.max_alibi_bias", 8.0),
+        ("attention.scale", 0.1),
+        ("attn_logit_softcapping", 50.0),
+        ("logit_scale", 0.0625),
+        ("use_parallel_residual", True),
+        ("rope.scaling.attn_factor", 1.5),
+        ("rope.dimension_count", 16),
+        ("attention.value_length", 16),
+        ("vocab_size", 300),
+        ("embedding_length", 128),
+        ("block_count", 10_000_000),
+        ("context_length", 2**31),
+        ("nextn_predict_layers", 1),
+    ],
+)
+def test_what_changes_the_numbers_is_refused_by_name(
+    gguf_source: GgufSource, tmp_path: Path, key: str, value: float
+) -> None:
+    gguf_source.extra = [(f"qwen3.{key}", value)]
+    gguf_source.numbers.pop(key, None)
+    if key == "block_count":
+        gguf_source.blocks = 2
+    with pytest.raises(ModelError, match=rf"qwen3\.{key} = {value}"):
+        read(gguf_source, tmp_path)
+
+
+def test_a_number_for_each_layer(gguf_source: GgufSource, tmp_path: Path) -> None:
+    usual = read(gguf_source, tmp_path).decoder
+    del gguf_source.numbers["attention.head_count_kv"]
+    gguf_source.extra = [("qwen3.attention.head_count_kv", [2, 2])]
+    assert read(gguf_source, tmp_path).decoder == usual
+    gguf_source.extra = [("qwen3.attention.head_count_kv", [2, 4])]
+    with pytest.raises(ModelError, match=r"attention\.head_count_kv = \[2, 4\] differs between layers"):
+        read(gguf_source, tmp_path)
+    gguf_source.extra = [("qwen3.attention.head_count_kv", [2, 2, 2])]
+    with pytest.raises(ModelError, match=r"has 3 entries, which is not block_count"):
+        read(gguf_source, tmp_path)
+
+
+def test_other_kinds_of_file(gguf_source: GgufSource, tmp_path: Path) -> None:
+    for key, value in (
+        ("general.type", "adapter"),
+        ("general.quantization_version", 1),
+        ("adapter.type", "lora"),
+        ("clip.has_vision_encoder", True),
+    ):
+        gguf_source.extra = [(key, value)]
+        with pytest.raises(ModelError, match=rf"{key} = .* is not served"):
+            read(gguf_source, tmp_path)
+
+
+def test_recommended_sampling(gguf_source: GgufSource, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gguf_source.extra = [
+        ("general.sampling.temp", 0.6),
+        ("general.sampling.top_k", 20),
+        ("general.sampling.top_p", 0.0),
+        ("general.sampling.min_p", 0.1),
+        ("general.sampling.penalty_repeat", 1.0),
+    ]
+    for start in ("first", "from the cache"):
+        caplog.clear()
+        spec = read_gguf(gguf_source.write(tmp_path / "m.gguf"), "m", tmp_path / "cache", QUIET)
+        assert spec.sampling == SamplingDefaults(temperature=0.6, top_k=20, top_p=NARROWEST_TOP_P), start
+        assert "general.sampling.min_p = 0.1" in caplog.text, start
+        assert "penalty_repeat" not in caplog.text
+
+
+class TestParts:
+    def write(self, source: GgufSource, folder: Path, parts: int = 2) -> list[Path]:
+        source.split_max_tensors = -(-(2 + len(source.tensors) + 1) // parts)
+        source.write(folder / "m.gguf")
+        return sorted(folder.glob("m-*.gguf"))
+
+    def test_a_model_is_served_from_its_parts(self, gguf_source: GgufSource, tmp_path: Path) -> None:
+        whole = read(gguf_source, tmp_path)
+        parts = self.write(gguf_source, tmp_path)
+        assert len(parts) > 1
+        spec = resolve_model(
+            str(parts[0]), served_name=None, weights_needed=True, cache_dir=tmp_path / "c", environ={}, progress=QUIET
+        )
+        assert spec.name == "m"
+        assert spec.weights_files == tuple(map(str, parts))
+        assert spec.decoder == whole.decoder
+        assert spec.tokenizer_digest == whole.tokenizer_digest
+        assert spec.weights_digest != whole.weights_digest
+
+    def test_parts_are_found_beside_links(self, gguf_source: GgufSource, tmp_path: Path) -> None:
+        """As the hub's cache lays them out: links with the names, blobs without."""
+        (tmp_path / "links").mkdir()
+        for number, part in enumerate(self.write(gguf_source, tmp_path)):
+            (tmp_path / "links" / part.name).symlink_to(part.rename(tmp_path / f"blob{number}"))
+        (first, *_) = sorted((tmp_path / "links").iterdir())
+        spec = resolve_model(
+            str(first), served_name=None, weights_needed=True, cache_dir=tmp_path / "c", environ={}, progress=QUIET
+        )
+        assert len(spec.weights_files) > 1
+
+    def test_what_is_wrong_with_parts_is_said(self, gguf_source: GgufSource, tmp_path: Path) -> None:
+        parts = self.write(gguf_source, tmp_path)
+        count = len(parts)
+
+        def refused(path: Path, words: str) -> None:
+            with pytest.raises(ModelError, match=words):
+                read_gguf(path, "m", tmp_path / "cache", QUIET)
+
+        refused(parts[1], rf"is one part of several \(split\.no = 1, split\.count = {count}\); name the first")
+        alone = shutil.copy(parts[0], tmp_path / "alone.gguf")
+        refused(Path(alone), rf"is the first of several parts \(split\.count = {count}\), and its name does not say")
+        shutil.copy(parts[0], parts[1])
+        refused(parts[0], rf"{parts[1].name}: split\.no = 0 .* its name says 1 \(counted from 0\) and {count}")
+        parts[1].unlink()
+        refused(parts[0], rf"is one of {count} parts, by its name, and .*{parts[1].name} is missing")
+
+    def test_the_tensors_of_all_parts_are_counted(self, gguf_source: GgufSource, tmp_path: Path) -> None:
+        parts = self.write(gguf_source, tmp_path)
+        key = b"split.tensors.count"
+        content = bytearray(parts[0].read_bytes())
+        content[content.index(key) + len(key) + 4] += 1
+        parts[0].write_bytes(content)
+        with pytest.raises(ModelError, match=r"split\.tensors\.count = \d+, and the \d+ parts hold \d+ tensors"):
+            read_gguf(parts[0], "m", tmp_path / "cache", QUIET)

@@ -1,15 +1,16 @@
-"""config.json and generation_config.json: equality with transformers' own configuration objects, and refusals."""
+"""config.json: equality with transformers' own configuration objects, and refusals."""
 
 import json
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytest
 import transformers
 
 from pagewire.scheduler_svc.models.hf_config import read_config
-from pagewire.scheduler_svc.models.hf_generation import read_generation_config
 from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import DecoderConfig, SamplingDefaults
+from pagewire.wire.model import DecoderConfig
 
 CLASSES = {
     "qwen3": transformers.Qwen3Config,
@@ -48,7 +49,7 @@ def expected(config: Any) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "qkv_bias": family == "qwen2" or biased,
         "o_bias": family in ("llama", "qwen3") and biased,
-        "mlp_bias": getattr(config, "mlp_bias", False),
+        "mlp_bias": family == "llama" and config.mlp_bias,
         "sliding_window": getattr(config, "sliding_window", None) if windowed else None,
     }
 
@@ -136,7 +137,10 @@ def test_end_of_sequence_may_be_a_list_and_ids_beyond_the_embedding_are_dropped(
         ({"hidden_size": "many"}, r"Expected `int`, got `str` - at `\$.hidden_size`"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0 must be 1 to"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0 must be at least 1"),
-        ({"num_attention_heads": 32, "num_key_value_heads": 5}, "32 heads cannot share 5 key-value heads"),
+        (
+            {"num_attention_heads": 32, "num_key_value_heads": 5},
+            "num_attention_heads = 32 cannot share num_key_value_heads = 5 evenly",
+        ),
         ({"head_dim": 63}, "head_dim = 63 is odd"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps = -1.0"),
         ({"vocab_size": 2**40}, "vocab_size = 1099511627776 must be 1 to"),
@@ -153,24 +157,144 @@ def test_garbage_is_refused(content: bytes) -> None:
         read_config(content)
 
 
+@pytest.mark.parametrize("family", CLASSES)
+def test_every_key_that_transformers_writes_is_known(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The class's own and those of its base, both as it saves them and as version 4 spelled them."""
+    fields = {
+        field.name: None for cls in CLASSES[family].__mro__ if is_dataclass(cls) for field in dataclass_fields(cls)
+    }
+    theirs = json.loads(CLASSES[family]().to_json_string(use_diff=False))
+    older = {"torch_dtype": "bfloat16", "rope_theta": 10000.0, "rope_scaling": None, "attention_dropout": 0.1}
+    read_config(json.dumps(fields | theirs | older).encode())
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
-    ("config", "eos", "sampling"),
+    ("key", "harmless", "refused"),
     [
-        ({}, (), SamplingDefaults()),
-        (
-            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [5, 3]},
-            (5, 3),
-            SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95),
-        ),
-        ({"do_sample": False, "temperature": 0.6, "eos_token_id": 4}, (4,), SamplingDefaults(temperature=0.0)),
-        ({"temperature": None, "top_k": None, "top_p": None}, (), SamplingDefaults()),
+        ("partial_rotary_factor", 1.0, 0.25),
+        ("rotary_pct", 1.0, 0.25),
+        ("use_qk_norm", False, True),
+        ("qkv_bias", False, True),
+        ("use_bias", False, True),
+        ("attn_logit_softcapping", None, 50.0),
+        ("final_logit_softcapping", None, 30.0),
+        ("logit_scale", 1.0, 0.0625),
+        ("logits_scaling", 1.0, 8.0),
+        ("embedding_multiplier", 1, 12.0),
+        ("residual_multiplier", 1.0, 0.22),
+        ("attention_multiplier", None, 0.015625),
+        ("query_pre_attn_scalar", None, 256),
+        ("sliding_window", None, 4096),
+        ("sliding_window_pattern", None, 6),
+        ("interleaved_sliding_window", None, 4096),
+        ("attention_chunk_size", None, 8192),
+        ("layer_types", ["full_attention"] * 32, ["chunked_attention"] * 32),
+        ("layer_types", ["full_attention"] * 32, ["full_attention"] * 31),
+        ("layer_types", ["full_attention"] * 32, ["sliding_attention"] * 32),
+        ("no_rope_layers", [], [1, 1, 1, 0]),
+        ("clip_qkv", None, 8.0),
+        ("num_local_experts", 0, 8),
+        ("hidden_act", "swish", "relu"),
+        ("hidden_activation", "silu", "gelu_pytorch_tanh"),
+        ("quantization_config", None, {"quant_method": "awq"}),
+        ("compression_config", None, {"format": "pack-quantized"}),
+        ("is_encoder_decoder", False, True),
+        ("add_cross_attention", False, True),
+        ("pruned_heads", {}, {"0": [1]}),
+        ("per_layer_config", {}, {"0": {"intermediate_size": 8}}),
+        ("text_config", None, {"hidden_size": 8}),
+        ("alibi", False, True),
     ],
 )
-def test_generation_config(config: dict[str, Any], eos: tuple[int, ...], sampling: SamplingDefaults) -> None:
-    generation = read_generation_config(json.dumps(config).encode(), vocab_size=100)
-    assert (generation.eos_token_ids, generation.sampling) == (eos, sampling)
+def test_what_changes_the_numbers_is_refused_by_name(
+    key: str, harmless: Any, refused: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = read(model_type="llama")
+    assert read(model_type="llama", **{key: harmless}) == base
+    assert caplog.text == ""
+    with pytest.raises(ModelError, match=key):
+        read(model_type="llama", **{key: refused})
 
 
-def test_generation_config_out_of_range() -> None:
-    with pytest.raises(ModelError, match=r"generation_config\.json: top_p = 1\.5 must be 0\.0 to 1\.0"):
-        read_generation_config(b'{"top_p": 1.5}', 100)
+def test_flags_that_say_what_the_family_is_are_no_news() -> None:
+    assert read(model_type="qwen3", qk_norm=True) == read(model_type="qwen3")
+    assert read(model_type="qwen2", qkv_bias=True) == read(model_type="qwen2")
+    with pytest.raises(ModelError, match="use_qk_norm = False is not served for model_type 'qwen3'; True is"):
+        read(model_type="qwen3", use_qk_norm=False)
+
+
+def test_layers_with_a_window_that_nobody_names() -> None:
+    """transformers fails too, with the first request."""
+    with pytest.raises(ModelError, match="layer_types has 'sliding_attention', but use_sliding_window"):
+        read(model_type="qwen3", num_hidden_layers=1, layer_types=["sliding_attention"], sliding_window=128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"a_new_key": 3, "another": {}}, "keys that are not known, and not applied: ['a_new_key', 'another']"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names Python code"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_theta = 10000.0"),
+        ({"rope_scaling": {"type": "linear", "rope_type": "default"}}, "rope_type = 'default' and type = 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling and rope_parameters differ",
+        ),
+        (
+            {
+                "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128},
+                "original_max_position_embeddings": 256,
+            },
+            "original_max_position_embeddings = 256",
+        ),
+        ({"mlp_bias": True}, "mlp_bias = true is left out: model_type 'qwen3' has no such key"),
+        ({"eos_token_id": [1, 10**6]}, "eos_token_id = [1, 1000000] names ids that are not 0 to"),
+    ],
+)
+def test_contradictions_and_unknown_keys_are_said(
+    changes: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = {"model_type": "qwen3", "max_position_embeddings": 1024} | changes
+    decoder = read(**raw)
+    assert words in caplog.text
+    theirs = CLASSES["qwen3"].from_dict(json.loads(json.dumps(raw)))
+    theirs.standardize_rope_params()  # as its rotary embedding does once more, with what it computes from
+    assert ours(decoder) == expected(theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000 must be 1 to 1024"),
+        ({"num_attention_heads": 10**7, "num_key_value_heads": 10**7}, "num_attention_heads"),
+        ({"hidden_size": 10**9}, "hidden_size"),
+        ({"intermediate_size": 10**9}, "intermediate_size"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings"),
+        ({"head_dim": 10**6}, "head_dim"),
+        ({"rope_theta": 1e300}, "rope_theta"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e9}}, "factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e5}}, "factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 10**4000}}, "factor"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},
+            "original_max_position_embeddings = 0 must be",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": "8k"}},
+            "original_max_position_embeddings = '8k' must be a whole number",
+        ),
+        ({"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 0}, "sliding_window = 0 must be 1 to"),
+    ],
+)
+def test_every_number_has_a_limit_of_its_own(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ModelError, match=key):
+        read(**{"model_type": "qwen3", "max_position_embeddings": 1024} | changes)
+
+
+def test_a_byte_order_mark_is_passed_over_and_other_encodings_are_named() -> None:
+    content = b'{"model_type": "qwen3"}'
+    assert read_config(b"\xef\xbb\xbf" + content) == read_config(content)
+    with pytest.raises(ModelError, match=r"config\.json is not UTF-8"):
+        read_config(b'{"model_type": "qwen3", "a": "\xff"}')

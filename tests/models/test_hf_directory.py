@@ -141,6 +141,40 @@ def test_unapplied_defaults_are_said(hf_directory: HfDirectory, caplog: pytest.L
     assert "min_p" not in caplog.text
 
 
+def test_an_older_models_sampling_stands_in_its_configuration(hf_directory: HfDirectory) -> None:
+    """As transformers reads it, where there is no generation_config.json."""
+    hf_directory.config(do_sample=True, temperature=0.7, top_p=0.9)
+    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    assert spec.sampling == SamplingDefaults(temperature=0.7, top_p=0.9)
+    hf_directory.write("generation_config.json", {"temperature": 0.5})
+    assert read_directory(hf_directory.path, "m", weights_needed=True).sampling == SamplingDefaults(temperature=0.5)
+
+
+def test_an_adapter_is_not_left_out_in_silence(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    hf_directory.write("adapter_config.json", {"peft_type": "LORA"})
+    read_directory(hf_directory.path, "m", weights_needed=True)
+    assert "has an adapter (adapter_config.json), which is not applied" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+def test_files_that_are_no_text_or_too_large_are_named(hf_directory: HfDirectory, name: str) -> None:
+    (hf_directory.path / "model.safetensors").unlink()
+    (hf_directory.path / "a.safetensors").touch()
+    hf_directory.write("generation_config.json", {"transformers_version": "5"})
+    hf_directory.write("model.safetensors.index.json", {"weight_map": {"x": "a.safetensors"}})
+    file = hf_directory.path / name
+    whole = file.read_bytes()
+    assert read_directory(hf_directory.path, "m", weights_needed=True).weights_files
+    for content, words in (
+        (whole.replace(b': "', b': "\xff', 1), "not UTF-8"),
+        (whole + b" " * (17 << 20), "larger than"),
+        (b'{"a": ' + b"[" * 10**6, "nested too deep|malformed"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=rf"{name}.*({words})"):
+            read_directory(hf_directory.path, "m", weights_needed=True)
+
+
 def test_weights_digest(tmp_path: Path) -> None:
     """Every sampled byte counts, and so do names and sizes; the order in which files are given does not."""
     large = bytes(range(256)) * 4096 * 8  # 8 MiB

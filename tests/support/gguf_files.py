@@ -35,13 +35,15 @@ def write_gguf(
     encode: Callable[[np.ndarray], np.ndarray] | None = None,
     extra: dict[str, np.ndarray] | None = None,
     num_tokens: int = 0,
+    split_max_tensors: int = 0,
 ) -> None:
     """Matrices in `kind` (by `encode`, where the gguf package cannot quantize to it), vectors in F32, and metadata that
-    transformers can read a configuration from. num_tokens entries of vocabulary stand in the metadata."""
+    transformers can read a configuration from. num_tokens entries of vocabulary stand in the metadata. With
+    split_max_tensors, parts of so many tensors, name-00001-of-….gguf and on."""
     config = model.config
     arch = "llama" if config.model_type == "mistral" else config.model_type
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.sampler import Sampler, SamplingRows
 from pagewire.worker.uniform import uniform
@@ -126,6 +127,15 @@ def test_top_p_keeps_the_lower_ids_among_equals() -> None:
     logits[:, [10, 200, 300, 999]] = 1.0
     assert set(Sampler(1000).sample(logits, rows(500, top_p=0.5)).tolist()) == {10, 200}
     assert set(Sampler(1000).sample(logits, rows(500, top_p=0.51)).tolist()) == {10, 200, 300}
+
+
+@pytest.mark.parametrize("vocab_size", [8, 152_000])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_the_narrowest_top_p_keeps_one_token(vocab_size: int, top_k: int) -> None:
+    """What a model's own top_p of 0 becomes, also where all tokens are equally likely."""
+    logits = torch.zeros(20, vocab_size)
+    tokens = Sampler(vocab_size).sample(logits, rows(20, top_k=top_k, top_p=NARROWEST_TOP_P))
+    assert set(tokens.tolist()) == {0}
 
 
 def test_top_p_counts_shares_of_what_top_k_kept() -> None:
