@@ -114,7 +114,7 @@ def _still_verified(model: CarriedModel, path: Path, marker: Path) -> bool:
     try:
         verified = msgspec.json.decode(marker.read_bytes(), type=_Verified)
         stat = path.stat()
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):  # ValueError is also what text that is no UTF-8 raises
         return False
     return verified == _Verified(model.sha256, stat.st_size, stat.st_mtime_ns)
 

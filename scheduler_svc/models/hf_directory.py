@@ -7,9 +7,9 @@ import msgspec
 
 from pagewire.scheduler_svc.models.digest import weights_digest
 from pagewire.scheduler_svc.models.hf_config import read_config
-from pagewire.scheduler_svc.models.hf_generation import HfGeneration, read_generation_config
+from pagewire.scheduler_svc.models.hf_generation import SAMPLING_KEYS, HfGeneration, read_generation_config
 from pagewire.scheduler_svc.models.hf_tokenizer import read_tokenizer
-from pagewire.scheduler_svc.models.json_file import decode_json, read_bounded
+from pagewire.scheduler_svc.models.json_file import decode_json, decode_object, read_bounded
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
 from pagewire.wire.model import ModelSpec
 
@@ -88,7 +88,13 @@ def _generation(folder: Path, config: bytes, vocab_size: int) -> HfGeneration:
     file = folder / "generation_config.json"
     if not file.is_file():
         return read_generation_config(config, vocab_size, "config.json")
-    return read_generation_config(read_bounded(file), vocab_size)
+    content = read_bounded(file)
+    generation = read_generation_config(content, vocab_size)
+    beside, counts = decode_object(config, "config.json"), decode_object(content, file.name)
+    for key in SAMPLING_KEYS:
+        if beside.get(key) not in (None, counts.get(key)):
+            _log.warning("config.json sets %s = %s too; %s counts", key, shown(beside[key]), file.name)
+    return generation
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -93,6 +93,7 @@ class _GenerationConfig(msgspec.Struct):
 
 
 _READ = frozenset(_GenerationConfig.__struct_fields__)
+SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p")
 GENERATION_KEYS = _READ | _HARMLESS | frozenset(_UNAPPLIED)
 """Every key that is known."""
 

@@ -141,13 +141,17 @@ def test_unapplied_defaults_are_said(hf_directory: HfDirectory, caplog: pytest.L
     assert "min_p" not in caplog.text
 
 
-def test_an_older_models_sampling_stands_in_its_configuration(hf_directory: HfDirectory) -> None:
+def test_an_older_models_sampling_stands_in_its_configuration(
+    hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
     """As transformers reads it, where there is no generation_config.json."""
     hf_directory.config(do_sample=True, temperature=0.7, top_p=0.9)
     spec = read_directory(hf_directory.path, "m", weights_needed=True)
     assert spec.sampling == SamplingDefaults(temperature=0.7, top_p=0.9)
-    hf_directory.write("generation_config.json", {"temperature": 0.5})
+    hf_directory.write("generation_config.json", {"temperature": 0.5, "do_sample": True})
     assert read_directory(hf_directory.path, "m", weights_needed=True).sampling == SamplingDefaults(temperature=0.5)
+    assert "config.json sets temperature = 0.7 too; generation_config.json counts" in caplog.text
+    assert "do_sample" not in caplog.text
 
 
 def test_an_adapter_is_not_left_out_in_silence(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
