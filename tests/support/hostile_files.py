@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def changed_json(rng: random.Random, content: dict[str, Any]) -> tuple[str, byte
         if isinstance(target[key], dict) and target[key] and rng.random() < 0.7:
             target = target[key]
             key = rng.choice(list(target))
-        target[key] = rng.choice(VALUES)
+        target[key] = deepcopy(rng.choice(VALUES))
     return f"values {str(changed)[:200]}", json.dumps(changed).encode()
 
 
