@@ -1,7 +1,8 @@
 """A GGUF model as its files: one, or the parts that llama.cpp's `gguf-split` made of it.
 
 The first part holds the metadata, every part some of the tensors. `split.no` counts from 0, names from 1:
-`name-00001-of-00003.gguf`. As in llama.cpp, the first is the one to name.
+`name-00001-of-00003.gguf`. Users name the whole, `name.gguf`, because a part is no model; inside, a model of several
+files is known by its first.
 """
 
 import re
@@ -31,6 +32,30 @@ def model_name(path: Path) -> str:
     """What a model in this file is called where nobody says otherwise: the file's name without ending and number."""
     numbered = _NUMBERED.fullmatch(path.name)
     return numbered[1] if numbered and numbered[1] else path.stem
+
+
+def file_to_read(path: Path) -> Path | None:
+    """The file that a user means by `path`: itself, or the first of its parts; none where there is neither. Raises
+    ModelError for one part of several, by its name, and where there are parts of two models."""
+    numbered = _NUMBERED.fullmatch(path.name)
+    if numbered and int(numbered[3]) > 1:
+        raise ModelError(
+            f"{path} is one part of {int(numbered[3])}, by its name; "
+            f"name {path.with_name(numbered[1] + '.gguf')} and all of its parts are read"
+        )
+    if path.is_file():
+        return path
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    firsts = sorted(file for file in beside if _is_first_part(file.name, path.stem))
+    if len(firsts) > 1:
+        names = " and ".join(first.name for first in firsts)
+        raise ModelError(f"{path} has parts of more than one model beside it: {names}")
+    return firsts[0] if firsts else None
+
+
+def _is_first_part(name: str, stem: str) -> bool:
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered is not None and numbered[1] == stem and int(numbered[2]) == 1
 
 
 def part_files(path: Path) -> tuple[Path, ...]:
@@ -76,8 +101,8 @@ def _check_part(values: Mapping[str, Any], index: int, count: int, file: Path) -
         return
     if count == 1 and number:
         raise ModelError(
-            f"{file} is one part of several (split.no = {number}, split.count = {of}); name the first, "
-            f"...-00001-of-{of:05}.gguf, to serve the model"
+            f"{file} is one part of several (split.no = {number}, split.count = {of}); all of them must stand beside "
+            f"each other as NAME-00001-of-{of:05}.gguf and so on, and the model is NAME.gguf"
         )
     if count == 1:
         raise ModelError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pagewire.scheduler_svc.models.carried import CARRIED_MODELS
+from pagewire.scheduler_svc.models.gguf_parts import file_to_read
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.scheduler_svc.startup_errors import ModelError
 
@@ -16,7 +17,7 @@ class Directory(NamedTuple):
 
 
 class GgufFile(NamedTuple):
-    """A GGUF file."""
+    """A GGUF file, or the first of a model's parts."""
 
     path: Path
 
@@ -57,10 +58,11 @@ def parse_source(text: str) -> Source:
     if text and path.is_dir():  # an empty text would be the working directory
         return Directory(path.resolve())
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model {text!r}: there is no such file")
         # Not resolved: in the hub's cache, links have the names by which the parts of a model find each other.
-        return GgufFile(path.absolute())
+        file = file_to_read(path.absolute())
+        if file is None:
+            raise ModelError(f"model {text!r}: there is no such file")
+        return GgufFile(file)
     if path.is_file():
         raise ModelError(
             f"model {text!r} is a file that does not end in .gguf; give the directory of a model in Hugging Face layout"

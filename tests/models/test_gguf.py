@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
 from pagewire.scheduler_svc.models.resolve import resolve_model
+from pagewire.scheduler_svc.models.source import parse_source
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling, SamplingDefaults
 
@@ -319,8 +320,14 @@ class TestParts:
         whole = read(gguf_source, tmp_path)
         parts = self.write(gguf_source, tmp_path)
         assert len(parts) > 1
+        (tmp_path / "m.gguf").unlink()  # `whole`
         spec = resolve_model(
-            str(parts[0]), served_name=None, weights_needed=True, cache_dir=tmp_path / "c", environ={}, progress=QUIET
+            str(tmp_path / "m.gguf"),
+            served_name=None,
+            weights_needed=True,
+            cache_dir=tmp_path / "c",
+            environ={},
+            progress=QUIET,
         )
         assert spec.name == "m"
         assert spec.weights_files == tuple(map(str, parts))
@@ -333,9 +340,9 @@ class TestParts:
         (tmp_path / "links").mkdir()
         for number, part in enumerate(self.write(gguf_source, tmp_path)):
             (tmp_path / "links" / part.name).symlink_to(part.rename(tmp_path / f"blob{number}"))
-        (first, *_) = sorted((tmp_path / "links").iterdir())
+        name = str(tmp_path / "links" / "m.gguf")
         spec = resolve_model(
-            str(first), served_name=None, weights_needed=True, cache_dir=tmp_path / "c", environ={}, progress=QUIET
+            name, served_name=None, weights_needed=True, cache_dir=tmp_path / "c", environ={}, progress=QUIET
         )
         assert len(spec.weights_files) > 1
 
@@ -347,13 +354,23 @@ class TestParts:
             with pytest.raises(ModelError, match=words):
                 read_gguf(path, "m", tmp_path / "cache", QUIET)
 
-        refused(parts[1], rf"is one part of several \(split\.no = 1, split\.count = {count}\); name the first")
+        refused(parts[1], rf"is one part of several \(split\.no = 1, split\.count = {count}\); all of them must stand")
         alone = shutil.copy(parts[0], tmp_path / "alone.gguf")
         refused(Path(alone), rf"is the first of several parts \(split\.count = {count}\), and its name does not say")
         shutil.copy(parts[0], parts[1])
         refused(parts[0], rf"{parts[1].name}: split\.no = 0 .* its name says 1 \(counted from 0\) and {count}")
         parts[1].unlink()
         refused(parts[0], rf"is one of {count} parts, by its name, and .*{parts[1].name} is missing")
+
+    def test_a_part_is_no_model_and_its_name_says_which_is(self, gguf_source: GgufSource, tmp_path: Path) -> None:
+        for part in self.write(gguf_source, tmp_path):
+            with pytest.raises(ModelError, match=r"is one part of \d+, by its name; name .*/m\.gguf and"):
+                parse_source(str(part))
+        shutil.copy(tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00001-of-00005.gguf")
+        with pytest.raises(ModelError, match=r"parts of more than one model beside it: m-00001-of-\d+\.gguf and m-0"):
+            parse_source(str(tmp_path / "m.gguf"))
+        with pytest.raises(ModelError, match="there is no such file"):
+            parse_source(str(tmp_path / "other.gguf"))
 
     def test_the_tensors_of_all_parts_are_counted(self, gguf_source: GgufSource, tmp_path: Path) -> None:
         parts = self.write(gguf_source, tmp_path)
