@@ -76,11 +76,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Absolute path of a `tokenizer.json`; none for a model that takes token ids alone."""
     tokenizer_digest: str = ""
     """As pagewire.v1.Model.tokenizer_digest."""
-    add_bos: bool = False
-    """A text prompt gets the beginning-of-sequence token in front; for tokenizers whose own definition does not
-    say so (those made from a GGUF file)."""
+    split_special_tokens: bool = False
+    """Special tokens written in a text are not recognized but cut like other text."""
     chat_template: str | None = None
     """Jinja source."""
+    tool_use_template: str | None = None
+    """The same for conversations with tools, where the model has a template of their own."""
     special_tokens: dict[str, str] = {}
     """Named special tokens for the template: bos_token, eos_token, …"""
     sampling: SamplingDefaults = SamplingDefaults()

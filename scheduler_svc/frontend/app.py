@@ -88,9 +88,10 @@ class Frontend:
         threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
         tokenizer = None if spec.tokenizer_file is None else TextTokenizer(spec.tokenizer_file, spec, threads)
         template: ChatTemplate | None = None
-        if tokenizer is not None and spec.chat_template is not None:
+        if tokenizer is not None and (spec.chat_template is not None or spec.tool_use_template is not None):
             # A rendered prompt may be as long as a text prompt may be.
-            template = ChatTemplate(spec.chat_template, RenderLimits(max_output_bytes=launch.max_message_bytes))
+            limits = RenderLimits(max_output_bytes=launch.max_message_bytes)
+            template = ChatTemplate(spec.chat_template, limits, spec.tool_use_template)
         self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
         self._engine = EngineClient(launch, self._world.clock, self._health.poke, self._broken)
         model = ServedModel(launch, self._engine.status)

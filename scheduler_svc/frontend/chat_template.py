@@ -32,6 +32,7 @@ from pagewire.scheduler_svc.frontend.template_process import (
 from pagewire.scheduler_svc.frontend.template_variables import Variables
 from pagewire.wire.codec import Codec, WireError
 
+_DEFAULT, _TOOL_USE = "default", "tool_use"
 _KILL_GRACE_S = 1.0
 """How long after its own alarm a renderer must have answered or ended."""
 
@@ -68,8 +69,8 @@ class _Renderer:
         self._from_renderer: Codec[FromRenderer] = Codec(FromRenderer)
 
     @classmethod
-    async def start(cls, source: str, limits: RenderLimits) -> "_Renderer":
-        """Start a process and give it the template. Raises TemplateRefusedError when it does not compile."""
+    async def start(cls, sources: dict[str, str], limits: RenderLimits) -> "_Renderer":
+        """Start a process and give it the templates. Raises TemplateRefusedError when one does not compile."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -80,7 +81,7 @@ class _Renderer:
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         renderer = cls(process, limits)
-        prepare = Prepare(source, limits.time_limit_s, limits.memory_limit_bytes, limits.max_output_bytes)
+        prepare = Prepare(sources, limits.time_limit_s, limits.memory_limit_bytes, limits.max_output_bytes)
         try:
             # A process takes its time to start, on a busy machine more than a template may take.
             answer = await renderer.exchange(prepare, timeout_s=60)
@@ -115,10 +116,12 @@ class _Renderer:
 
 
 class ChatTemplate:
-    """The model's chat template. One owner starts and closes it; any task may render."""
+    """The model's chat template, or both: one that it has for conversations with tools is taken for them, as by
+    transformers' `get_chat_template`. One owner starts and closes it; any task may render."""
 
-    def __init__(self, source: str, limits: RenderLimits) -> None:
-        self._source = source
+    def __init__(self, source: str | None, limits: RenderLimits, tool_use_source: str | None = None) -> None:
+        named = {_DEFAULT: source, _TOOL_USE: tool_use_source}
+        self._sources = {name: text for name, text in named.items() if text is not None}
         self._limits = limits
         self._idle: deque[_Renderer] = deque()
         self._places = asyncio.Semaphore(limits.max_processes)
@@ -126,8 +129,8 @@ class ChatTemplate:
         self._num_waiting = 0
 
     async def start(self) -> None:
-        """Start the first process. Raises TemplateRefusedError when the template does not compile."""
-        self._idle.append(await _Renderer.start(self._source, self._limits))
+        """Start the first process. Raises TemplateRefusedError when a template does not compile."""
+        self._idle.append(await _Renderer.start(self._sources, self._limits))
 
     async def close(self) -> None:
         """End every process; renderings under way are given up."""
@@ -137,8 +140,9 @@ class ChatTemplate:
         while self._idle:
             await self._idle.pop().end()
 
-    async def render(self, variables: Variables) -> str:
+    async def render(self, variables: Variables, *, has_tools: bool = False) -> str:
         """The text. Raises TemplateRefusedError, InvalidArgument for wrong JSON, ResourceExhausted if too many wait."""
+        name = _TOOL_USE if has_tools and _TOOL_USE in self._sources else _DEFAULT
         num_ahead = self._num_waiting + len(self._renderings)
         if num_ahead >= self._limits.max_waiting:
             raise ResourceExhausted(
@@ -150,7 +154,7 @@ class ChatTemplate:
             await self._places.acquire()
         finally:
             self._num_waiting -= 1
-        rendering = asyncio.create_task(self._render(variables))
+        rendering = asyncio.create_task(self._render(name, variables))
         self._renderings.add(rendering)
         rendering.add_done_callback(self._forget)
         return await asyncio.shield(rendering)
@@ -161,10 +165,10 @@ class ChatTemplate:
         if not rendering.cancelled():
             rendering.exception()  # its caller may have gone away
 
-    async def _render(self, variables: Variables) -> str:
-        renderer = self._idle.pop() if self._idle else await _Renderer.start(self._source, self._limits)
+    async def _render(self, name: str, variables: Variables) -> str:
+        renderer = self._idle.pop() if self._idle else await _Renderer.start(self._sources, self._limits)
         try:
-            answer = await renderer.exchange(Render(variables), self._limits.time_limit_s + _KILL_GRACE_S)
+            answer = await renderer.exchange(Render(name, variables), self._limits.time_limit_s + _KILL_GRACE_S)
         except _RendererEndedError as error:
             await renderer.end()
             raise TemplateRefusedError(

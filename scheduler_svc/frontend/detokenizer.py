@@ -6,7 +6,9 @@ into whole UTF-8 characters. It knows neither streams nor stop strings.
     ids      [E2 82] [AC 20] [41]
     texts      ""     "€ "    "A"      a character belongs to the token that completes it
 
-Invariant: the texts of all tokens and the flush at the end, joined, are the text of all ids decoded at once.
+Invariant: the texts of all tokens and the flush at the end, joined, are what the text of prompt and output, decoded at
+once, has behind the prompt's: what a decoder does at the start of a text happens once, and a character that the prompt
+began is completed.
 
 `tokenizers.decoders.DecodeStream` lost: it decodes the window again for every token (0.6 µs at best), keeps every id
 while a model produces invalid UTF-8, so that its cost grows with the square of the length, and can raise
@@ -20,7 +22,7 @@ which cannot be done without holding text back; here only the invalid bytes beco
 
 import codecs
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -30,6 +32,7 @@ from pagewire.scheduler_svc.startup_errors import StartupError
 _UNDERLINE = "▁"  # SentencePiece writes a space so
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+_MAX_CHARACTER_BYTES = 4
 
 
 class UnsupportedTokenizerError(StartupError):
@@ -55,10 +58,29 @@ class Detokenizer:
 
     __slots__ = ("_decoder", "_strip", "_texts")
 
-    def __init__(self, texts: TokenTexts) -> None:
+    def __init__(self, texts: TokenTexts, after: Sequence[int] = ()) -> None:
+        """`after` are the ids, if any, that the output goes on from."""
         self._texts = texts
         self._strip = texts.strip_left
         self._decoder: codecs.IncrementalDecoder | None = None  # while bytes are pending
+        if after:
+            self._follow(after)
+
+    def _follow(self, ids: Sequence[int]) -> None:
+        """Take up the state that these ids leave, reading no more of them than it takes."""
+        raw = self._texts.raw
+        if self._strip:
+            for token in ids:
+                self._strip_start(raw[token])
+                if not self._strip:
+                    break
+        tail = b""
+        for token in reversed(ids):
+            tail = raw[token] + tail
+            if len(tail) >= _MAX_CHARACTER_BYTES:
+                break
+        self._decoder = _Utf8Decoder("replace")
+        self._decode(tail, final=False)
 
     @property
     def num_pending(self) -> int:
@@ -137,15 +159,15 @@ class TokenBytes:
         if not steps:
             raise UnsupportedTokenizerError("the tokenizer has no decoder, so its tokens cannot become text")
         self.strip_left = 0
-        self._to_bytes: Callable[[str], bytes] = _piece_text
-        fused = False
+        self._to_bytes: Callable[[str], bytes] = str.encode
+        fused = replaced = False
         for step in steps:
             match step:
                 case _Decoder(type="ByteLevel") if len(steps) == 1:
                     self._to_bytes = _byte_level_bytes
                 case _Decoder(type="Replace", content=" ", pattern={"String": "▁"}):
-                    pass
-                case _Decoder(type="ByteFallback"):
+                    self._to_bytes, replaced = _piece_text, True
+                case _Decoder(type="ByteFallback") if replaced:
                     self._to_bytes = _piece_bytes
                 case _Decoder(type="Fuse"):
                     fused = True
@@ -154,7 +176,7 @@ class TokenBytes:
                 case _:
                     raise UnsupportedTokenizerError(
                         f"the tokenizer's decoder has the step {msgspec.json.encode(step).decode()}; supported are "
-                        "ByteLevel alone, and sequences of Replace(▁), ByteFallback, Fuse and Strip at the start"
+                        "ByteLevel alone, and Replace(▁), ByteFallback, Fuse and Strip at the start, in that order"
                     )
 
     def texts(self, tokens: dict[int, str], hidden: frozenset[int], vocab_size: int) -> TokenTexts:

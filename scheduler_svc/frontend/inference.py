@@ -116,7 +116,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return response
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
-        """Turns ids into the text that a stream of them would have."""
+        """Turns ids into a text of their own."""
         refuse_unknown_fields(request)
         model, tokenizer = self._parts.model, self._parts.tokenizer
         check_model(request.model, model.spec)
@@ -177,7 +177,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 salt=salt,
                 max_queue_time_s=valid.max_queue_time_s,
             )
-            stream.outputs.append(Output(index, submit, self._text(valid, stops), stream))
+            stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids), stream))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
         parts.intake.enter(stream)
         try:
@@ -188,12 +188,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise
         return stream
 
-    def _text(self, valid: ValidGeneration, stops: StopAutomaton | None) -> OutputText | None:
+    def _text(self, valid: ValidGeneration, stops: StopAutomaton | None, prompt_ids: list[int]) -> OutputText | None:
         """Text is made where it is wanted or searched."""
         tokenizer = self._parts.tokenizer
         if tokenizer is None or not (valid.want_text or stops is not None):
             return None
-        detokenizer = tokenizer.detokenizer(skip_special_tokens=valid.skip_special_tokens)
+        detokenizer = tokenizer.detokenizer(skip_special_tokens=valid.skip_special_tokens, prompt=prompt_ids)
         return OutputText(detokenizer, stops, valid.include_stop)
 
     def _close(self, stream: RequestStream) -> None:

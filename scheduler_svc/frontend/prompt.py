@@ -34,6 +34,7 @@ class ChatPrompt:
     """Variables for the chat template, whose JSON is not read yet."""
 
     variables: Variables
+    has_tools: bool
 
 
 Prompt = TextPrompt | IdsPrompt | ChatPrompt
@@ -56,9 +57,15 @@ def validate_prompt(prompt: pb.Prompt, path: str, spec: ModelSpec, limits: Model
             return IdsPrompt(ids), path
         case "chat":
             path = f"{path}.chat"
-            if spec.tokenizer_file is None or spec.chat_template is None:
+            if spec.tokenizer_file is None or (spec.chat_template is None and spec.tool_use_template is None):
                 raise InvalidArgument(path, f"is set; model {spec.name} has no chat template")
-            return ChatPrompt(template_variables(prompt.chat, spec.special_tokens, path)), path
+            if spec.chat_template is None and not prompt.chat.tools:
+                raise InvalidArgument(
+                    f"{path}.tools",
+                    f"is empty; model {spec.name} has a chat template for tools alone",
+                )
+            variables = template_variables(prompt.chat, spec.special_tokens, path)
+            return ChatPrompt(variables, has_tools=bool(prompt.chat.tools)), path
         case _:
             raise InvalidArgument(path, "is not set; it needs one of text, token_ids and chat")
 

@@ -41,6 +41,6 @@ class PromptReader:
         if self._template is None:
             raise InvalidArgument(path, "is set; the model has no chat template")
         try:
-            return await self._template.render(prompt.variables)
+            return await self._template.render(prompt.variables, has_tools=prompt.has_tools)
         except TemplateRefusedError as error:
             raise InvalidArgument(path, f"cannot be rendered: {error}") from error

@@ -33,6 +33,7 @@ class ServedModel:
         """As ModelService shows it."""
         spec, limits = self.spec, self.limits
         has_text = spec.tokenizer_file is not None
+        has_chat = has_text and (spec.chat_template is not None or spec.tool_use_template is not None)
         return pb.Model(
             name=spec.name,
             architecture=spec.decoder.architecture,
@@ -47,7 +48,7 @@ class ServedModel:
                 max_message_bytes=self._launch.max_message_bytes,
                 max_kv_tokens=limits.max_kv_tokens,
             ),
-            capabilities=pb.Capabilities(text=has_text, chat=has_text and spec.chat_template is not None),
+            capabilities=pb.Capabilities(text=has_text, chat=has_chat),
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
             default_sampling=pb.DefaultSampling(

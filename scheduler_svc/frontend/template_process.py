@@ -40,9 +40,10 @@ FRAME_HEADER = struct.Struct("<I")
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """First frame to the process: the template, and the limits of every rendering."""
+    """First frame to the process: the templates, and the limits of every rendering."""
 
-    source: str
+    sources: dict[str, str]
+    """By name."""
     time_limit_s: float
     memory_limit_bytes: int
     """Address space beyond what the process has when it starts."""
@@ -52,6 +53,8 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
 class Render(msgspec.Struct, frozen=True, tag="render"):
     """Render once."""
 
+    template: str
+    """Its name."""
     variables: Variables
 
 
@@ -75,7 +78,7 @@ class Invalid(msgspec.Struct, frozen=True, tag="invalid"):
 
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
-    """The template compiles; renderings may follow."""
+    """The templates compile; renderings may follow."""
 
 
 ToRenderer = Prepare | Render
@@ -197,8 +200,8 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     incoming: Codec[ToRenderer] = Codec(ToRenderer)
     outgoing: Codec[FromRenderer] = Codec(FromRenderer)
-    template: CompiledTemplate | None = None
-    limits = Prepare("", 0, 0, 0)
+    templates: dict[str, CompiledTemplate] = {}
+    limits = Prepare({}, 0, 0, 0)
     while (frame := read_frame(requests)) is not None:
         try:
             request = incoming.decode(frame)
@@ -211,13 +214,13 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 _limit_memory(limits.memory_limit_bytes)
                 signal.setitimer(signal.ITIMER_REAL, limits.time_limit_s)
                 try:
-                    template = compile_template(request.source)
+                    templates = {name: compile_template(source) for name, source in request.sources.items()}
                     answer = Prepared()
                 except (jinja2.TemplateError, RecursionError, MemoryError) as error:
                     answer = Refused(f"the chat template does not compile: {error}")
-            case Render() if template is not None:
+            case Render() if request.template in templates:
                 signal.setitimer(signal.ITIMER_REAL, limits.time_limit_s)
-                answer = render(template, request.variables, limits.max_output_bytes)
+                answer = render(templates[request.template], request.variables, limits.max_output_bytes)
             case _:
                 sys.exit("template process: asked to render before it had a template")
         # The answer's writing is not the template's time: the frontend may be busy.

@@ -2,8 +2,8 @@
 
 The library is `tokenizers` alone. transformers' `AutoTokenizer` gives the same ids, but importing it costs 1.7 s and
 246 MB and pulls in torch; tokenizers and jinja2 together cost 0.05 s and 20 MB (measured on 2 Zen 5 cores, Python 3.11,
-transformers 5.23), and there is one such process per frontend. What AutoTokenizer adds, the chat template and named
-special tokens, comes in the ModelSpec.
+transformers 5.23), and there is one such process per frontend. What AutoTokenizer adds stands in the definition
+already, or comes in the ModelSpec: chat templates and named special tokens.
 
 Invariant: no text, however long, holds the event loop. Short texts are encoded in place (about 0.2 µs a character);
 longer ones on a thread, by `encode_batch_fast`, which lets go of the interpreter lock where `encode` keeps it (a text
@@ -49,22 +49,18 @@ class TextTokenizer:
         # A definition may carry the truncation of its training; a prompt is never cut silently.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._bos_ids = self._find_bos(spec) if spec.add_bos else []
+        self._tokenizer.encode_special_tokens = spec.split_special_tokens
 
         added = self._tokenizer.get_added_tokens_decoder()
         special = frozenset(token for token, content in added.items() if content.special)
         written = {token: text for text, token in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        # The library decodes an added token as the text that it is matched in: as its normalizer writes it, where it
+        # is matched behind that. It then forgets that such a token is special; here it stays so.
+        written |= {token: self._tokenizer.id_to_token(token) or content.content for token, content in added.items()}
         token_bytes = TokenBytes(definition)
         vocab_size = spec.decoder.vocab_size
         self._texts_without_special = token_bytes.texts(written, special, vocab_size)
         self._texts_with_special = token_bytes.texts(written, frozenset(), vocab_size)
-
-    def _find_bos(self, spec: ModelSpec) -> list[int]:
-        bos = spec.special_tokens.get("bos_token")
-        token = None if bos is None else self._tokenizer.token_to_id(bos)
-        if token is None:
-            raise ValueError(f"model {spec.name} asks for a beginning-of-sequence token, but bos_token is {bos!r}")
-        return [token]
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize; special tokens written in the text are recognized. `add_special_tokens` also puts in front and
@@ -88,14 +84,14 @@ class TextTokenizer:
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
-        return self._bos_ids + ids if add_special_tokens else ids
+        return ids
 
     def _texts(self, skip_special_tokens: bool) -> TokenTexts:
         return self._texts_without_special if skip_special_tokens else self._texts_with_special
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """For one output."""
-        return Detokenizer(self._texts(skip_special_tokens))
+    def detokenizer(self, *, skip_special_tokens: bool, prompt: Sequence[int]) -> Detokenizer:
+        """For one output of the prompt with these ids."""
+        return Detokenizer(self._texts(skip_special_tokens), after=prompt)
 
     async def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """All at once; every id must be less than the model's vocabulary size."""

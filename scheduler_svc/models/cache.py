@@ -1,7 +1,8 @@
-"""The cache folder: models fetched, and what was made from GGUF files. Everything in it can be fetched or made again.
+"""The cache folder: models fetched, and what was made from their files. Everything in it can be fetched or made again.
 
     models/<name>/     a carried model's file and `verified.json`
     gguf/<key>/        `spec.json` and `tokenizer.json` of one GGUF file
+    tokenizers/<key>/  a `tokenizer.json` put together from several files of a directory
 
 Writers replace files atomically, and hold a file lock where the work is long. It knows no format of what it keeps.
 """

@@ -23,7 +23,7 @@ from pagewire.wire.model import ModelSpec
 
 _log = logging.getLogger(__name__)
 
-_READER_VERSION = 2
+_READER_VERSION = 4
 """Part of the cache key: raise it when what is read from a file changes."""
 
 
@@ -71,7 +71,7 @@ def _describe(model: GgufModel, folder: Path, origin: str, digest: str) -> _Desc
     warnings: list[str] = []
     decoder = decoder_config(model, origin, warnings.append)
     defaults = sampling(model.values, decoder.vocab_size, origin, warnings.append)
-    tokenizer: GgufTokenizer = build_tokenizer(dict(model.values), decoder.vocab_size, origin)
+    tokenizer: GgufTokenizer = build_tokenizer(dict(model.values), decoder.vocab_size, origin, warnings.append)
     make_cache_folder(folder)
     content = tokenizer.definition.encode()
     write_atomically(folder / "tokenizer.json", content)
@@ -84,8 +84,8 @@ def _describe(model: GgufModel, folder: Path, origin: str, digest: str) -> _Desc
         eos_token_ids=tokenizer.eos_token_ids,
         tokenizer_file=str(folder / "tokenizer.json"),
         tokenizer_digest=sha256_of(content),
-        add_bos=tokenizer.add_bos,
-        chat_template=tokenizer.chat_template,
+        chat_template=tokenizer.chat_templates.default,
+        tool_use_template=tokenizer.chat_templates.tool_use,
         special_tokens=tokenizer.special_tokens,
         sampling=defaults,
     )

@@ -22,8 +22,9 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def read_directory(folder: Path, name: str, weights_needed: bool) -> ModelSpec:
-    """Describe the model in a directory. Where weights are not needed (the sim device), they may be absent.
+def read_directory(folder: Path, name: str, weights_needed: bool, cache_dir: Path) -> ModelSpec:
+    """Describe the model in a directory. Where weights are not needed (the sim device), they may be absent. A
+    tokenizer.json that is put together from several files is written into `cache_dir`.
 
     Raises ModelError naming the file that is missing or cannot be served.
     """
@@ -31,7 +32,7 @@ def read_directory(folder: Path, name: str, weights_needed: bool) -> ModelSpec:
         content = _read(folder, "config.json")
         config = read_config(content)
         generation = _generation(folder, content, config.decoder.vocab_size)
-        tokenizer = read_tokenizer(folder)
+        tokenizer = read_tokenizer(folder, config.decoder.architecture, config.decoder.vocab_size, cache_dir)
         files = weights_files(folder) if weights_needed else ()
         digest = weights_digest(files)
     except OSError as error:
@@ -50,8 +51,9 @@ def read_directory(folder: Path, name: str, weights_needed: bool) -> ModelSpec:
         eos_token_ids=eos,
         tokenizer_file=tokenizer.file,
         tokenizer_digest=tokenizer.digest,
-        add_bos=tokenizer.add_bos,
-        chat_template=tokenizer.chat_template,
+        split_special_tokens=tokenizer.split_special_tokens,
+        chat_template=tokenizer.chat_templates.default,
+        tool_use_template=tokenizer.chat_templates.tool_use,
         special_tokens=tokenizer.special_tokens,
         sampling=generation.sampling,
     )

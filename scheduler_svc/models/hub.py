@@ -20,7 +20,10 @@ DESCRIPTION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
 WEIGHTS_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 """What is fetched, by name rather than by ending: repositories hold other copies of the same weights

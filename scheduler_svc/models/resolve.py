@@ -46,12 +46,12 @@ def resolve_model(
         case Directory(path):
             from pagewire.scheduler_svc.models.hf_directory import read_directory
 
-            spec = read_directory(path, path.name, weights_needed)
+            spec = read_directory(path, path.name, weights_needed, cache_dir)
         case HubModel(repo, revision):
             from pagewire.scheduler_svc.models.hf_directory import read_directory
             from pagewire.scheduler_svc.models.hub import fetch_from_hub
 
             folder = fetch_from_hub(repo, revision, weights_needed, progress)
-            spec = read_directory(folder, repo, weights_needed)
+            spec = read_directory(folder, repo, weights_needed, cache_dir)
     _log.debug("model %s: %s", text, source)
     return msgspec.structs.replace(spec, name=served_name) if served_name else spec

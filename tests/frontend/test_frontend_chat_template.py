@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from support.frontend_world import failure, running_frontend, unary, violated_field
@@ -16,7 +17,7 @@ from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate, RenderLi
 from pagewire.scheduler_svc.frontend.template_process import Refused, Rendered, compile_template, render
 from pagewire.scheduler_svc.frontend.template_variables import Variables
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, model_pb2
 from pagewire.wire.columns import unpack
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Submit
@@ -193,6 +194,48 @@ def test_a_model_without_a_template_takes_no_chat(run: Run, tmp_path: Any) -> No
         async with running_frontend(make_spec(tmp_path, template=None)) as world:
             error = await failure(world.inference.Generate(unary(chat_request("a"))))
             assert violated_field(error) == "generation.prompt.chat"
+
+    run(test())
+
+
+TOOL_USE = "{% for tool in tools %}<tool>{{ tool.function.name }}</tool>{% endfor %}{{ messages[0].content }}"
+
+
+async def tokenized_text(world: Any, **fields: Any) -> str:
+    prompt = chat_request("time?", **fields).generation.prompt
+    tokenized = await world.inference.Tokenize(inference_pb2.TokenizeRequest(prompt=prompt))
+    return str(tokenized.text)
+
+
+def test_tools_are_rendered_with_the_template_for_tools(run: Run, tmp_path: Any) -> None:
+    async def test() -> None:
+        spec = msgspec.structs.replace(make_spec(tmp_path, template="plain"), tool_use_template=TOOL_USE)
+        async with running_frontend(spec) as world:
+            assert await tokenized_text(world, tools=[pb.Tool(name="clock")]) == "<tool>clock</tool>time?"
+            assert await tokenized_text(world) == "plain"
+
+    run(test())
+
+
+def test_a_template_for_tools_alone_takes_no_other_chat(run: Run, tmp_path: Any) -> None:
+    async def test() -> None:
+        spec = msgspec.structs.replace(make_spec(tmp_path, template=None), tool_use_template=TOOL_USE)
+        async with running_frontend(spec) as world:
+            assert await tokenized_text(world, tools=[pb.Tool(name="clock")]) == "<tool>clock</tool>time?"
+            error = await failure(world.inference.Generate(unary(chat_request("time?"))))
+            assert violated_field(error) == "generation.prompt.chat.tools"
+            model = (await world.models.GetModel(model_pb2.GetModelRequest())).model
+            assert model.capabilities.chat
+
+    run(test())
+
+
+def test_a_template_for_tools_that_does_not_compile_ends_the_start(run: Run, tmp_path: Any) -> None:
+    async def test() -> None:
+        spec = msgspec.structs.replace(make_spec(tmp_path), tool_use_template="{% if %}")
+        with pytest.raises(TemplateRefusedError, match="does not compile"):
+            async with running_frontend(spec):
+                pass
 
     run(test())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from support.frontend_world import (
 )
 from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_spec, make_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from pagewire.v1 import admin_pb2
 from pagewire.v1 import generation_pb2 as pb
@@ -62,6 +63,35 @@ def text_of(messages: list[Any], output: int = 0) -> str:
 def ids_of(messages: list[Any], output: int = 0) -> list[int]:
     deltas = [m.delta for m in messages if m.WhichOneof("event") == "delta" and m.delta.output == output]
     return [token.id for delta in deltas for token in delta.tokens]
+
+
+def test_an_output_goes_on_where_the_prompts_text_ends(tmp_path: Path, run: Run) -> None:
+    """SentencePiece: the space that a decoder takes off the start of a text is not taken off an output."""
+    pieces = ["<s>", *[f"<0x{byte:02X}>" for byte in range(256)], "▁hello", "▁world", "▁there"]
+    pieced = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pieced.decoder = decoders.Sequence(steps)
+    pieced.add_special_tokens(["<s>"])
+    spec = make_spec(tmp_path)
+    pieced.save(str(spec.tokenizer_file))
+    hello, world_, there = (pieced.token_to_id(piece) for piece in ("▁hello", "▁world", "▁there"))
+
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            for prompt, answer, text in [
+                ((0, hello), (world_, there), " world there"),
+                ((0,), (hello, world_), "hello world"),
+                ((hello, 1 + 0xC3), (1 + 0xA9, world_), "é world"),
+            ]:
+                call = world.inference.StreamGenerate(ids_request(*prompt))
+                submit = await world.engine.act(Submit)
+                await world.engine.start(submit.handle)
+                for token in answer:
+                    await world.engine.step([(submit.handle, token)])
+                await world.engine.step([], [(submit.handle, FinishKind.LENGTH)])
+                assert text_of(await read_all(call)) == text
+
+    run(test())
 
 
 def test_a_stream_is_started_deltas_finished_usage(spec: ModelSpec, tokenizer: Tokenizer, run: Run) -> None:

@@ -53,6 +53,17 @@ def sentence_piece_tokenizer() -> Tokenizer:
 
 PIECES = sentence_piece_tokenizer()
 PIECE_TEXTS = texts_of(PIECES, True)
+
+
+def piece_ids(text: str) -> list[int]:
+    """A token for each character, or one for each of its bytes."""
+    ids = []
+    for character in text.replace(" ", "▁"):
+        piece = PIECES.token_to_id(character)
+        ids += [piece] if piece is not None else [PIECES.token_to_id(f"<0x{b:02X}>") for b in character.encode()]
+    return ids
+
+
 any_ids = st.lists(st.integers(0, NUM_TOKENS - 1), max_size=40)
 
 
@@ -76,20 +87,61 @@ def test_a_character_comes_with_the_token_that_completes_it(text: str) -> None:
 
 @given(text=st.text(alphabet="Hello world é the 🙂 ", max_size=20), at_start=st.sampled_from(["", " ", "  "]))
 def test_pieces_with_byte_fallback_are_decoded_as_the_library_does(text: str, at_start: str) -> None:
-    ids = []
-    for character in (at_start + text).replace(" ", "▁"):
-        piece = PIECES.token_to_id(character)
-        ids += [piece] if piece is not None else [PIECES.token_to_id(f"<0x{b:02X}>") for b in character.encode()]
+    ids = piece_ids(at_start + text)
     assert detokenize(PIECE_TEXTS, ids) == PIECES.decode(ids)
     special = PIECES.token_to_id("</s>")
     assert detokenize(PIECE_TEXTS, [special, *ids, special]) == PIECES.decode([special, *ids, special])
+
+
+@given(
+    prompt=st.text(alphabet="Hello the ", max_size=10),
+    answer=st.text(alphabet="Hello world é 🙂 ", max_size=20),
+    with_special=st.booleans(),
+)
+def test_pieces_that_go_on_from_a_prompt_keep_their_spaces(prompt: str, answer: str, with_special: bool) -> None:
+    """What the decoder takes off the start of a text, it takes off the prompt."""
+    special = [PIECES.token_to_id("</s>")] if with_special else []
+    before = special + piece_ids(prompt)
+    after = piece_ids(answer)
+    detokenizer = Detokenizer(PIECE_TEXTS, after=before)
+    text = b"".join([detokenizer.take(token) for token in after]) + detokenizer.flush()
+    assert PIECES.decode(before) + text.decode() == PIECES.decode(before + after)
+
+
+@given(ids=any_ids, cut=st.integers(0, 40))
+def test_bytes_that_go_on_from_a_prompt_complete_its_character(ids: list[int], cut: int) -> None:
+    before, after = ids[:cut], ids[cut:]
+    prompt = Detokenizer(TEXTS[True])
+    told = b"".join([prompt.take(token) for token in before])
+    detokenizer = Detokenizer(TEXTS[True], after=before)
+    assert detokenizer.num_pending == prompt.num_pending
+    told += b"".join([detokenizer.take(token) for token in after])
+    assert (told + detokenizer.flush()).decode() == TOKENIZER.decode(ids)
+
+
+def test_a_prompt_of_special_tokens_alone_leaves_the_start_to_the_output() -> None:
+    ids = [PIECES.token_to_id(piece) for piece in ("▁Hello", "▁the")]
+    for prompt, expected in (([], "Hello the"), ([PIECES.token_to_id("</s>")], "Hello the"), (ids, " Hello the")):
+        detokenizer = Detokenizer(PIECE_TEXTS, after=prompt)
+        assert b"".join([detokenizer.take(token) for token in ids]).decode() == expected
 
 
 def test_ids_beyond_the_tokenizer_have_no_text() -> None:
     assert detokenize(TEXTS[True], [NUM_TOKENS, VOCAB_SIZE - 1]) == ""
 
 
-@pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.CTC(), decoders.Strip(" ", 1, 0)])
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        decoders.WordPiece(),
+        decoders.CTC(),
+        decoders.Metaspace(),
+        decoders.Strip(" ", 1, 0),
+        decoders.Sequence([decoders.ByteFallback(), decoders.Replace("▁", " ")]),
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 1)]),
+    ],
+)
 def test_a_decoder_of_another_family_is_refused_at_the_start(decoder: object) -> None:
     definition = json.loads(TOKENIZER.to_str())
     definition["decoder"] = None if decoder is None else json.loads(decoder.__getstate__())  # type: ignore[attr-defined]

@@ -48,10 +48,15 @@ class HfDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self.write("config.json", TINY_QWEN3)
         write_tokenizer(path / "tokenizer.json", "<s>", "<|end|>", "<|im_end|>")
+        self.tokenizer_config()
         save_file({"x": np.zeros(8, np.float32)}, path / "model.safetensors")
 
     def write(self, name: str, content: dict[str, Any] | str) -> None:
         (self.path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    def tokenizer_config(self, **keys: object) -> None:
+        """Of a class that takes tokenizer.json as it is."""
+        self.write("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | keys)
 
     def config(self, **changes: object) -> None:
         """config.json with changes; None removes a key."""
@@ -92,6 +97,8 @@ class GgufSource:
         self.ids = {"eos_token_id": 257, "padding_token_id": 256}
         self.add_bos: bool | None = None
         self.chat_template: str | None = None
+        self.values: dict[str, Any] = {}
+        """Any other keys, whole: booleans, numbers, texts or lists."""
         self.tensors: dict[str, tuple[int, ...]] = {"blk.0.attn_q_norm.weight": (32,)}
         self.blocks: int | None = None
         """Of how many blocks it has a tensor; none is `block_count`."""
@@ -124,6 +131,16 @@ class GgufSource:
             writer.add_add_bos_token(self.add_bos)
         if self.chat_template is not None:
             writer.add_chat_template(self.chat_template)
+        for key, value in self.values.items():
+            match value:
+                case bool():
+                    writer.add_bool(key, value)
+                case int():
+                    writer.add_uint32(key, value)
+                case str():
+                    writer.add_string(key, value)
+                case _:
+                    writer.add_array(key, value)
         writer.add_tensor("token_embd.weight", np.zeros((len(self.tokens), 64), np.float32))
         for index in range(int(self.numbers.get("block_count", 0)) if self.blocks is None else self.blocks):
             writer.add_tensor(f"blk.{index}.attn_norm.weight", np.zeros(64, np.float32))

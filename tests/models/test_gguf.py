@@ -7,6 +7,7 @@ import gguf
 import pytest
 from support.models import QUIET
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
@@ -85,7 +86,8 @@ def test_the_tokenizer(gguf_source: GgufSource, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pre", "digits"), [("qwen2", 4), ("smollm", 4), ("llama-bpe", 2), ("gpt-2", 1), (None, 1), ("deepseek-r1-qwen", 4)]
+    ("pre", "digits"),
+    [("qwen2", 4), ("smollm", 4), ("llama-bpe", 2), ("gpt-2", 1), (None, 2), ("default", 2), ("deepseek-r1-qwen", 4)],
 )
 def test_how_digits_are_cut(gguf_source: GgufSource, tmp_path: Path, pre: str | None, digits: int) -> None:
     gguf_source.pre = pre
@@ -102,7 +104,8 @@ def test_beginning_of_sequence(
 ) -> None:
     gguf_source.pre, gguf_source.add_bos = pre, says
     gguf_source.ids["bos_token_id"] = 256
-    assert read(gguf_source, tmp_path).add_bos == added
+    made = tokenizer(read(gguf_source, tmp_path))
+    assert made.encode("he").ids == [256] * added + made.encode("he", add_special_tokens=False).ids
 
 
 def test_a_second_read_comes_from_the_cache_until_the_file_changes(gguf_source: GgufSource, tmp_path: Path) -> None:
@@ -380,3 +383,91 @@ class TestParts:
         parts[0].write_bytes(content)
         with pytest.raises(ModelError, match=r"split\.tensors\.count = \d+, and the \d+ parts hold \d+ tensors"):
             read_gguf(parts[0], "m", tmp_path / "cache", QUIET)
+
+
+def test_the_default_cut(gguf_source: GgufSource, tmp_path: Path) -> None:
+    """llama.cpp's four rules, one after the other: punctuation, GPT-2's words, numbers, digits in threes."""
+    for pre in (None, "default"):
+        gguf_source.pre = pre
+        cut = tokenizer(read(gguf_source, tmp_path)).pre_tokenizer
+
+        def pieces(text: str, cut: PreTokenizer = cut) -> list[str]:
+            return [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece, _ in cut.pre_tokenize_str(text)]
+
+        assert pieces("a ( 123456") == ["a", " ", "(", " ", "123", "456"]
+        assert pieces("it's 12345!? x\n\ny  z") == [
+            *["it", "'", "s", " ", "123", "45", "!?", " x", "\n", "\n", "y", " ", " z"]
+        ]
+
+
+def test_ends_that_the_file_asks_for(gguf_source: GgufSource, tmp_path: Path) -> None:
+    gguf_source.ids["bos_token_id"] = 256
+    gguf_source.values |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    made = tokenizer(read(gguf_source, tmp_path))
+    assert made.encode("ll").ids == [256, *made.encode("ll", add_special_tokens=False).ids, 257]
+
+
+def test_kinds_of_tokens(gguf_source: GgufSource, tmp_path: Path) -> None:
+    """As in llama.cpp: an unknown token is matched and has no text, an unused one is nothing."""
+    gguf_source.tokens += ["<unk>", "[PAD263]", "<added>"]
+    gguf_source.types += [2, 5, 1]
+    gguf_source.values["tokenizer.ggml.added_tokens"] = ["<added>", "<tool>"]
+    gguf_source.ids |= {"unknown_token_id": 262, "cls_token_id": 256, "separator_token_id": 257, "mask_token_id": 258}
+    spec = read(gguf_source, tmp_path)
+    made = tokenizer(spec)
+    assert made.encode("<unk><added>", add_special_tokens=False).ids == [262, 264]
+    assert made.decode([262, 263, 264]) == "<added>"
+    assert made.decode([262, 263], skip_special_tokens=False) == "<unk>"
+    assert spec.special_tokens == {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<unk>",
+        "sep_token": "<|im_end|>",
+        "cls_token": "<|endoftext|>",
+        "mask_token": "<tool>",
+    }
+
+
+def test_named_templates(gguf_source: GgufSource, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gguf_source.values |= {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_templates": ["tool_use", "rag"],
+        "tokenizer.chat_template.tool_use": "tools",
+        "tokenizer.chat_template.rag": "other",
+    }
+    spec = read(gguf_source, tmp_path)
+    assert (spec.chat_template, spec.tool_use_template) == ("plain", "tools")
+    assert "chat templates rag are not used" in caplog.text
+    del gguf_source.values["tokenizer.chat_template.rag"]
+    with pytest.raises(ModelError, match=r"tokenizer\.chat_templates names 'rag', but .*\.rag is missing"):
+        read(gguf_source, tmp_path)
+
+
+def test_keys_without_effect_are_said(
+    gguf_source: GgufSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gguf_source.values |= {"tokenizer.ggml.add_space_prefix": True, "tokenizer.huggingface.json": "{}"}
+    read(gguf_source, tmp_path)
+    assert "tokenizer.ggml.add_space_prefix, tokenizer.huggingface.json: without effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.add_sep_token", True, r"tokenizer\.ggml\.add_sep_token = True is not served"),
+        ("tokenizer.ggml.added_tokens", ["<x>"], r"added_tokens has '<x>', which tokenizer\.ggml\.tokens lacks"),
+        ("tokenizer.ggml.added_tokens", [5], r"tokenizer\.ggml\.tokens, .* or added_tokens: Expected `str`"),
+        ("tokenizer.chat_template", 5, r"tokenizer\.chat_template or tokenizer\.chat_templates: Expected `str"),
+        ("tokenizer.chat_templates", 5, r"tokenizer\.chat_template or tokenizer\.chat_templates: Expected `array`"),
+        ("tokenizer.chat_template.x", 5, r"tokenizer\.chat_template or tokenizer\.chat_templates: Expected `str`"),
+        ("tokenizer.ggml.add_bos_token", "yes", r"tokenizer\.ggml\.add_bos_token = 'yes' must be true or false"),
+        ("tokenizer.ggml.pre", ["a"], r"tokenizer\.ggml\.pre = \['a'\] is not served"),
+    ],
+)
+def test_tokenizer_keys_that_are_refused(
+    gguf_source: GgufSource, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    gguf_source.pre = None
+    gguf_source.values[key] = value
+    with pytest.raises(ModelError, match=message):
+        read(gguf_source, tmp_path)

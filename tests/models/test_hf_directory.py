@@ -1,7 +1,6 @@
 """Directories in Hugging Face layout, from this machine and from the hub's cache."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -22,9 +21,8 @@ from .conftest import HfDirectory, write_tokenizer
 
 def test_a_directory(hf_directory: HfDirectory, tmp_path: Path) -> None:
     hf_directory.write("generation_config.json", {"eos_token_id": [258, 257], "temperature": 0.6, "top_k": 20})
-    hf_directory.write(
-        "tokenizer_config.json",
-        {"chat_template": "old", "bos_token": None, "eos_token": {"content": "<|im_end|>", "lstrip": False}},
+    hf_directory.tokenizer_config(
+        chat_template="old", bos_token=None, eos_token={"content": "<|im_end|>", "lstrip": False, "normalized": False}
     )
     hf_directory.write("chat_template.jinja", "{{ messages }}")
     spec = resolve_model(
@@ -39,7 +37,6 @@ def test_a_directory(hf_directory: HfDirectory, tmp_path: Path) -> None:
     assert spec.special_tokens == {"eos_token": "<|im_end|>"}
     definition = (hf_directory.path / "tokenizer.json").read_bytes()
     assert spec.tokenizer_digest == "sha256:" + hashlib.sha256(definition).hexdigest()
-    assert not spec.add_bos
 
 
 def test_a_served_name(hf_directory: HfDirectory, tmp_path: Path) -> None:
@@ -55,11 +52,11 @@ def test_shards_are_those_that_the_index_names(hf_directory: HfDirectory) -> Non
     (hf_directory.path / "model.safetensors").unlink()
     index = {"b": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}
     hf_directory.write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
-    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    spec = read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert [Path(file).name for file in spec.weights_files] == sorted(index.values())
     (hf_directory.path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
-        read_directory(hf_directory.path, "m", weights_needed=True)
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", "", "a\0.safetensors"])
@@ -67,7 +64,7 @@ def test_an_index_names_nothing_outside(hf_directory: HfDirectory, name: str) ->
     (hf_directory.path / "model.safetensors").unlink()
     hf_directory.write("model.safetensors.index.json", {"weight_map": {"a": name}})
     with pytest.raises(ModelError, match="is not the name of a safetensors file beside it"):
-        read_directory(hf_directory.path, "m", weights_needed=True)
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
 
 
 def test_one_file_counts_before_an_index_as_in_transformers(
@@ -82,61 +79,50 @@ def test_one_file_counts_before_an_index_as_in_transformers(
 def test_pickled_weights_are_refused(hf_directory: HfDirectory) -> None:
     (hf_directory.path / "model.safetensors").rename(hf_directory.path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin can run code when read and is not served"):
-        read_directory(hf_directory.path, "m", weights_needed=True)
-    assert read_directory(hf_directory.path, "m", weights_needed=False).weights_files == ()
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
+    assert (
+        read_directory(hf_directory.path, "m", weights_needed=False, cache_dir=hf_directory.path.parent).weights_files
+        == ()
+    )
 
 
 def test_what_is_missing_is_named(hf_directory: HfDirectory) -> None:
     (hf_directory.path / "tokenizer.json").unlink()
-    assert read_directory(hf_directory.path, "m", weights_needed=True).tokenizer_file is None
+    assert (
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent).tokenizer_file
+        is None
+    )
     hf_directory.write("vocab.json", "{}")
     with pytest.raises(ModelError, match=r"has vocab\.json but no tokenizer\.json"):
-        read_directory(hf_directory.path, "m", weights_needed=True)
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     (hf_directory.path / "config.json").unlink()
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        read_directory(hf_directory.path, "m", weights_needed=True)
+        read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
 
 
 def test_special_tokens_and_named_templates(hf_directory: HfDirectory) -> None:
-    hf_directory.write("special_tokens_map.json", {"bos_token": {"content": "<s>"}, "eos_token": "overruled"})
-    hf_directory.write(
-        "tokenizer_config.json",
-        {
-            "eos_token": "<|end|>",
-            "extra_special_tokens": {"image_token": "<|image|>"},
-            "chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}],
-        },
+    hf_directory.write("special_tokens_map.json", {"bos_token": {"content": "<s>"}})
+    hf_directory.tokenizer_config(
+        eos_token="<|end|>",
+        extra_special_tokens={"image_token": "<|image|>"},
+        chat_template=[{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}],
     )
-    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    spec = read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert spec.special_tokens == {"bos_token": "<s>", "eos_token": "<|end|>", "image_token": "<|image|>"}
-    assert spec.chat_template == "b"
+    assert (spec.chat_template, spec.tool_use_template) == ("b", "a")
 
 
 def test_end_of_sequence_falls_back_to_the_tokenizers(hf_directory: HfDirectory) -> None:
     hf_directory.config(eos_token_id=None)
-    hf_directory.write("tokenizer_config.json", {"eos_token": "<|end|>"})
-    assert read_directory(hf_directory.path, "m", weights_needed=True).eos_token_ids == (257,)
-
-
-@pytest.mark.parametrize(("in_file", "key", "added"), [(False, True, True), (True, True, False), (False, None, False)])
-def test_beginning_of_sequence(hf_directory: HfDirectory, in_file: bool, key: bool | None, added: bool) -> None:
-    """add_bos_token counts where tokenizer.json itself does not add the token."""
-    hf_directory.write("tokenizer_config.json", {"bos_token": "<s>"} | ({} if key is None else {"add_bos_token": key}))
-    if in_file:
-        definition = json.loads((hf_directory.path / "tokenizer.json").read_text())
-        definition["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
-        }
-        hf_directory.write("tokenizer.json", definition)
-    assert read_directory(hf_directory.path, "m", weights_needed=True).add_bos == added
+    hf_directory.tokenizer_config(eos_token="<|end|>")
+    assert read_directory(
+        hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent
+    ).eos_token_ids == (257,)
 
 
 def test_unapplied_defaults_are_said(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
     hf_directory.write("generation_config.json", {"repetition_penalty": 1.1, "min_p": 0.0})
-    read_directory(hf_directory.path, "m", weights_needed=True)
+    read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert "repetition_penalty = 1.1, which is not applied" in caplog.text
     assert "min_p" not in caplog.text
 
