@@ -70,7 +70,7 @@ def test_logits_are_those_of_transformers(
     with torch.inference_mode():
         expected = theirs(torch.tensor([PROMPT])).logits[0, -1]
         unchanged = checkpoint.hf_model(torch.tensor([PROMPT])).logits[0, -1]
-    spec = read_directory(tmp_path, "m", weights_needed=True)
+    spec = read_directory(tmp_path, "m", weights_needed=True, cache_dir=tmp_path / "cache")
     decoder = load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None)
     ours = PagedDriver(decoder, KVCache(decoder.config, 16, 16, torch.float32)).step({0: PROMPT})[0]
     torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)

@@ -71,7 +71,7 @@ def test_one_file_counts_before_an_index_as_in_transformers(
     hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     hf_directory.write("model.safetensors.index.json", {"weight_map": {"a": "gone.safetensors"}})
-    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    spec = read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert [Path(file).name for file in spec.weights_files] == ["model.safetensors"]
     assert "model.safetensors and model.safetensors.index.json; the former counts" in caplog.text
 
@@ -132,17 +132,19 @@ def test_an_older_models_sampling_stands_in_its_configuration(
 ) -> None:
     """As transformers reads it, where there is no generation_config.json."""
     hf_directory.config(do_sample=True, temperature=0.7, top_p=0.9)
-    spec = read_directory(hf_directory.path, "m", weights_needed=True)
+    spec = read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert spec.sampling == SamplingDefaults(temperature=0.7, top_p=0.9)
     hf_directory.write("generation_config.json", {"temperature": 0.5, "do_sample": True})
-    assert read_directory(hf_directory.path, "m", weights_needed=True).sampling == SamplingDefaults(temperature=0.5)
+    assert read_directory(
+        hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent
+    ).sampling == SamplingDefaults(temperature=0.5)
     assert "config.json sets temperature = 0.7 too; generation_config.json counts" in caplog.text
     assert "do_sample" not in caplog.text
 
 
 def test_an_adapter_is_not_left_out_in_silence(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
     hf_directory.write("adapter_config.json", {"peft_type": "LORA"})
-    read_directory(hf_directory.path, "m", weights_needed=True)
+    read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
     assert "has an adapter (adapter_config.json), which is not applied" in caplog.text
 
 
@@ -154,7 +156,7 @@ def test_files_that_are_no_text_or_too_large_are_named(hf_directory: HfDirectory
     hf_directory.write("model.safetensors.index.json", {"weight_map": {"x": "a.safetensors"}})
     file = hf_directory.path / name
     whole = file.read_bytes()
-    assert read_directory(hf_directory.path, "m", weights_needed=True).weights_files
+    assert read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent).weights_files
     for content, words in (
         (whole.replace(b': "', b': "\xff', 1), "not UTF-8"),
         (whole + b" " * (17 << 20), "larger than"),
@@ -162,7 +164,7 @@ def test_files_that_are_no_text_or_too_large_are_named(hf_directory: HfDirectory
     ):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=rf"{name}.*({words})"):
-            read_directory(hf_directory.path, "m", weights_needed=True)
+            read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
 
 
 def test_weights_digest(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def directory_kind(folder: Path) -> Kind:
         (folder / name).write_bytes(changed)
         return f"{name}: {what}", name
 
-    return case, lambda: read_directory(folder, "m", weights_needed=True), ModelError
+    return case, lambda: read_directory(folder, "m", weights_needed=True, cache_dir=folder / "cache"), ModelError
 
 
 def broken_json(content: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
