@@ -6,13 +6,15 @@ gRPC's errors are turned into these at one border, `from_rpc_error`; nothing els
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_Detail = TypeVar("_Detail", bound=Message)
 
 
 class PagewireError(Exception):
@@ -144,27 +146,32 @@ def _details(metadata: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.S
 
 
 def _field(status: status_pb2.Status) -> str:
-    for detail in status.details:
-        request = error_details_pb2.BadRequest()
-        if detail.Unpack(request) and request.field_violations:
+    for request in _unpacked(status, error_details_pb2.BadRequest):
+        if request.field_violations:
             return str(request.field_violations[0].field)
     return ""
 
 
 def _reason(status: status_pb2.Status) -> str:
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""
+    return next((str(info.reason) for info in _unpacked(status, error_details_pb2.ErrorInfo)), "")
 
 
 def _retry_after_s(status: status_pb2.Status) -> float | None:
-    for detail in status.details:
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.HasField("retry_delay"):
+    for info in _unpacked(status, error_details_pb2.RetryInfo):
+        if info.HasField("retry_delay"):
             return float(max(0.0, info.retry_delay.seconds + info.retry_delay.nanos / 1e9))
     return None
+
+
+def _unpacked(status: status_pb2.Status, kind: type[_Detail]) -> Iterator[_Detail]:
+    """The details of one kind; those that do not decode are passed over, as all of a status is."""
+    for detail in status.details:
+        found = kind()
+        try:
+            if detail.Unpack(found):
+                yield found
+        except DecodeError:
+            continue
 
 
 def brief(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Python values as JSON text, exactly or not at all, and JSON text of files back into values, likewise.
+"""Python values as JSON text, exactly or not at all, and JSON text that somebody else wrote back into values, likewise.
 
 Python's `json` writes what is no JSON (NaN), makes text of keys that are none, and keeps the last of two equal keys;
 here each is an `InvalidRequest` with its path. Keys keep their order and integers their digits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pagewire.client.errors import InvalidRequest, brief
 
@@ -28,9 +28,25 @@ def to_json(value: Mapping[str, object] | str, path: str) -> str:
         raise InvalidRequest(f"{path} must be what JSON can say: {error}", field=path) from error
 
 
-def from_json(text: str) -> object:
-    """The value of a text. Raises ValueError for what is no JSON, NaN and a key that stands twice."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+class NotJson(ValueError):
+    """The text is not JSON. `str()` says where."""
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a text. Raises NotJson for what is no JSON, NaN, a key that stands twice, what is nested too deeply,
+    and half a character: the client's one door for such text, whatever the library raises."""
+    try:
+        whole = text if isinstance(text, str) else text.decode()
+        value = json.loads(whole, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        if "\\u" in whole:  # an escape may stand for half a character, which nothing can send or show
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise NotJson("it is nested too deeply") from error
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise NotJson(f"it holds text that is not UTF-8: {error.reason}") from error
+    except Exception as error:  # ValueError for what is no JSON and for endless numbers, MemoryError
+        raise NotJson(str(error) or type(error).__name__) from error
+    return value
 
 
 def _plain(value: object, path: str) -> object:

@@ -8,7 +8,6 @@ has a session of its own, so that Ctrl-C in a terminal reaches the caller alone.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import select
 import signal
@@ -24,6 +23,7 @@ from typing import IO
 from pagewire.client import installed
 from pagewire.client.aio import AsyncClient
 from pagewire.client.errors import LaunchError
+from pagewire.client.json_text import from_json
 from pagewire.client.sync import Client
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -119,9 +119,9 @@ class LocalService:
                 raise LaunchError(f"the service ended with status {status}{self._last_words()}")
             line += received
         try:
-            said = json.loads(line)
+            said = from_json(line)
             return Ready(str(said["address"]), str(said["admin_address"]), str(said["model"]), int(said["pid"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise LaunchError(f"the service said {line[:200]!r} where its address was due") from error
 
     def _last_words(self) -> str:

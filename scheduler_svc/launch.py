@@ -4,14 +4,18 @@ One JSON file per child in the runtime directory (mode 0700), read once; the res
 keys are errors. A worker's launch is in `pagewire.wire.launch`, because another package reads it.
 """
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import msgspec
 
+from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.launch import Device, Endpoint
 from pagewire.wire.model import DType, ModelSpec
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+Launch = TypeVar("Launch", "EngineLaunch", "FrontendLaunch")
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,3 +86,13 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     started_unix_s: float
     """When the supervisor started."""
     log_level: LogLevel = "info"
+
+
+def read_launch(path: Path, kind: type[Launch]) -> Launch:
+    """A child's launch file. Raises StartupError."""
+    try:
+        return decode_json(path.read_bytes(), kind)
+    except OSError as error:
+        raise StartupError(f"cannot read the launch file {path}: {error.strerror}") from error
+    except WireError as error:
+        raise StartupError(f"the launch file {path} is wrong: {error}") from error

@@ -1,5 +1,6 @@
 """A plan's packed columns: decoding them, and the ranges that all of them share."""
 
+from pagewire.wire.codec import WireError
 from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
 from pagewire.worker.slot_columns import SlotLimits
 
@@ -12,16 +13,16 @@ def decode_column(data: bytes, field: str) -> Int32Array:
     """The column as int32 values. Raises PlanError for a torn one."""
     try:
         return unpack(data)
-    except ValueError as error:
-        raise PlanError(f"{field} has {len(data)} bytes, which is no column of int32") from error
+    except WireError as error:
+        raise PlanError(f"{field}: {error}") from error
 
 
 def decode_pairs(data: bytes, field: str) -> Int32Array:
     """The column as [pairs, 2]. Raises PlanError for a torn one."""
     try:
         return unpack_pairs(data)
-    except ValueError as error:
-        raise PlanError(f"{field} has {len(data)} bytes, which is no column of int32 pairs") from error
+    except WireError as error:
+        raise PlanError(f"{field}: {error}") from error
 
 
 def check_slot_range(slots: Int32Array, field: str, limits: SlotLimits) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from pagewire.client import installed
 from pagewire.client.errors import InvalidRequest, LaunchError
+from pagewire.client.json_text import NotJson, from_json
 
 _MODULE = "pagewire.scheduler_svc.engine.bench"
 _WRONG_WORKLOAD = 2
@@ -22,7 +23,8 @@ def measure(workload: Mapping[str, object]) -> dict[str, object]:
         [sys.executable, "-P", "-m", _MODULE, "--workload", json.dumps(workload)],
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     last_words = (answer.stderr.strip().splitlines() or [""])[-1]
@@ -30,5 +32,10 @@ def measure(workload: Mapping[str, object]) -> dict[str, object]:
         raise InvalidRequest(last_words.partition(": ")[2])
     if answer.returncode != 0:
         raise LaunchError(f"the engine's measurement ended with status {answer.returncode}: {last_words}")
-    measured: dict[str, object] = json.loads(answer.stdout)
+    try:
+        measured: dict[str, object] = from_json(answer.stdout)
+    except NotJson as error:
+        raise LaunchError(
+            f"the engine's measurement said {answer.stdout[:100]!r}, which is no JSON: {error}"
+        ) from error
     return measured

@@ -10,7 +10,7 @@ from typing import cast
 
 from pagewire.client import requests
 from pagewire.client.errors import InvalidRequest
-from pagewire.client.json_text import from_json
+from pagewire.client.json_text import NotJson, from_json
 from pagewire.client.prompts import Chat, Json, Message, MessageLike, Prompt, ToolLike
 from pagewire.client.types import Capabilities
 
@@ -92,7 +92,7 @@ def _from_lines(lines: Iterable[str], name: str) -> list[str | Prompt]:
 def _from_json(text: str, where: str) -> str | Prompt:
     try:
         entry = from_json(text)
-    except ValueError as error:
+    except NotJson as error:
         raise InvalidRequest(f"{where}: not JSON: {error}") from error
     match entry:
         case {"prompt": str(prompt), **rest} if not rest:

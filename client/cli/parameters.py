@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import cast
 
-from pagewire.client.json_text import from_json
+from pagewire.client.json_text import NotJson, from_json
 from pagewire.client.prompts import Parameters
 
 _FLAGS: Mapping[str, tuple[type, str, str]] = {
@@ -57,7 +57,7 @@ def _json_object(text: str) -> str:
     """The text itself, so that the server reads what was typed."""
     try:
         value = from_json(text)
-    except ValueError as error:
+    except NotJson as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")

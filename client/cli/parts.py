@@ -5,7 +5,6 @@ The client imports neither; what is not installed, or does not answer, becomes a
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagewire.client import installed
+from pagewire.client.json_text import NotJson, from_json
 
 _TIMEOUT_S = 120.0
 """Importing torch from a cold disk takes long."""
@@ -53,8 +53,8 @@ def _ask(extra: str, *command: str) -> Mapping[str, Any] | Absent:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         return Absent(f"{command[0]} ended with status {answer.returncode}{': ' + lines[-1] if lines else ''}")
     try:
-        said = json.loads(answer.stdout)
-    except ValueError:
+        said = from_json(answer.stdout)
+    except NotJson:
         said = None
     return (
         said

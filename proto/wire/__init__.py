@@ -4,7 +4,7 @@ It knows neither transports (no zmq, no grpc) nor tensors (no torch). Every mess
 typed decoder built once; nothing on a wire can name code to run. New fields go last and have defaults.
 
 - `columns`: packed integer columns
-- `codec`: bounded, typed encoding and decoding
+- `codec`: bounded, typed encoding and decoding, the one door for bytes that somebody else made
 - `plan`: engine → worker step plans, worker → engine step results
 - `requests`: frontend ↔ engine
 - `control`: supervisor ↔ its children; `lifeline`: a child's end of that channel

@@ -1,21 +1,33 @@
-"""Typed, bounded encoding: msgpack for sockets, JSON lines for the control channel and configuration files.
+"""Typed, bounded decoding of bytes that somebody else made, and the encoding beside it.
 
-Every border has one `Codec` for the union of messages that may cross it. A frame that is too long, malformed or of
-another type raises `WireError`, which the link that read it counts and drops; nothing else can come out of `decode`.
+This is the one door through which such bytes become values: msgpack frames on sockets, JSON lines on the control
+channel, whole files. The libraries behind it raise what they like (msgspec its own errors, but UnicodeDecodeError for
+text that is no UTF-8 and RecursionError for what is nested too deeply; tomllib a plain ValueError for an endless
+number); nothing but `WireError` comes out. A link counts such a frame and drops it; who reads a file names the file.
+
+Every border has one codec for the union of messages that may cross it. `tests/house` finds decoding elsewhere.
 """
 
-from typing import Generic, TypeVar
+import tomllib
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Longest frame on any socket of ours: a plan that admits 2,048 prompts of 4k tokens is 34 MB."""
 
+MAX_TOML_BYTES = 64 * 1024
+MAX_TOML_LINE_BYTES = 8 * 1024
+"""Longest TOML file, and line of it: the library's time and memory for a key grow with the square of its dots, to
+15 seconds and 4 GB for 64 KiB of them."""
+
 Message = TypeVar("Message")
+Value = TypeVar("Value")
 
 
-class WireError(Exception):
-    """A frame that is not a message of its border."""
+class WireError(ValueError):
+    """Bytes that are not a message of their border, or not the file that they should be."""
 
 
 class Codec(Generic[Message]):
@@ -36,8 +48,8 @@ class Codec(Generic[Message]):
             raise WireError(f"a frame of {len(frame)} bytes is over the limit of {self._max_frame_bytes}")
         try:
             return self._decoder.decode(frame)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise WireError(f"a frame of {len(frame)} bytes is not a message: {error}") from error
+        except Exception as error:  # as the module says
+            raise WireError(f"a frame of {len(frame)} bytes is not a message: {_reason(error)}") from error
 
 
 class JsonCodec(Generic[Message]):
@@ -58,5 +70,44 @@ class JsonCodec(Generic[Message]):
             raise WireError(f"a line of {len(line)} bytes is over the limit of {self._max_frame_bytes}")
         try:
             return self._decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise WireError(f"a line of {len(line)} bytes is not a message: {error}") from error
+        except Exception as error:  # as the module says
+            raise WireError(f"a line of {len(line)} bytes is not a message: {_reason(error)}") from error
+
+
+def decode_json(content: bytes | str, kind: type[Value]) -> Value:
+    """A whole JSON text as `kind`. Raises WireError, whose message says where, but not in which file."""
+    return _decoded(lambda: msgspec.json.decode(content, type=kind))
+
+
+def decode_toml(content: bytes) -> dict[str, Any]:
+    """A whole TOML file. Raises WireError, as above."""
+    if len(content) > MAX_TOML_BYTES:
+        raise WireError(f"it has {len(content)} bytes; the limit is {MAX_TOML_BYTES}")
+    if max(map(len, content.splitlines()), default=0) > MAX_TOML_LINE_BYTES:
+        raise WireError(f"it has a line of over {MAX_TOML_LINE_BYTES} bytes")
+    return _decoded(lambda: tomllib.loads(content.decode()))
+
+
+def decode_text(content: bytes) -> str:
+    """Bytes as UTF-8. Raises WireError, as above."""
+    return _decoded(content.decode)
+
+
+def _decoded(decode: Callable[[], Value]) -> Value:
+    try:
+        return decode()
+    except Exception as error:  # as the module says
+        raise WireError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why bytes did not decode, for a person: some libraries name what they met, not what is wrong."""
+    match error:
+        case UnicodeDecodeError():
+            return f"it holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        case RecursionError():
+            return "it is nested too deeply"
+        case MemoryError():
+            return "it does not fit the memory"
+        case _:
+            return str(error) or type(error).__name__

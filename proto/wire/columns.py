@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pagewire.wire.codec import WireError
+
 Int32Array = npt.NDArray[np.int32]
 _LITTLE_INT32 = np.dtype("<i4")
 
@@ -19,7 +21,9 @@ def pack(values: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
 
 
 def unpack(column: bytes) -> Int32Array:
-    """View a column as int32 values, read-only and without a copy. Raises ValueError for a torn column."""
+    """View a column as int32 values, read-only and without a copy. Raises WireError for a torn column."""
+    if len(column) % _LITTLE_INT32.itemsize:
+        raise WireError(f"{len(column)} bytes are no column of int32")
     return np.frombuffer(column, dtype=_LITTLE_INT32)
 
 
@@ -29,5 +33,8 @@ def pack_pairs(pairs: Sequence[tuple[int, int]]) -> bytes:
 
 
 def unpack_pairs(column: bytes) -> Int32Array:
-    """View a column of pairs as an array of shape [pairs, 2]. Raises ValueError for an odd count."""
-    return unpack(column).reshape(-1, 2)
+    """View a column of pairs as an array of shape [pairs, 2]. Raises WireError for an odd count."""
+    values = unpack(column)
+    if len(values) % 2:
+        raise WireError(f"{len(column)} bytes are no column of int32 pairs")
+    return values.reshape(-1, 2)

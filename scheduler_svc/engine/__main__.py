@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
 from pagewire.scheduler_svc.engine.loop import EngineLoop
 from pagewire.scheduler_svc.engine.sockets import RouterSockets
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
-from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
+from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.control import Failed
 from pagewire.wire.lifeline import Lifeline
 
 
@@ -29,14 +29,19 @@ def main() -> int:
     # A terminal sends Ctrl-C to the whole process group; what it means is the supervisor's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    launch = msgspec.json.decode(arguments.launch.read_bytes(), type=EngineLaunch)
+    lifeline = Lifeline(arguments.lifeline_fd)
+    try:
+        launch = read_launch(arguments.launch, EngineLaunch)
+    except StartupError as error:
+        lifeline.send(Failed(str(error)))
+        return 1
     logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
     with RouterSockets() as sockets:
         loop = EngineLoop(
             launch,
             FrontendLink(sockets.bind(launch.frontends)),
             WorkerLink(sockets.bind(launch.workers)),
-            Lifeline(arguments.lifeline_fd),
+            lifeline,
             time.monotonic,
         )
         return loop.run()

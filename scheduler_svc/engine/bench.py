@@ -23,7 +23,7 @@ import numpy as np
 
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
-from pagewire.wire.codec import Codec
+from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.columns import Int32Array, pack, unpack
 from pagewire.wire.plan import FromWorker, SamplingParams, StepResult, ToWorker
 from pagewire.wire.requests import Submit
@@ -177,8 +177,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="pagewire-engine-bench")
     parser.add_argument("--workload", required=True, help="JSON object with the fields of EngineWorkload")
     try:
-        workload = msgspec.json.decode(parser.parse_args().workload, type=EngineWorkload)
-    except (ValueError, msgspec.DecodeError) as error:
+        workload = decode_json(parser.parse_args().workload, EngineWorkload)
+    except WireError as error:
         print(f"pagewire-engine-bench: {error}", file=sys.stderr)
         return 2
     sys.stdout.buffer.write(msgspec.json.encode(measure(workload)) + b"\n")

@@ -26,6 +26,7 @@ from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.scheduler_svc.watchdog import Watchdog
+from pagewire.wire.codec import WireError
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import Drain, EngineRestarted, Loading, Ready, StepOverdue, Stop, ToChild, WorkerLost
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
@@ -100,7 +101,7 @@ class EngineLoop:
     def _obey(self) -> int | None:
         try:
             commands = self._lifeline.receive(0)
-        except EOFError:
+        except (EOFError, WireError):  # gone, or of another version
             return ORPHANED_STATUS
         for command in commands:
             if isinstance(command, Stop):

@@ -15,13 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 from google.protobuf.internal import api_implementation
 
 from pagewire.scheduler_svc.errors import InternalError
 from pagewire.scheduler_svc.frontend.app import Frontend, World
 from pagewire.scheduler_svc.frontend.chat_template import TemplateRefusedError
-from pagewire.scheduler_svc.launch import FrontendLaunch
+from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed, Ready, ToChild
 from pagewire.wire.lifeline import Lifeline
@@ -78,7 +77,7 @@ def main() -> int:
     lifeline = Lifeline(arguments.lifeline_fd)
     try:
         _require_upb()
-        launch = msgspec.json.decode(arguments.launch.read_bytes(), type=FrontendLaunch)
+        launch = read_launch(arguments.launch, FrontendLaunch)
         logging.basicConfig(
             level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
         )

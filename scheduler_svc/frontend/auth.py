@@ -10,6 +10,7 @@ Without a keys file there is one anonymous tenant, whose name is empty. With one
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ import grpc
 from pagewire.scheduler_svc.errors import PermissionDenied, RequestError, Unauthenticated
 from pagewire.scheduler_svc.frontend.status import abort
 from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.codec import WireError, decode_text
 
 ADMIN_TENANT = "admin"
 MIN_KEY_CHARACTERS = 16
@@ -62,25 +64,26 @@ class Authenticator:
 def read_keys(path: str) -> Authenticator:
     """Read lines of `tenant:key`; empty lines and # comments are left out. Raises KeysFileError, OSError."""
     tenants: list[tuple[bytes, str]] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            entry = line.strip()
-            if not entry or entry.startswith("#"):
-                continue
-            tenant, separator, key = (part.strip() for part in entry.partition(":"))
-            if not separator or not tenant:
-                raise KeysFileError(f"{path}, line {number}: expected tenant:key")
-            if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable():
-                raise KeysFileError(
-                    f"{path}, line {number}: the key of tenant {tenant!r} must have at least {MIN_KEY_CHARACTERS} "
-                    "printable ASCII characters"
-                )
-            digest = hashlib.sha256(key.encode()).digest()
-            if any(digest == known for known, _ in tenants):
-                raise KeysFileError(
-                    f"{path}, line {number}: the key of tenant {tenant!r} stands in an earlier line too"
-                )
-            tenants.append((digest, tenant))
+    try:
+        lines = decode_text(Path(path).read_bytes()).splitlines()
+    except WireError as error:
+        raise KeysFileError(f"{path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        tenant, separator, key = (part.strip() for part in entry.partition(":"))
+        if not separator or not tenant:
+            raise KeysFileError(f"{path}, line {number}: expected tenant:key")
+        if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable():
+            raise KeysFileError(
+                f"{path}, line {number}: the key of tenant {tenant!r} must have at least {MIN_KEY_CHARACTERS} "
+                "printable ASCII characters"
+            )
+        digest = hashlib.sha256(key.encode()).digest()
+        if any(digest == known for known, _ in tenants):
+            raise KeysFileError(f"{path}, line {number}: the key of tenant {tenant!r} stands in an earlier line too")
+        tenants.append((digest, tenant))
     if not tenants:
         raise KeysFileError(f"{path} has no key")
     return Authenticator(tenants)

@@ -30,7 +30,7 @@ from pagewire.scheduler_svc.frontend.template_process import (
     ToRenderer,
 )
 from pagewire.scheduler_svc.frontend.template_variables import Variables
-from pagewire.wire.codec import Codec, WireError
+from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 
 _DEFAULT, _TOOL_USE = "default", "tool_use"
 _KILL_GRACE_S = 1.0
@@ -104,6 +104,8 @@ class _Renderer:
                 stdin.write(FRAME_HEADER.pack(len(body)) + body)
                 await stdin.drain()
                 (length,) = FRAME_HEADER.unpack(await stdout.readexactly(FRAME_HEADER.size))
+                if length > MAX_FRAME_BYTES:
+                    raise WireError(f"an answer of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
                 return self._from_renderer.decode(await stdout.readexactly(length))
         except (TimeoutError, asyncio.IncompleteReadError, OSError, WireError) as error:
             raise _RendererEndedError(str(error)) from error

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.codec import WireError, decode_json
 
 _UNDERLINE = "▁"  # SentencePiece writes a space so
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -152,8 +153,8 @@ class TokenBytes:
 
     def __init__(self, definition: bytes) -> None:
         try:
-            decoder = msgspec.json.decode(definition, type=_Definition).decoder
-        except msgspec.DecodeError as error:
+            decoder = decode_json(definition, _Definition).decoder
+        except WireError as error:
             raise UnsupportedTokenizerError(f"the tokenizer's definition cannot be read: {error}") from error
         steps = [] if decoder is None else decoder.decoders if decoder.type == "Sequence" else [decoder]
         if not steps:

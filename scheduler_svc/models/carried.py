@@ -23,6 +23,7 @@ import msgspec
 from pagewire.scheduler_svc.models.cache import exclusive, make_cache_folder, write_atomically, writing_cache
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.startup_errors import ModelError
+from pagewire.wire.codec import WireError, decode_json
 
 _CHUNK_BYTES = 1024 * 1024
 _POLL_S = 0.2
@@ -112,9 +113,9 @@ def fetch_carried(model: CarriedModel, cache_dir: Path, environ: Mapping[str, st
 
 def _still_verified(model: CarriedModel, path: Path, marker: Path) -> bool:
     try:
-        verified = msgspec.json.decode(marker.read_bytes(), type=_Verified)
+        verified = decode_json(marker.read_bytes(), _Verified)
         stat = path.stat()
-    except (OSError, ValueError):  # ValueError is also what text that is no UTF-8 raises
+    except (OSError, WireError):
         return False
     return verified == _Verified(model.sha256, stat.st_size, stat.st_mtime_ns)
 

@@ -19,6 +19,7 @@ from pagewire.scheduler_svc.models.gguf_parts import GgufModel, part_files, read
 from pagewire.scheduler_svc.models.gguf_tokenizer import GgufTokenizer, build_tokenizer
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.startup_errors import ModelError
+from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.model import ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -97,9 +98,9 @@ def _describe(model: GgufModel, folder: Path, origin: str, digest: str) -> _Desc
 def _from_cache(folder: Path) -> _Described | None:
     """What an earlier start left: spec.json is written last, so tokenizer.json is there when it is."""
     try:
-        described = msgspec.json.decode((folder / "spec.json").read_bytes(), type=_Described)
+        described = decode_json((folder / "spec.json").read_bytes(), _Described)
         definition = (folder / "tokenizer.json").read_bytes()
-    except (OSError, ValueError):  # ValueError is also what text that is no UTF-8 raises
+    except (OSError, WireError):
         return None
     if sha256_of(definition) != described.spec.tokenizer_digest:
         return None

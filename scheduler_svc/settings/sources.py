@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
 from pagewire.scheduler_svc.settings.foreign import is_foreign
 from pagewire.scheduler_svc.settings.settings import DEVICE_DEFAULTS, Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
+from pagewire.wire.codec import WireError, decode_toml
 
 CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
 """Names the TOML file where --config does not."""
@@ -27,6 +27,7 @@ CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+_MAX_INT_BITS = 64
 
 
 class Resolved(NamedTuple):
@@ -128,15 +129,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = decode_toml(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except WireError as error:
         raise SettingsError(f"configuration file {path} is not TOML: {error}") from error
     fields = setting_fields(Settings)
     for key in table:
         if key not in fields:
             raise SettingsError(f"configuration file {path}: key {key!r} is no setting{_did_you_mean(key, fields)}")
+        # Nothing that is not plain goes further: a table may be nested deeper, and a number longer, than can be shown.
+        value = table[key]
+        if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > _MAX_INT_BITS):
+            raise SettingsError(f"configuration file {path}: {key} is no text, number or truth value of a setting")
     return {key: (value, str(path)) for key, value in table.items()}
 
 
@@ -144,6 +149,10 @@ def _parse(field: SettingField, raw: Any) -> Any:
     """Turn text into the setting's type. What is no text (a TOML number) stays as it is, for `check` to judge."""
     if not isinstance(raw, str):
         return float(raw) if field.base is float and isinstance(raw, int) and not isinstance(raw, bool) else raw
+    try:
+        raw.encode()
+    except UnicodeEncodeError:  # how Python keeps bytes of the environment that are no text
+        raise SettingsError(f"{field.name} = {raw!r} is not UTF-8") from None
     text = raw.strip()
     if field.optional and not text:
         return None

@@ -15,6 +15,7 @@ import msgspec
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.runtime_dir import check_private
+from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.launch import CurveKeys
 
 _ENGINE, _WORKER = "engine.json", "worker.json"
@@ -58,10 +59,10 @@ def _read(path: Path) -> CurveKeys:
         found = path.stat()
         if found.st_mode & 0o077 or found.st_uid != os.geteuid():
             raise SettingsError(f"{path} must belong to user {os.geteuid()} and have mode 0600: it holds a secret key")
-        return msgspec.json.decode(path.read_bytes(), type=CurveKeys)
+        return decode_json(path.read_bytes(), CurveKeys)
     except OSError as error:
         raise SettingsError(
             f"curve_dir: {path} cannot be read: {error.strerror}; `pagewire serve --make-curve-keys DIR` makes keys"
         ) from error
-    except msgspec.DecodeError as error:
+    except WireError as error:
         raise SettingsError(f"curve_dir: {path}: {error}") from error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pagewire.wire.codec import JsonCodec, WireError
+from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.launch import UNKNOWN_INCARNATION, WorkerLaunch
 
 
@@ -12,9 +12,8 @@ class LaunchError(Exception):
 
 def read_launch(path: Path) -> WorkerLaunch:
     """Read and check a launch file. Raises LaunchError."""
-    codec: JsonCodec[WorkerLaunch] = JsonCodec(WorkerLaunch)
     try:
-        launch = codec.decode(path.read_bytes())
+        launch = decode_json(path.read_bytes(), WorkerLaunch)
     except OSError as error:
         raise LaunchError(f"cannot read the launch file {path}: {error.strerror}") from error
     except WireError as error:
