@@ -99,7 +99,7 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
     for note in loaded.notes:
         _log(note)
     loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
-    lifeline.send(Ready())
+    lifeline.send(Ready(num_blocks=loaded.hello.num_blocks))
     try:
         failure = loop.serve()
     except LinkError as error:

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import Admit
 from pagewire.worker.plan_fields import PlanError, check_block_range, decode_column
 from pagewire.worker.slot_columns import BoolArray, SlotLimits
-
-_MAX_TEMPERATURE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +57,6 @@ def _check_admit(admit: Admit, field: str, limits: SlotLimits) -> CheckedAdmit:
             f"a table has at most {limits.max_blocks_per_seq}"
         )
     check_block_range(blocks, f"{field}: blocks", limits)
-    sampling = admit.sampling
-    if not 0 <= sampling.temperature <= _MAX_TEMPERATURE:
-        raise PlanError(f"{field}: temperature is {sampling.temperature}; it must be at least 0 and finite in float32")
-    if sampling.top_k < 0:
-        raise PlanError(f"{field}: top_k is {sampling.top_k}; it must be at least 0")
-    if not 0 < sampling.top_p <= 1:
-        raise PlanError(f"{field}: top_p is {sampling.top_p}; it must be greater than 0 and at most 1")
-    if not 0 <= sampling.seed < 2**64:
-        raise PlanError(f"{field}: seed is {sampling.seed}; the range is 0 to 2^64 - 1")
+    if (problem := admit.sampling.problem()) is not None:
+        raise PlanError(f"{field}: {problem}")
     return CheckedAdmit(admit, tokens, blocks, start)

@@ -43,16 +43,23 @@ def plan_num_blocks(
     max_model_len: int,
     kv_cache_bytes: int | None,
     available_bytes: int,
+    earlier_num_blocks: int | None = None,
 ) -> int:
     """How many blocks to hold: as many as the budget pays for, and never more than max_num_seqs sequences of
     max_model_len need.
 
     The budget is kv_cache_bytes or, where that is none, derived from available_bytes (see DEFAULT_MAX_BYTES). Raises
     ValueError where it does not hold one sequence of max_model_len, because the server promises that length.
+
+    A worker that is started again has earlier_num_blocks: it takes as many, if half of what is available pays for them,
+    and else as many as that pays for, since a server that serves shorter sequences is better than none.
     """
     if kv_cache_bytes is not None:
         budget = kv_cache_bytes
         name = f"kv_cache_bytes {kv_cache_bytes}"
+    elif earlier_num_blocks is not None:
+        budget = available_bytes // 2
+        name = f"half of the {available_bytes} bytes that are available"
     else:
         one_seq_bytes = -(-max_model_len // block_size) * bytes_per_block(config, block_size, dtype)
         budget = min(DEFAULT_MAX_BYTES, int(available_bytes * DEFAULT_SHARE))
@@ -66,6 +73,7 @@ def plan_num_blocks(
         dtype=dtype,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
+        earlier_num_blocks=earlier_num_blocks,
     )
 
 
@@ -78,11 +86,17 @@ def num_blocks_within(
     dtype: torch.dtype,
     max_num_seqs: int,
     max_model_len: int,
+    earlier_num_blocks: int | None = None,
 ) -> int:
-    """How many blocks `budget` bytes pay for, never more than can be used. Raises ValueError, with the budget's name in
-    its message, where it does not hold one sequence of max_model_len."""
+    """How many blocks `budget` bytes pay for, never more than can be used, nor than there were earlier. Raises
+    ValueError, with the budget's name in its message, where it does not hold one sequence of max_model_len, or, where
+    there were some earlier, not one block."""
     per_block = bytes_per_block(config, block_size, dtype)
     blocks_per_seq = -(-max_model_len // block_size)
+    if earlier_num_blocks is not None:
+        if budget < per_block:
+            raise ValueError(f"{name} does not hold one block of KV, which is {per_block} bytes")
+        return min(budget // per_block, earlier_num_blocks, max_num_seqs * blocks_per_seq)
     one_seq_bytes = blocks_per_seq * per_block
     if budget < one_seq_bytes:
         fitting = max(0, budget // per_block * block_size)

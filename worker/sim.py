@@ -32,12 +32,15 @@ DEFAULT_BLOCK_SIZE = 32
 
 
 def sim_num_blocks(launch: WorkerLaunch, block_size: int) -> int:
-    """As many blocks as `kv_cache_bytes` would buy on a real device, else plenty; never more than can be used.
+    """As many blocks as `kv_cache_bytes` would buy on a real device, else plenty, or as many as there were where it is
+    started again; never more than can be used.
 
     Raises ValueError where one sequence of max_model_len does not fit.
     """
     per_seq = -(-launch.max_model_len // block_size)
     most = launch.max_num_seqs * per_seq
+    if launch.earlier_num_blocks is not None:
+        return max(1, min(most, launch.earlier_num_blocks))
     if launch.kv_cache_bytes is None:
         return min(most, max(per_seq, DEFAULT_NUM_BLOCKS))
     block_bytes = _block_bytes(launch.model.decoder, block_size, launch.dtype)

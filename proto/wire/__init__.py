@@ -5,6 +5,7 @@ typed decoder built once; nothing on a wire can name code to run. New fields go 
 
 - `columns`: packed integer columns
 - `codec`: bounded, typed encoding and decoding, the one door for bytes that somebody else made
+- `ranges`: which numbers and texts messages may hold
 - `plan`: engine → worker step plans, worker → engine step results
 - `requests`: frontend ↔ engine
 - `control`: supervisor ↔ its children; `lifeline`: a child's end of that channel

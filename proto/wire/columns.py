@@ -13,6 +13,7 @@ from pagewire.wire.codec import WireError
 
 Int32Array = npt.NDArray[np.int32]
 _LITTLE_INT32 = np.dtype("<i4")
+ID_BYTES = _LITTLE_INT32.itemsize
 
 
 def pack(values: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
@@ -22,7 +23,7 @@ def pack(values: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
 
 def unpack(column: bytes) -> Int32Array:
     """View a column as int32 values, read-only and without a copy. Raises WireError for a torn column."""
-    if len(column) % _LITTLE_INT32.itemsize:
+    if len(column) % ID_BYTES:
         raise WireError(f"{len(column)} bytes are no column of int32")
     return np.frombuffer(column, dtype=_LITTLE_INT32)
 

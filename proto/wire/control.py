@@ -6,6 +6,8 @@ That works where the supervisor was killed with SIGKILL and could tell nobody.
 
 import msgspec
 
+from pagewire.wire.ranges import Count
+
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """A child is not ready yet; shown as a progress bar."""
@@ -16,10 +18,12 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """A child serves. A frontend gives the addresses it listens on, ports filled in."""
+    """A child serves. A frontend gives the addresses it listens on, ports filled in; a worker its number of KV blocks,
+    which it gets again as `WorkerLaunch.earlier_num_blocks` where it has to be started again."""
 
     address: str = ""
     admin_address: str = ""
+    num_blocks: Count = 0
 
 
 class DrainRequested(msgspec.Struct, frozen=True, tag="drain_requested"):

@@ -85,6 +85,9 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tokens in a KV block; none for what the attention backend does best with."""
     kv_cache_bytes: int | None
     """Memory for KV; none leaves it to the worker. It never takes more than max_num_seqs × max_model_len needs."""
+    earlier_num_blocks: int | None = None
+    """Of a worker that is started again: the KV blocks that it had when it first served. It takes as many where they
+    fit the memory that is left, and else as many as fit, even if they no longer hold max_model_len."""
     num_threads: int | None
     """Threads of one step; none for every core the process may use."""
     cpu_kernels: CpuKernelKind = "auto"
@@ -105,7 +108,16 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Needed where world_size is more than 1, other than on the `sim` device."""
 
 
-_A_RANKS_OWN = ("model", "rank", "incarnation", "engine", "kv_cache_bytes", "num_threads", "group")
+_A_RANKS_OWN = (
+    "model",
+    "rank",
+    "incarnation",
+    "engine",
+    "kv_cache_bytes",
+    "earlier_num_blocks",
+    "num_threads",
+    "group",
+)
 """What ranks of one group may be told differently."""
 
 

@@ -30,7 +30,11 @@ A plan is only valid as the next `step_id` of its `epoch`; `Begin` opens an epoc
 slot or block by a later plan is safe because plans run in order.
 """
 
+import math
+
 import msgspec
+
+from pagewire.wire.ranges import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
 
 PROTOCOL_VERSION = 2
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
@@ -39,6 +43,11 @@ NO_TOKEN = -1
 """In a result's tokens: this row's logits were not numbers (NaN, an infinity, or nothing but minus infinity), so there
 was nothing to draw from. The engine ends that sequence as failed and releases its slot; the other rows are unharmed.
 Until the release, the slot goes on with token 0 as its input, so that a plan already in flight stays valid."""
+
+
+MAX_TEMPERATURE = 2.0**127
+LEAST_TOP_P = 2.0**-149
+"""A worker keeps both as float32, in which the first is finite and the second is not 0."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -52,6 +61,19 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """1 keeps all."""
     seed: int
     """0 … 2^64 - 1."""
+
+    def problem(self) -> str | None:
+        """Why nothing can be drawn with these, naming field, value and limit; none where it can. The engine asks before
+        it takes a sequence over, and a worker before it admits one."""
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
+            return f"temperature is {self.temperature}; the range is 0 to {MAX_TEMPERATURE:g}"
+        if self.top_k < 0:
+            return f"top_k is {self.top_k}; it must be at least 0"
+        if not LEAST_TOP_P <= self.top_p <= 1:
+            return f"top_p is {self.top_p}; it must be greater than 0 and at most 1"
+        if not 0 <= self.seed < 2**64:
+            return f"seed is {self.seed}; the range is 0 to 2^64 - 1"
+        return None
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -112,17 +134,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
 class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a device's memory went, beside weights and KV cache. Bytes; the sum over ranks where there are several."""
 
-    total_bytes: int
+    total_bytes: Total
     """All that the device has."""
-    before_model_bytes: int
+    before_model_bytes: Total
     """In use before the model was loaded: driver, context and libraries, other processes."""
-    buffer_bytes: int
+    buffer_bytes: Total
     """Slots, inputs of a step and workspaces; allocated once."""
-    activation_bytes: int
+    activation_bytes: Total
     """What the worst step allocates and frees again, as profiled at start."""
-    graph_bytes: int
+    graph_bytes: Total
     """CUDA graphs."""
-    free_bytes: int
+    free_bytes: Total
     """Free once everything was loaded. Activations come from it."""
 
 
@@ -130,20 +152,20 @@ class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h
     """A worker's first message: it has loaded its model and waits for `Begin`."""
 
     protocol_version: int
-    rank: int
-    incarnation: int
+    rank: PeerNumber
+    incarnation: Incarnation
     """Counts the supervisor's starts of this rank; a lower one than seen before is a ghost and is ignored."""
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_model_len: int
-    vocab_size: int
-    weights_bytes: int
-    kv_cache_bytes: int
-    attention_backend: str
-    linear_backend: str
-    versions: dict[str, str]
-    terms_digest: str = ""
+    num_blocks: Count
+    block_size: Count
+    max_num_seqs: Count
+    max_model_len: Count
+    vocab_size: Count
+    weights_bytes: Total
+    kv_cache_bytes: Total
+    attention_backend: ShortText
+    linear_backend: ShortText
+    versions: ShortTexts
+    terms_digest: ShortText = ""
     """`pagewire.wire.launch.terms_digest`: ranks that differ in it are no group."""
     device_memory: DeviceMemory | None = None
     """Of a worker on a CUDA device."""

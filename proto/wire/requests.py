@@ -1,17 +1,31 @@
 """Frontend ↔ engine: submissions one way, token batches the other.
 
-A frontend names each sequence with a `handle` of its own, an int32 never used twice in its life; the engine knows a
-sequence as (frontend, handle). `n` outputs of one request are `n` sequences with the same request id.
+A frontend names each sequence with a `handle` of its own, never used twice while the sequence is open; the engine knows
+a sequence as (frontend, handle). `n` outputs of one request are `n` sequences with the same request id.
 
 For every Submit the engine answers exactly one terminal message about its handle: `Rejected`, or a `SeqFinished`
 inside a `TokenBatch` — except where the frontend itself aborted the handle, after which the engine is silent about it.
+A Submit that nobody could answer (no handle in it, or one that is open) is counted with the dropped frames.
 """
 
 import enum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from pagewire.wire.plan import DeviceMemory, SamplingParams
+from pagewire.wire.ranges import (
+    Count,
+    Handle,
+    HandleColumn,
+    Incarnation,
+    PeerNumber,
+    Seconds,
+    ShortText,
+    ShortTexts,
+    Total,
+)
 
 
 class FinishKind(enum.IntEnum):
@@ -24,6 +38,9 @@ class FinishKind(enum.IntEnum):
     FAILED = 5
     """Its logits were not numbers (`plan.NO_TOKEN`), or workers kept dying under it; the request fails with INTERNAL,
     others are unharmed."""
+    NO_ROOM = 6
+    """It came to what memory holds of one sequence, since a worker came back with less than it was accepted for; the
+    request fails with RESOURCE_EXHAUSTED, others are unharmed."""
 
 
 class RejectKind(enum.IntEnum):
@@ -50,14 +67,14 @@ class Register(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="regi
     A frontend that was started again registers with a higher incarnation; the engine ends whatever the lower one left.
     """
 
-    frontend: int
-    incarnation: int
+    frontend: PeerNumber
+    incarnation: Incarnation
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit"):
-    """Generate one sequence."""
+    """Generate one sequence. Whatever is wrong with it beside its handle is answered with `Rejected`."""
 
-    handle: int
+    handle: Handle
     request_id: str
     prompt: bytes
     """int32 column of token ids, at least one."""
@@ -67,7 +84,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     sampling: SamplingParams
     max_tokens: int
     """Most tokens of output, `given` included; prompt + max_tokens ≤ max_model_len."""
-    stop_token_ids: list[int]
+    stop_token_ids: Annotated[list[int], Meta(max_length=4096)]
     """End-of-sequence tokens are not among these; the engine knows the model's own."""
     ignore_eos: bool
     priority: int
@@ -80,7 +97,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):
     """End these sequences and say nothing more about them: the client went away, or a stop string matched."""
 
-    handles: bytes
+    handles: HandleColumn
     """int32 column. An unknown handle is no error: it may have ended a moment ago."""
 
 
@@ -103,16 +120,18 @@ FromFrontend = Register | Submit | Abort | AbortRequest | FlushCache
 class SeqStarted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence's first step has been planned. Sent once per sequence, not again after a preemption."""
 
-    handle: int
-    cached_tokens: int
-    queue_s: float
+    handle: Handle
+    cached_tokens: Count
+    queue_s: Seconds
 
 
 class SeqFinished(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence's end. The token that ended it (EOS, a stop token) is among its tokens, the last one."""
 
-    handle: int
+    handle: Handle
     kind: FinishKind
+    limit: Count = 0
+    """For NO_ROOM, how long a sequence can become now."""
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tokens"):
@@ -129,27 +148,27 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="to
 class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="rejected"):
     """A sequence that produced nothing and never will."""
 
-    handle: int
+    handle: Handle
     kind: RejectKind
-    field: str
+    field: ShortText
     """Path of the offending field in pagewire.v1.Generation for INVALID, else empty."""
-    message: str
-    retry_after_s: float | None
+    message: ShortText
+    retry_after_s: Seconds | None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="info"):
     """What the engine learned from its worker; sent to each frontend on registering and after every change of state."""
 
     state: EngineState
-    num_blocks: int
-    block_size: int
-    max_model_len: int
-    weights_bytes: int
-    kv_cache_bytes: int
-    attention_backend: str
-    linear_backend: str
-    versions: dict[str, str]
-    worker_restarts: int
+    num_blocks: Count
+    block_size: Count
+    max_model_len: Count
+    weights_bytes: Total
+    kv_cache_bytes: Total
+    attention_backend: ShortText
+    linear_backend: ShortText
+    versions: ShortTexts
+    worker_restarts: Count
     device_memory: DeviceMemory | None = None
     """Of workers on CUDA devices, all together."""
 
@@ -158,19 +177,19 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
     """How busy the engine is; also its heartbeat. Counters run from the engine's start."""
 
     state: EngineState
-    running: int
-    waiting: int
-    used_blocks: int
-    cached_blocks: int
-    total_blocks: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    output_tokens: int
-    preemptions: int
-    steps: int
-    worker_busy_us: int
-    worker_idle_us: int
-    dropped_frames: int
+    running: Count
+    waiting: Count
+    used_blocks: Count
+    cached_blocks: Count
+    total_blocks: Count
+    prompt_tokens: Total
+    cached_prompt_tokens: Total
+    output_tokens: Total
+    preemptions: Total
+    steps: Total
+    worker_busy_us: Total
+    worker_idle_us: Total
+    dropped_frames: Total
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
 from pagewire.scheduler_svc.engine.loop import EngineLoop
 from pagewire.scheduler_svc.engine.sockets import RouterSockets
+from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -37,10 +38,12 @@ def main() -> int:
         return 1
     logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
     with RouterSockets() as sockets:
+        group = WorkerGroup(launch)
         loop = EngineLoop(
             launch,
             FrontendLink(sockets.bind(launch.frontends)),
-            WorkerLink(sockets.bind(launch.workers)),
+            WorkerLink(sockets.bind(launch.workers), group.refusal),
+            group,
             lifeline,
             time.monotonic,
         )

@@ -94,6 +94,10 @@ class BlockManager:
             self._cache.register(sequence.hashes[index], sequence.blocks[index])
         sequence.num_registered = num_full
 
+    def forget_hashes(self, sequence: Sequence) -> None:
+        """Blocks will have another size: what was hashed has no meaning any more. It must hold none."""
+        sequence.hashes = []
+
     def disown(self, sequence: Sequence) -> None:
         """Take a sequence's blocks out of the prefix cache: what it computed is not to be trusted."""
         for block in sequence.blocks:

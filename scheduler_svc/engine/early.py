@@ -3,7 +3,7 @@
 They wait in the order in which they came, no more than may later run and wait; the loop refuses what is too much.
 """
 
-from collections.abc import Container
+from collections.abc import Iterable
 
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.wire.requests import Submit
@@ -14,29 +14,32 @@ class EarlySubmissions:
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[int, Submit]] = []
+        self._waiting: dict[SequenceKey, Submit] = {}
+
+    def __contains__(self, key: SequenceKey) -> bool:
+        return key in self._waiting
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, frontend: int, request: Submit) -> bool:
-        """Whether there was room."""
+    def add(self, key: SequenceKey, request: Submit) -> bool:
+        """Whether there was room. The key must be new."""
         if len(self._waiting) >= self._max_waiting:
             return False
-        self._waiting.append((frontend, request))
+        self._waiting[key] = request
         return True
 
-    def abort(self, keys: Container[SequenceKey]) -> None:
-        """Forget these."""
-        self._waiting = [
-            (owner, request) for owner, request in self._waiting if SequenceKey(owner, request.handle) not in keys
-        ]
+    def abort(self, keys: Iterable[SequenceKey]) -> None:
+        """Forget these, those of them that wait."""
+        for key in keys:
+            self._waiting.pop(key, None)
 
     def drop_frontend(self, frontend: int) -> None:
         """Forget all of a frontend's."""
-        self._waiting = [(owner, request) for owner, request in self._waiting if owner != frontend]
+        self.abort([key for key in self._waiting if key.frontend == frontend])
 
     def take(self) -> list[tuple[int, Submit]]:
-        """All of them, which then wait no longer."""
-        taken, self._waiting = self._waiting, []
+        """All of them, with their frontends, which then wait no longer."""
+        taken = [(key.frontend, request) for key, request in self._waiting.items()]
+        self._waiting = {}
         return taken

@@ -1,15 +1,37 @@
 """From a submission to a sequence: what the engine checks before it lets anything wait.
 
 Knows the limits and nothing else; it changes no state. A frontend has checked the same against the public contract
-already; these checks hold whatever a frontend does.
+already; these checks hold whatever a frontend does. What comes out of here can be planned, sent to a worker and sampled
+with; every field of a Submit that could spoil that is checked, or said in its type.
 """
 
+import math
 from array import array
+
+import numpy as np
 
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.scheduler_svc.engine.steps import Rejection, SchedulerConfig
-from pagewire.wire.columns import Int32Array, unpack
+from pagewire.wire.columns import ID_BYTES, Int32Array, unpack
 from pagewire.wire.requests import RejectKind, Submit
+
+_MAX_REQUEST_ID_CHARACTERS = 1024
+_MAX_SALT_BYTES = 1024
+_MAX_PRIORITY = 2**31 - 1
+_MAX_QUEUE_TIME_S = 1e9
+
+
+class UnanswerableError(ValueError):
+    """A submission under the handle of an open sequence: an answer would be taken for that one's."""
+
+
+def refuse_length(key: SequenceKey, request: Submit, max_model_len: int) -> Rejection | None:
+    """A rejection of what is too long before anything else is known of it, so that it need not be kept."""
+    num_tokens = (len(request.prompt) + len(request.given)) // ID_BYTES
+    if num_tokens <= max_model_len:
+        return None
+    message = f"{num_tokens} known tokens exceed {max_model_len}, the longest sequence"
+    return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", message)
 
 
 def check_ids(ids: Int32Array, vocab_size: int) -> None:
@@ -25,7 +47,9 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
     check_ids(given, config.vocab_size)
     if request.max_tokens < 1 or not len(prompt):
         raise ValueError(f"{len(prompt)} prompt tokens and max_tokens {request.max_tokens}: both must be at least 1")
-    return Sequence(
+    if (problem := request.sampling.problem() or _problem(request, config)) is not None:
+        raise ValueError(problem)
+    sequence = Sequence(
         key=key,
         request_id=request.request_id,
         sampling=request.sampling,
@@ -39,6 +63,36 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
         queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
         tokens=array("i", request.prompt + request.given),
     )
+    _check_given(given, sequence, config)
+    return sequence
+
+
+def _problem(request: Submit, config: SchedulerConfig) -> str | None:
+    """What is out of range beside tokens and sampling, if anything is."""
+    for token in request.stop_token_ids:
+        if not 0 <= token < config.vocab_size:
+            return f"stop_token_ids has {token}; ids are 0 to {config.vocab_size - 1}"
+    if not -_MAX_PRIORITY <= request.priority <= _MAX_PRIORITY:
+        return f"priority is {request.priority}; the range is -{_MAX_PRIORITY} to {_MAX_PRIORITY}"
+    if len(request.request_id) > _MAX_REQUEST_ID_CHARACTERS:
+        return f"request_id has {len(request.request_id)} characters; at most {_MAX_REQUEST_ID_CHARACTERS} may be"
+    if len(request.salt) > _MAX_SALT_BYTES:
+        return f"salt has {len(request.salt)} bytes; at most {_MAX_SALT_BYTES} may be"
+    wait_s = request.max_queue_time_s
+    if wait_s is not None and not (math.isfinite(wait_s) and 0 <= wait_s <= _MAX_QUEUE_TIME_S):
+        return f"max_queue_time_s is {wait_s}; the range is 0 to {_MAX_QUEUE_TIME_S:g}"
+    return None
+
+
+def _check_given(given: Int32Array, sequence: Sequence, config: SchedulerConfig) -> None:
+    """What an earlier engine delivered is an output that went on: only its last token may end it. Raises ValueError."""
+    max_tokens = sequence.max_len - sequence.prompt_len
+    if len(given) > max_tokens:
+        raise ValueError(f"{len(given)} tokens are given; max_tokens is {max_tokens}")
+    ends = sequence.stop_token_ids if sequence.ignore_eos else sequence.stop_token_ids.union(config.eos_token_ids)
+    ended = np.flatnonzero(np.isin(given[:-1], list(ends)))
+    if len(ended):
+        raise ValueError(f"token {ended[0]} of {len(given)} given ends the output")
 
 
 def refuse_misfit(sequence: Sequence, config: SchedulerConfig) -> Rejection | None:

@@ -17,11 +17,12 @@ import zmq
 
 from pagewire.scheduler_svc.engine.early import EarlySubmissions
 from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
+from pagewire.scheduler_svc.engine.intake import UnanswerableError, refuse_length
 from pagewire.scheduler_svc.engine.outbox import Outbox
 from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Finish, Rejection
+from pagewire.scheduler_svc.engine.steps import Finish, Rejection, SchedulerConfig
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch
@@ -56,6 +57,7 @@ class EngineLoop:
         launch: EngineLaunch,
         frontends: FrontendLink,
         workers: WorkerLink,
+        group: WorkerGroup,
         lifeline: Lifeline,
         clock: Callable[[], float],
     ) -> None:
@@ -68,7 +70,7 @@ class EngineLoop:
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
         self._scheduler: Scheduler | None = None
         self._early = EarlySubmissions(launch.max_queued + launch.max_num_seqs)
-        self._group = WorkerGroup(launch)
+        self._group = group
         self._draining = False
         self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._watchdog = Watchdog(launch.hang_timeout_s, launch.load_interval_s)
@@ -141,17 +143,20 @@ class EngineLoop:
                 self._frontends.send(frontend, Answer(query, flushed))
 
     def _submit(self, frontend: int, request: Submit) -> None:
-        if self._scheduler is None:
-            if not self._early.add(frontend, request):
-                message = f"{len(self._early)} sequences wait for the model to load already"
-                rejection = Rejection(SequenceKey(frontend, request.handle), RejectKind.QUEUE_FULL, "", message, 1.0)
-                self._reject(rejection)
-            return
+        key = SequenceKey(frontend, request.handle)
+        answer: Rejection | Finish | None
         try:
-            answer = self._scheduler.submit(frontend, request, self._clock())
+            if self._scheduler is None:
+                answer = self._wait_for_worker(key, request)
+            else:
+                answer = self._scheduler.submit(frontend, request, self._clock())
+        except UnanswerableError as error:
+            _log.error("a submission was dropped: %s", error)
+            self._misfits += 1
+            return
         except ValueError as error:
             _log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
-            answer = Rejection(SequenceKey(frontend, request.handle), RejectKind.INVALID, "", str(error))
+            answer = Rejection(key, RejectKind.INVALID, "", str(error))
         match answer:
             case Rejection():
                 self._reject(answer)
@@ -160,10 +165,20 @@ class EngineLoop:
             case None:
                 pass
 
+    def _wait_for_worker(self, key: SequenceKey, request: Submit) -> Rejection | None:
+        if key in self._early:
+            raise UnanswerableError(f"frontend {key.frontend} submitted handle {key.handle} twice")
+        if (rejection := refuse_length(key, request, self._launch.max_model_len)) is not None:
+            return rejection
+        if self._early.add(key, request):
+            return None
+        message = f"{len(self._early)} sequences wait for the model to load already"
+        return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
+
     def _abort(self, frontend: int, handles: bytes) -> None:
         try:
             keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
-        except ValueError:
+        except WireError:
             self._misfits += 1
             return
         self._early.abort(keys)
@@ -197,11 +212,6 @@ class EngineLoop:
     def _greet(self, rank: int, hello: WorkerHello) -> None:
         if rank in self._group:
             self._lose(rank)  # it began anew before anybody said that it had ended
-        refusal = self._group.refusal(hello)
-        if refusal is not None:
-            _log.error("a worker is refused: %s", refusal)
-            self._workers.forget(rank)
-            return
         self._group.join(rank, hello)
         if not self._group.is_complete:
             return
@@ -213,9 +223,25 @@ class EngineLoop:
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
             gc.freeze()
+        elif config != self._scheduler.config:
+            self._resize(self._scheduler, config)
         self._workers.send(Begin(self._pipeline.begin()))
         self._lifeline.send(Ready())
         self._frontends.broadcast(self._group.info(self._state()))
+
+    def _resize(self, scheduler: Scheduler, config: SchedulerConfig) -> None:
+        """The workers came back with other memory: the service goes on with what there is."""
+        _log.warning(
+            "the worker came back with %d blocks of %d tokens; before it had %d of %d",
+            config.num_blocks,
+            config.block_size,
+            scheduler.config.num_blocks,
+            scheduler.config.block_size,
+        )
+        ended = scheduler.resize(config)
+        if ended:
+            _log.error("%d sequences are longer than %d tokens, what memory holds, and end", len(ended), config.longest)
+        self._outbox.add_finishes(ended)
 
     def _lose(self, rank: int) -> None:
         was_complete = self._group.is_complete

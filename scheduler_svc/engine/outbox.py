@@ -51,5 +51,5 @@ class Outbox:
             started=[start.event for start in self._starts if start.frontend == frontend],
             handles=bytes(handles),
             tokens=bytes(tokens),
-            finished=[SeqFinished(f.key.handle, f.kind) for f in self._finishes if f.key.frontend == frontend],
+            finished=[SeqFinished(f.key.handle, f.kind, f.limit) for f in self._finishes if f.key.frontend == frontend],
         )

@@ -1,8 +1,10 @@
 """The processes at the other end of one of the engine's ROUTERs: who they are, and the way to and from them.
 
 Owns which identity each peer's number stands for. A peer introduces itself with a message that gives its number and its
-incarnation; a later incarnation takes an earlier one's place, never the other way round. What does not decode, or comes
-from nobody who is introduced, is counted and dropped; nothing raises past `receive`.
+incarnation, the same for as long as it lives. A later incarnation takes an earlier one's place. An earlier one takes
+that of a later one only where the later cannot be reached any more: what a process that ended still had under way must
+not come between, and a wrong number must not keep the right one out for good. What does not decode, or comes from
+nobody who is introduced, is counted and dropped; nothing raises past `receive`.
 """
 
 import logging
@@ -81,8 +83,26 @@ class Peers(ABC, Generic[Sent, Received]):
         if introduction is None:
             return next(((number, message) for number, known in self._identities.items() if known == identity), None)
         number, incarnation = introduction
-        if incarnation < self._incarnations.get(number, 0):
+        if not self._admits(identity, introduction):
+            _log.warning("peer %d introduced itself as incarnation %d, and is not let in", number, incarnation)
             return None
         self._incarnations[number] = incarnation
         self._identities[number] = identity
         return number, message
+
+    def _admits(self, identity: bytes, introduction: Introduction) -> bool:
+        for number, known in self._identities.items():
+            if known == identity and introduction != (number, self._incarnations[number]):
+                return False  # it is somebody else already
+        number, incarnation = introduction
+        return incarnation >= self._incarnations.get(number, 0) or not self._is_reachable(number)
+
+    def _is_reachable(self, number: int) -> bool:
+        """Whether that peer is still there. Asked by an empty message, which it drops: ZeroMQ tells no other way."""
+        if number not in self._identities:
+            return False
+        try:
+            self._post(number, b"")
+        except zmq.ZMQError:
+            return False
+        return True

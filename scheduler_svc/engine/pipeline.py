@@ -8,6 +8,8 @@ from collections import deque
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.plan import StepResult
 
+_MAX_STEP_US = 24 * 3600 * 1_000_000
+
 
 class PipelineError(Exception):
     """A worker answered something other than the next step: it and the engine no longer agree on anything."""
@@ -59,7 +61,12 @@ class Pipeline:
         if not self._in_flight or self._in_flight[0].plan.step_id != result.step_id:
             expected = self._in_flight[0].plan.step_id if self._in_flight else "no step"
             raise PipelineError(f"a result of step {result.step_id} came where {expected} was awaited")
-        self.busy_us += result.busy_us
+        self.busy_us += _plausible(result.busy_us)
         if result.step_id != self._rested_before:
-            self.idle_us += result.idle_us
+            self.idle_us += _plausible(result.idle_us)
         return self._in_flight.popleft()
+
+
+def _plausible(duration_us: int) -> int:
+    """What a step can have taken: a clock that is wrong must not spoil the totals, nor a message that holds them."""
+    return min(max(0, duration_us), _MAX_STEP_US)

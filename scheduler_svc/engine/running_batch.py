@@ -19,6 +19,7 @@ class RunningBatch:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._block_size = config.block_size
+        self._longest = config.longest
         self.slots = SlotTable(config.max_num_seqs, config.block_size)
         self.blocks = BlockManager(
             config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
@@ -34,7 +35,12 @@ class RunningBatch:
         known = len(sequence.tokens)
         # The last token is computed even where its KV is cached: only its logits can yield the next one.
         start = min(sequence.num_cached, known - 1)
-        slot = self.slots.occupy(sequence, start=start, capacity=len(sequence.blocks) * self._block_size)
+        slot = self.slots.occupy(
+            sequence,
+            start=start,
+            capacity=len(sequence.blocks) * self._block_size,
+            max_len=min(sequence.max_len, self._longest),
+        )
         sequence.slot = slot
         self._prefilling.append(sequence)
         return Admit(

@@ -15,7 +15,7 @@ One step, under one budget of `max_num_batched_tokens`:
 become known when their result is applied; a result for a slot that has changed hands meanwhile is dropped.
 
 Preemption and admission cannot livelock: the most important running sequence is never preempted, and it always fits
-because `submit` refuses what could not run alone.
+because `submit` refuses what could not run alone, and no sequence becomes longer than that.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
-from pagewire.scheduler_svc.engine.intake import check_ids, read_submission, refuse_misfit
+from pagewire.scheduler_svc.engine.intake import UnanswerableError, check_ids, read_submission, refuse_misfit
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import (
@@ -60,12 +60,14 @@ class Scheduler:
 
     def submit(self, frontend: int, request: Submit, now_s: float) -> Rejection | Finish | None:
         """Take a sequence to wait. Returns a rejection if it can never fit or the queue is full, and its finish if the
-        tokens already given complete it. Raises ValueError for a message that no correct frontend sends."""
+        tokens already given complete it. Raises UnanswerableError for the handle of an open sequence, and ValueError
+        for any other message that no correct frontend sends."""
         key = SequenceKey(frontend, request.handle)
         if key in self._sequences:
-            raise ValueError(f"frontend {frontend} submitted handle {request.handle} twice")
+            raise UnanswerableError(f"frontend {frontend} submitted handle {request.handle} twice")
         sequence = read_submission(key, request, self._config, now_s)
-        if (rejection := refuse_misfit(sequence, self._config)) is not None:
+        # What an earlier engine had begun was accepted then, and goes on as far as memory holds it.
+        if not request.given and (rejection := refuse_misfit(sequence, self._config)) is not None:
             return rejection
         if len(self._waiting) >= self._config.max_queued:
             message = f"{len(self._waiting)} sequences wait already; the limit is {self._config.max_queued}"
@@ -136,6 +138,17 @@ class Scheduler:
                 finishes.append(self._finish(sequence, FinishKind.FAILED))
         self._batch = RunningBatch(self._config)
         return finishes
+
+    def resize(self, config: SchedulerConfig) -> list[Finish]:
+        """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
+        too long for it now. Others go on, and end where they become too long: most end before."""
+        if config.block_size != self._config.block_size:
+            for sequence in self._sequences.values():
+                self.blocks.forget_hashes(sequence)
+        self._config = config
+        self._batch = RunningBatch(config)
+        too_long = [sequence for sequence in self._sequences.values() if len(sequence.tokens) >= config.longest]
+        return [self._finish(sequence, FinishKind.NO_ROOM) for sequence in too_long]
 
     # Steps
 
@@ -218,6 +231,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def config(self) -> SchedulerConfig:
+        """The limits kept to now."""
+        return self._config
+
+    @property
     def blocks(self) -> BlockManager:
         """For its counts."""
         return self._batch.blocks
@@ -293,12 +311,14 @@ class Scheduler:
             return FinishKind.EOS
         if token in sequence.stop_token_ids:
             return FinishKind.STOP_TOKEN
-        return FinishKind.LENGTH if length >= sequence.max_len else None
+        if length >= sequence.max_len:
+            return FinishKind.LENGTH
+        return FinishKind.NO_ROOM if length >= self._config.longest else None
 
     def _finish(self, sequence: Sequence, kind: FinishKind) -> Finish:
         # Logits that are not numbers come from KV that is not: nobody else should find it.
         self._end(sequence, keep_cached=kind is not FinishKind.FAILED)
-        return Finish(sequence.key, kind)
+        return Finish(sequence.key, kind, self._config.longest if kind is FinishKind.NO_ROOM else 0)
 
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:

@@ -8,7 +8,7 @@ loop over 256 sequence objects costs more than everything else in the step toget
     received   known tokens: the prompt and what has come back from the worker
     planned    tokens whose KV some plan already computes; the next position to compute
     prefill_to known tokens at admission: below it the slot is prefilling, from there on it decodes
-    max_len    prompt and output end at this length; position max_len - 1 is sampled but never computed
+    max_len    prompt and output end at this length, at the latest; position max_len - 1 is sampled but never computed
     capacity   tokens that the slot's block table can hold
 """
 
@@ -58,7 +58,7 @@ class SlotTable:
         """Every sequence that has a slot."""
         return [sequence for sequence in self._sequences if sequence is not None]
 
-    def occupy(self, sequence: Sequence, *, start: int, capacity: int) -> int:
+    def occupy(self, sequence: Sequence, *, start: int, capacity: int, max_len: int) -> int:
         """Give a sequence the lowest free slot that comes to hand; `start` is the first position it computes."""
         slot = self._free.pop()
         self._sequences[slot] = sequence
@@ -66,7 +66,7 @@ class SlotTable:
         self.received[slot] = known
         self.planned[slot] = start
         self.prefill_to[slot] = known
-        self.max_len[slot] = sequence.max_len
+        self.max_len[slot] = max_len
         self.capacity[slot] = capacity
         self.frontend[slot] = sequence.key.frontend
         self.handle[slot] = sequence.key.handle

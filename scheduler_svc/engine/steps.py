@@ -24,6 +24,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     enable_prefix_caching: bool
 
+    @property
+    def longest(self) -> int:
+        """How long a sequence can become: one alone must fit the memory; its last token is sampled, never computed."""
+        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
     def __post_init__(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
@@ -53,6 +58,8 @@ class Finish:
 
     key: SequenceKey
     kind: FinishKind
+    limit: int = 0
+    """As `SeqFinished.limit`."""
 
 
 @dataclass(frozen=True, slots=True)

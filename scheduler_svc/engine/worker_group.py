@@ -10,9 +10,7 @@ from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.wire.plan import DeviceMemory, WorkerHello
 from pagewire.wire.requests import EngineInfo, EngineState
 
-
-class WorkerMismatchError(Exception):
-    """A worker came back and offers something else than the first one did."""
+_MAX_BLOCK_SIZE = 1 << 16
 
 
 class WorkerGroup:
@@ -36,10 +34,21 @@ class WorkerGroup:
 
     def refusal(self, hello: WorkerHello) -> str | None:
         """Why a rank cannot be one of this group; none where it can."""
-        if not 0 <= hello.rank < self._launch.world_size:
-            return f"rank {hello.rank} came, of {self._launch.world_size} ranks from 0"
+        launch = self._launch
+        if hello.rank >= launch.world_size:
+            return f"rank {hello.rank} came, of {launch.world_size} ranks from 0"
+        for name in ("vocab_size", "max_num_seqs", "max_model_len"):
+            if getattr(hello, name) != getattr(launch, name):
+                return f"rank {hello.rank} has {name} {getattr(hello, name)}; this engine has {getattr(launch, name)}"
+        if not 1 <= hello.block_size <= _MAX_BLOCK_SIZE:
+            return f"rank {hello.rank} has blocks of {hello.block_size} tokens; the range is 1 to {_MAX_BLOCK_SIZE}"
+        most = launch.max_num_seqs * -(-launch.max_model_len // hello.block_size)
+        if not 1 <= hello.num_blocks <= most:
+            return f"rank {hello.rank} offers {hello.num_blocks} blocks; the range is 1 to {most}, all that can be used"
         for other in self._hellos.values():
-            if other.incarnation == hello.incarnation and other.terms_digest != hello.terms_digest:
+            if other.rank == hello.rank or other.incarnation != hello.incarnation:
+                continue
+            if (other.terms_digest, other.block_size) != (hello.terms_digest, hello.block_size):
                 return f"ranks {other.rank} and {hello.rank} do not run the same model in the same way"
         return None
 
@@ -53,15 +62,12 @@ class WorkerGroup:
         self._hellos.pop(rank, None)
 
     def config(self) -> SchedulerConfig:
-        """What the scheduler may count on, from a complete group.
-
-        Raises WorkerMismatchError when it differs from what the first complete group offered: sequences were accepted
-        on those terms.
-        """
+        """What the scheduler may count on, from a complete group: the least that any rank offers. A group that comes
+        back may offer another number of blocks than the one before it, where the machine's memory is another by now."""
         launch = self._launch
         num_blocks = min(hello.num_blocks for hello in self._hellos.values())
         block_size = self._hellos[0].block_size
-        config = SchedulerConfig(
+        self._config = SchedulerConfig(
             max_num_seqs=launch.max_num_seqs,
             max_num_batched_tokens=launch.max_num_batched_tokens,
             max_prefill_tokens_per_step=launch.max_prefill_tokens_per_step,
@@ -74,11 +80,7 @@ class WorkerGroup:
             block_size=block_size,
             enable_prefix_caching=launch.enable_prefix_caching,
         )
-        if self._config is None:
-            self._config = config
-        if config != self._config:
-            raise WorkerMismatchError(f"the worker came back as another: it allows {config}, at first {self._config}")
-        return config
+        return self._config
 
     def info(self, state: EngineState) -> EngineInfo:
         """What frontends should know."""

@@ -55,6 +55,12 @@ class EngineClient:
         self._must_resubmit = False
         self._queries: dict[int, asyncio.Future[int]] = {}
         self._query_ids = itertools.count(1)
+        self._clock = clock
+        self._timeout_s = launch.engine_timeout_s
+        self._send_register()
+
+    def _send_register(self) -> None:
+        self._registered_s = self._clock()
         self._link.send(self._register)
 
     @property
@@ -72,10 +78,13 @@ class EngineClient:
         self._connect_anew("the engine was started again")
 
     async def follow(self) -> None:
-        """Connect anew when the engine has fallen silent, once for each silence, until cancelled."""
+        """Connect anew when the engine has fallen silent, once for each silence, until cancelled. Until it has spoken
+        at all, register again from time to time: it may have taken somebody else for this frontend."""
         was_lost = False
         while True:
             await asyncio.sleep(_SILENCE_CHECK_INTERVAL_S)
+            if not self.status.has_spoken and self._clock() - self._registered_s > self._timeout_s:
+                self._send_register()
             # Twice in a row: a frontend that stood still itself first reads what came meanwhile.
             if self.status.is_lost and was_lost and not self._must_resubmit:
                 _log.warning("the engine has fallen silent; connecting anew")
@@ -89,7 +98,7 @@ class EngineClient:
             if not query.done():
                 query.set_exception(Unavailable(UnavailableReason.ENGINE_LOST, why, 1.0))
         self._must_resubmit = True
-        self._link.send(self._register)
+        self._send_register()
 
     def _resubmit_when_ready(self) -> None:
         if self._must_resubmit and self.status.state in (EngineState.READY, EngineState.DRAINING):

@@ -50,6 +50,11 @@ class EngineStatus:
         self._on_change()
 
     @property
+    def has_spoken(self) -> bool:
+        """Whether this engine has said anything yet."""
+        return self._heard_s is not None
+
+    @property
     def is_lost(self) -> bool:
         """It spoke once, and then not for too long."""
         return self._heard_s is not None and self._clock() - self._heard_s > self._timeout_s

@@ -17,7 +17,7 @@ from pagewire.scheduler_svc.errors import (
 from pagewire.scheduler_svc.frontend.output import Output
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import pack, unpack
-from pagewire.wire.requests import Abort, FromFrontend, Rejected, RejectKind, TokenBatch
+from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, RejectKind, TokenBatch
 
 _log = logging.getLogger(__name__)
 _MAX_HANDLE = 2**31 - 1
@@ -95,7 +95,11 @@ class SequenceTable:
                 ended_by_text.append(handle)
         for finished in batch.finished:
             output = self._forget(finished.handle)
-            if output is not None and not output.is_finished:
+            if output is None or output.is_finished:
+                continue
+            if finished.kind is FinishKind.NO_ROOM:
+                output.fail(_no_room(finished.limit))
+            else:
                 output.finish(finished.kind, now_s)
         if ended_by_text:
             self.close(ended_by_text)
@@ -127,7 +131,12 @@ class SequenceTable:
             self._to_retry.add(rejected.handle)
             self._call_later(delay_s, lambda: self._retry(rejected.handle))
             return
+        was_accepted = rejected.handle in self._resubmitted
         self._forget(rejected.handle)
+        if was_accepted and rejected.kind is RejectKind.INVALID:
+            # An earlier engine took it: what is wrong is not the request, but the room that is left.
+            output.fail(ResourceExhausted(rejected.message, None))
+            return
         output.fail(_error(rejected))
 
     def _retry(self, handle: int) -> None:
@@ -157,6 +166,11 @@ class SequenceTable:
         except RequestError as error:
             self._forget(handle)
             output.fail(error)
+
+
+def _no_room(limit: int) -> RequestError:
+    message = f"the worker was started again with less memory: it holds {limit} tokens of a sequence"
+    return ResourceExhausted(f"{message}, and this one came to that", None)
 
 
 def _error(rejected: Rejected) -> RequestError:

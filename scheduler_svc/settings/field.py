@@ -4,6 +4,7 @@ It knows how one value is checked and shown, not which settings there are.
 """
 
 import functools
+import reprlib
 import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple, Union
@@ -76,7 +77,7 @@ class SettingField(NamedTuple):
         if not fits:
             kind = {str: "text", int: "a whole number", float: "a number"}.get(typing.cast(type, self.base), "")
             wanted = " of ".join(part for part in (kind, self.range_text) if part)
-            raise SettingsError(f"{self.name} = {value!r} must be {wanted}")
+            raise SettingsError(f"{self.name} = {_shown(value)} must be {wanted}")
 
 
 @functools.cache
@@ -95,6 +96,14 @@ def _describe(field: msgspec.structs.FieldInfo, hint: Any) -> SettingField:
         optional = True
     base = typing.get_args(inner) if typing.get_origin(inner) is Literal else inner
     return SettingField(field.name, base, optional, field.default, about)
+
+
+def _shown(value: object) -> str:
+    """As in Python, as far as it can be shown: a table may be nested too deeply, and a number too long."""
+    try:
+        return reprlib.repr(value) if isinstance(value, dict | list) else repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
 
 
 def _number(value: float | None) -> str:

@@ -27,7 +27,6 @@ CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
-_MAX_INT_BITS = 64
 
 
 class Resolved(NamedTuple):
@@ -138,17 +137,14 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
     for key in table:
         if key not in fields:
             raise SettingsError(f"configuration file {path}: key {key!r} is no setting{_did_you_mean(key, fields)}")
-        # Nothing that is not plain goes further: a table may be nested deeper, and a number longer, than can be shown.
-        value = table[key]
-        if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > _MAX_INT_BITS):
-            raise SettingsError(f"configuration file {path}: {key} is no text, number or truth value of a setting")
     return {key: (value, str(path)) for key, value in table.items()}
 
 
 def _parse(field: SettingField, raw: Any) -> Any:
     """Turn text into the setting's type. What is no text (a TOML number) stays as it is, for `check` to judge."""
     if not isinstance(raw, str):
-        return float(raw) if field.base is float and isinstance(raw, int) and not isinstance(raw, bool) else raw
+        is_whole = isinstance(raw, int) and not isinstance(raw, bool)
+        return float(raw) if field.base is float and is_whole and raw.bit_length() <= 64 else raw
     try:
         raw.encode()
     except UnicodeEncodeError:  # how Python keeps bytes of the environment that are no text

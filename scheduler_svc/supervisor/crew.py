@@ -77,7 +77,7 @@ class Crew:
             case Role.ENGINE:
                 return commands.engine, self._plan.engine_launch(post.incarnation)
             case Role.WORKER:
-                return commands.worker, self._plan.worker_launch(post.index, post.incarnation)
+                return commands.worker, self._plan.worker_launch(post.index, post.incarnation, post.num_blocks or None)
             case Role.FRONTEND:
                 known = post.addresses or self.frontends[0].addresses
                 return commands.frontend, self._plan.frontend_launch(post.index, post.incarnation, known)

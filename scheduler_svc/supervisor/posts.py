@@ -43,6 +43,8 @@ class Post:
         """What the process gave as its reason to end."""
         self.addresses: Addresses | None = None
         """Where a frontend listens, once one has said so; kept for those after it."""
+        self.num_blocks = 0
+        """KV blocks of a worker, as its first process that served had them; 0 before."""
         self.drained = False
         self._ready_since_s: float | None = None
         self._num_heard = 0

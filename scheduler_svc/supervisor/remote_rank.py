@@ -97,6 +97,8 @@ class RemoteRank:
                     self._around.progress.report(stage, fraction)
                 case Ready():
                     self._ready_since_s = self._clock()
+                    if self._launch.earlier_num_blocks is None and event.num_blocks:
+                        self._launch = msgspec.structs.replace(self._launch, earlier_num_blocks=event.num_blocks)
                     self._around.progress.close()
                     self._around.notifier.notify("READY=1", "STATUS=serving")
                     _log.info("rank %d has joined its group", self._launch.rank)

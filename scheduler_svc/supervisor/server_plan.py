@@ -63,8 +63,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Those that the supervisor starts; the others come from other hosts."""
         return self.world_size - self.settings.remote_workers
 
-    def worker_launch(self, rank: int, incarnation: int) -> WorkerLaunch:
-        """What rank `rank` is started with."""
+    def worker_launch(self, rank: int, incarnation: int, earlier_num_blocks: int | None = None) -> WorkerLaunch:
+        """What rank `rank` is started with; `earlier_num_blocks` as it had them, where it is started again."""
         settings = self.settings
         return WorkerLaunch(
             model=self.model,
@@ -79,6 +79,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_num_batched_tokens=settings.max_num_batched_tokens,
             block_size=settings.block_size,
             kv_cache_bytes=settings.kv_cache_bytes,
+            earlier_num_blocks=earlier_num_blocks,
             num_threads=settings.num_threads,
             cpu_kernels=settings.cpu_kernels,
             quantization=settings.quantization,

@@ -172,6 +172,7 @@ class Supervisor:
         post.became_ready()
         if post.role is Role.FRONTEND:
             post.addresses = Addresses(ready.address, ready.admin_address)
+        post.num_blocks = post.num_blocks or ready.num_blocks
         if self._phase is not Phase.STARTING:
             if not was_ready:
                 _log.info("%s is back", post)

@@ -103,7 +103,7 @@ def test_an_unreachable_frontend_is_gone_once(router: "zmq.Socket[bytes]", dial:
 
 
 def test_a_worker_of_another_protocol_is_nobody(router: "zmq.Socket[bytes]", dial: Dial) -> None:
-    link = WorkerLink(router)
+    link = WorkerLink(router, lambda hello: None)
     worker = dial(b"w")
     result = StepResult(0, 0, b"", 1, 1)
     stranger = msgspec.structs.replace(HELLO, protocol_version=PROTOCOL_VERSION + 1)

@@ -79,6 +79,8 @@ class CacheTerms:
     gpu_memory_utilization: float
     kv_cache_bytes: int | None
     """Instead of what the utilization leaves."""
+    earlier_num_blocks: int | None = None
+    """As `WorkerLaunch.earlier_num_blocks`."""
     enforce_eager: bool
     """Nothing is recorded."""
 
@@ -186,9 +188,9 @@ def _num_blocks(use: MemoryUse, loaded: LoadedModel, limits: SlotLimits, terms: 
     budget, name = kv_budget(use, terms.gpu_memory_utilization), describe_budget(use, terms.gpu_memory_utilization)
     if terms.kv_cache_bytes is not None:
         room = use.free - use.activations - use.graphs
-        if terms.kv_cache_bytes > room:
+        if terms.kv_cache_bytes > room and terms.earlier_num_blocks is None:
             raise ValueError(f"kv_cache_bytes is {terms.kv_cache_bytes}; the device has room for {room}")
-        budget, name = terms.kv_cache_bytes, f"kv_cache_bytes {terms.kv_cache_bytes}"
+        budget, name = min(room, terms.kv_cache_bytes), f"kv_cache_bytes {terms.kv_cache_bytes}"
     return num_blocks_within(
         budget,
         name,
@@ -197,6 +199,7 @@ def _num_blocks(use: MemoryUse, loaded: LoadedModel, limits: SlotLimits, terms: 
         dtype=loaded.dtype,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
+        earlier_num_blocks=terms.earlier_num_blocks,
     )
 
 

@@ -96,6 +96,7 @@ def load_cuda(
     terms = CacheTerms(
         gpu_memory_utilization=launch.gpu_memory_utilization,
         kv_cache_bytes=launch.kv_cache_bytes,
+        earlier_num_blocks=launch.earlier_num_blocks,
         enforce_eager=launch.enforce_eager,
     )
     return LoadedCuda(

@@ -53,6 +53,7 @@ def load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[s
             max_model_len=launch.max_model_len,
             kv_cache_bytes=launch.kv_cache_bytes,
             available_bytes=available_bytes,
+            earlier_num_blocks=launch.earlier_num_blocks,
         )
         kv = KVCache(decoder.config, num_blocks, block_size, dtype)
         kv.commit_when_idle()

@@ -1,0 +1,269 @@
+"""Every decoder of bytes in the tree, as one function each: what it may raise, and an input that it takes.
+
+`tests/house` holds that no file decodes bytes without being named here.
+"""
+
+import socket
+import tempfile
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pagewire.client.cli import inputs
+from pagewire.client.cli.parameters import _json_object
+from pagewire.client.decoding import NotJson, from_json
+from pagewire.client.errors import InvalidRequest
+from pagewire.scheduler_svc.engine.bench import EngineWorkload
+from pagewire.scheduler_svc.engine.intake import read_submission
+from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.scheduler_svc.engine.steps import SchedulerConfig
+from pagewire.scheduler_svc.frontend.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.template_process import (
+    FromRenderer,
+    Prepare,
+    Prepared,
+    Refused,
+    Render,
+    Rendered,
+    ToRenderer,
+)
+from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
+from pagewire.scheduler_svc.models import carried, gguf_file
+from pagewire.scheduler_svc.settings import sources
+from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
+from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_worker_keys
+from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
+from pagewire.wire.columns import pack, unpack, unpack_pairs
+from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
+from pagewire.wire.lifeline import Lifeline
+from pagewire.wire.plan import (
+    PROTOCOL_VERSION,
+    Admit,
+    Begin,
+    DeviceMemory,
+    FromWorker,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+    ToWorker,
+    WorkerFailed,
+    WorkerHello,
+)
+from pagewire.wire.requests import (
+    Abort,
+    AbortRequest,
+    Answer,
+    EngineInfo,
+    EngineState,
+    FinishKind,
+    FromFrontend,
+    Load,
+    Register,
+    Rejected,
+    RejectKind,
+    SeqFinished,
+    SeqStarted,
+    Submit,
+    ToFrontend,
+    TokenBatch,
+)
+from pagewire.worker.plan_fields import PlanError, decode_column, decode_pairs
+from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots import Slots
+from pagewire.worker.startup.launch_file import LaunchError
+from pagewire.worker.startup.launch_file import read_launch as read_worker_launch
+
+Errors = tuple[type[Exception], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ByteDecoder:
+    """One way from bytes to values."""
+
+    file: str
+    """Of the tree: where it is, or where its codec is used."""
+    decode: Callable[[bytes], object]
+    errors: Errors
+    """All that may come out of it."""
+    samples: tuple[bytes, ...]
+    """Inputs that it takes, as a start for worse ones."""
+
+
+_SAMPLING = SamplingParams(0.7, 5, 0.9, 2**64 - 1)
+_MEMORY = DeviceMemory(1, 2, 3, 4, 5, 6)
+SUBMIT = Submit(
+    1, "r", pack([1, 2, 3]), pack([4]), _SAMPLING, 5, [7], False, 0, b"salt", 1.5
+)  # fmt: skip
+HELLO = WorkerHello(PROTOCOL_VERSION, 0, 0, 8, 4, 4, 32, 100, 1, 2, "a", "l", {"python": "3"}, "t", _MEMORY)
+PLAN = StepPlan(
+    0, 0, b"", [Admit(0, 4, pack([1, 2, 3, 4]), 0, pack([0]), _SAMPLING)], b"", pack([0, 4]), b""
+)  # fmt: skip
+_FROM_FRONTEND = (Register(0, 0), SUBMIT, Abort(pack([1])), AbortRequest(1, "r"))
+_TO_FRONTEND = (
+    TokenBatch([SeqStarted(1, 0, 0.5)], pack([1]), pack([2]), [SeqFinished(1, FinishKind.EOS)]),
+    Rejected(1, RejectKind.INVALID, "f", "m", 1.0),
+    EngineInfo(EngineState.READY, 1, 1, 1, 1, 1, "a", "l", {"python": "3"}, 0, _MEMORY),
+    Load(EngineState.READY, *range(13)),
+    Answer(1, 2),
+)
+_FROM_WORKER = (HELLO, StepResult(0, 0, pack([1]), 1, 1), WorkerFailed("m"))
+_TO_WORKER = (Begin(0), PLAN)
+_CONFIG = SchedulerConfig(
+    max_num_seqs=4,
+    max_num_batched_tokens=16,
+    max_prefill_tokens_per_step=8,
+    max_model_len=32,
+    max_queued=4,
+    vocab_size=100,
+    eos_token_ids=(0,),
+    num_blocks=8,
+    block_size=4,
+    enable_prefix_caching=True,
+)
+_LIMITS = SlotLimits(
+    max_num_seqs=4, max_model_len=32, max_num_batched_tokens=16, block_size=4, num_blocks=8, vocab_size=100
+)
+
+
+def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
+    """All of them. Those that read files read them from `folder`, which is theirs."""
+    wire: Errors = (WireError,)
+    yield from _sockets(wire)
+    yield ByteDecoder("proto/wire/columns.py", unpack, wire, (pack([1, 2]),))
+    yield ByteDecoder("proto/wire/columns.py", unpack_pairs, wire, (pack([1, 2]),))
+    yield ByteDecoder("worker/plan_fields.py", lambda data: decode_column(data, "f"), (PlanError,), (pack([1]),))
+    yield ByteDecoder("worker/plan_fields.py", lambda data: decode_pairs(data, "f"), (PlanError,), (pack([1, 2]),))
+    yield ByteDecoder("proto/wire/lifeline.py", _through_a_lifeline, wire, (_line(ToChild, Drain(1.0, 2.0)),))
+    from_child = JsonCodec[FromChild](FromChild)
+    samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))
+    yield ByteDecoder("scheduler_svc/supervisor/child.py", from_child.decode, wire, samples)
+    yield from _files(folder)
+    yield from _client()
+
+
+def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
+    from_frontend = Codec[FromFrontend](FromFrontend)
+    from_worker, to_worker = Codec[FromWorker](FromWorker), Codec[ToWorker](ToWorker)
+    peers = "scheduler_svc/engine/peers.py"
+    yield ByteDecoder(peers, from_frontend.decode, wire, tuple(map(from_frontend.encode, _FROM_FRONTEND)))
+    yield ByteDecoder(peers, from_worker.decode, wire, tuple(map(from_worker.encode, _FROM_WORKER)))
+    yield ByteDecoder("scheduler_svc/engine/bench.py", from_worker.decode, wire, (from_worker.encode(_FROM_WORKER[1]),))
+    to_frontend = Codec[ToFrontend](ToFrontend)
+    samples = tuple(map(to_frontend.encode, _TO_FRONTEND))
+    yield ByteDecoder("scheduler_svc/frontend/engine_link.py", to_frontend.decode, wire, samples)
+    yield ByteDecoder("worker/link.py", to_worker.decode, wire, tuple(map(to_worker.encode, _TO_WORKER)))
+    to_renderer, from_renderer = Codec[ToRenderer](ToRenderer), Codec[FromRenderer](FromRenderer)
+    asked = (Prepare("{{ messages }}", 1.0, 1, 1), Render({"messages": [{"role": "user"}], "n": 2.5}))
+    answers = (Rendered("text"), Refused("m"), Prepared())
+    renderer = "scheduler_svc/frontend/template_process.py"
+    yield ByteDecoder(renderer, to_renderer.decode, wire, tuple(map(to_renderer.encode, asked)))
+    chat = "scheduler_svc/frontend/chat_template.py"
+    yield ByteDecoder(chat, from_renderer.decode, wire, tuple(map(from_renderer.encode, answers)))
+
+    def submit(frame: bytes) -> object:
+        message = from_frontend.decode(frame)
+        return read_submission(SequenceKey(0, 0), message, _CONFIG, 0.0) if isinstance(message, Submit) else None
+
+    def apply(frame: bytes) -> object:
+        message = to_worker.decode(frame)
+        slots = Slots(_LIMITS)
+        slots.begin(0)
+        return slots.apply(message) if isinstance(message, StepPlan) else None
+
+    # What decodes is not yet sound: these check every field, and say so in the same way.
+    yield ByteDecoder("scheduler_svc/engine/intake.py", submit, (ValueError,), (from_frontend.encode(SUBMIT),))
+    yield ByteDecoder("worker/slots.py", apply, (WireError, PlanError), (to_worker.encode(PLAN),))
+
+
+def _files(folder: Path) -> Iterator[ByteDecoder]:
+    file = folder / "file"
+
+    def written(read: Callable[[Path], object]) -> Callable[[bytes], object]:
+        def decode(content: bytes) -> object:
+            file.write_bytes(content)
+            return read(file)
+
+        return decode
+
+    launch = "scheduler_svc/launch.py"
+    some = b'{"incarnation": 0, "frontends": {"address": "ipc:///f"}, "rank": 0, "model": {"name": "m", "decoder": {}}}'
+    startup: Errors = (StartupError,)
+    yield ByteDecoder(launch, written(lambda path: read_launch(path, EngineLaunch)), startup, (some,))
+    yield ByteDecoder(launch, written(lambda path: read_launch(path, FrontendLaunch)), startup, (some,))
+    yield ByteDecoder("worker/startup/launch_file.py", written(read_worker_launch), (LaunchError,), (some,))
+    settings = written(lambda path: sources.render(sources.resolve({}, {}, str(path))))
+    toml = b'max_n = 4\nmodel = "m"\nload_interval_s = 0.5\n[table]\na.b.c = [1, {x = 1979-05-27}]\n'
+    yield ByteDecoder("scheduler_svc/settings/sources.py", settings, (SettingsError,), (toml, b"max_n = 4\n"))
+    keys = b"tenant:0123456789abcdef\n# comment\n"
+    read = written(lambda path: read_keys(str(path)))
+    yield ByteDecoder("scheduler_svc/frontend/auth.py", read, (KeysFileError,), (keys,))
+    curve = folder / "curve"
+    make_curve_keys(curve)
+
+    def read_curve(content: bytes) -> object:
+        (curve / "worker.json").write_bytes(content)
+        return read_worker_keys(curve)
+
+    sample = (curve / "worker.json").read_bytes()
+    yield ByteDecoder("scheduler_svc/supervisor/curve_keys.py", read_curve, (SettingsError,), (sample,))
+
+    def read_marker(content: bytes) -> object:
+        file.write_bytes(content)
+        return carried._still_verified(carried.CARRIED_MODELS["smollm2-135m"], file, file)
+
+    def read_spec(content: bytes) -> object:
+        (folder / "spec.json").write_bytes(content)
+        return gguf_file._from_cache(folder)
+
+    marker = b'{"sha256": "00", "size": 1, "mtime_ns": 2}'
+    yield ByteDecoder("scheduler_svc/models/carried.py", read_marker, (), (marker,))
+    yield ByteDecoder("scheduler_svc/models/gguf_file.py", read_spec, (), (some,))
+    definition = b'{"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}}'
+    yield ByteDecoder("scheduler_svc/frontend/detokenizer.py", TokenBytes, (UnsupportedTokenizerError,), (definition,))
+    workload = msgspec.json.encode({"running": 4})
+    yield ByteDecoder(
+        "scheduler_svc/engine/bench.py", lambda content: decode_json(content, EngineWorkload), (WireError,), (workload,)
+    )
+
+
+def _client() -> Iterator[ByteDecoder]:
+    line = b'{"messages": [{"role": "user", "content": "text \\u00e9"}]}'
+    yield ByteDecoder("client/decoding.py", from_json, (NotJson,), (line, b'{"token_ids": [1, 2]}'))
+    ready = b'{"address": "a", "admin_address": "", "model": "m", "pid": 1}'
+    for file in ("client/cli/parts.py", "client/local.py", "client/bench/engine.py"):
+        yield ByteDecoder(file, from_json, (NotJson,), (ready,))
+
+    def prompt(content: bytes) -> object:
+        return inputs._from_json(content.decode(errors="replace"), "line 1")
+
+    yield ByteDecoder("client/cli/inputs.py", prompt, (InvalidRequest,), (line, b'{"prompt": "x"}'))
+
+    def parameter(content: bytes) -> object:
+        return _json_object(content.decode(errors="replace"))
+
+    yield ByteDecoder("client/cli/parameters.py", parameter, (ArgumentTypeError,), (b'{"type": "object"}',))
+
+
+def _through_a_lifeline(content: bytes) -> object:
+    ours, theirs = socket.socketpair()
+    with ours:
+        lifeline = Lifeline(theirs.detach())
+        ours.sendall(content[:60_000] + b"\n")
+        try:
+            return lifeline.receive(0)
+        finally:
+            lifeline._socket.close()
+
+
+def _line(kind: object, message: object) -> bytes:
+    return JsonCodec[object](kind).encode_line(message)
+
+
+def registered_files() -> set[str]:
+    """Files of the tree that some decoder stands for."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {decoder.file for decoder in byte_decoders(Path(folder))}
