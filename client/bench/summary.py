@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from google.protobuf.message import DecodeError
+
 from pagewire.client.bench.distribution import Distribution, distribution
 from pagewire.client.bench.session import Trace
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
@@ -65,7 +67,11 @@ def read(trace: Trace) -> Reading:
     prompt_tokens = cached_tokens = 0
     complete = False
     for time_s, frame in zip(trace.times_s, trace.frames, strict=True):
-        message = StreamGenerateResponse.FromString(frame)
+        try:
+            message = StreamGenerateResponse.FromString(frame)
+        except DecodeError:  # another service, or another version of this one: its stream has failed
+            complete = False
+            break
         match message.WhichOneof("event"):
             case "started":
                 prompt_tokens, cached_tokens = message.started.prompt_tokens, message.started.cached_tokens

@@ -71,6 +71,7 @@ from pagewire.wire.requests import (
     ToFrontend,
     TokenBatch,
 )
+from pagewire.worker.parallel.rendezvous import GroupNotice
 from pagewire.worker.plan_fields import PlanError, decode_column, decode_pairs
 from pagewire.worker.slot_columns import SlotLimits
 from pagewire.worker.slots import Slots
@@ -141,6 +142,9 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     from_child = JsonCodec[FromChild](FromChild)
     samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))
     yield ByteDecoder("scheduler_svc/supervisor/child.py", from_child.decode, wire, samples)
+    notice = GroupNotice(1, {"device": "cpu"})
+    rendezvous = JsonCodec[GroupNotice](GroupNotice)
+    yield ByteDecoder("worker/parallel/rendezvous.py", rendezvous.decode, wire, (rendezvous.encode_line(notice),))
     yield from _files(folder)
     yield from _client()
 

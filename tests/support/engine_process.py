@@ -113,12 +113,20 @@ class PlayedWorker:
         """Act on one message; whether it was a plan."""
         message = self.peer.receive()
         if isinstance(message, Begin):
-            self._worker.begin(message.epoch)
+            self.begin(message)
             return False
         assert isinstance(message, StepPlan)
-        tokens = self._worker.execute(message)
-        self.peer.send(StepResult(message.epoch, message.step_id, pack(tokens), 10, 1))
+        self.run(message)
         return True
+
+    def begin(self, begin: Begin) -> None:
+        """Open an epoch."""
+        self._worker.begin(begin.epoch)
+
+    def run(self, plan: StepPlan, busy_us: int = 10, idle_us: int = 1) -> None:
+        """Run one plan and answer it."""
+        tokens = self._worker.execute(plan)
+        self.peer.send(StepResult(plan.epoch, plan.step_id, pack(tokens), busy_us, idle_us))
 
 
 class EngineProcess:
