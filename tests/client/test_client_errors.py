@@ -6,8 +6,9 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from support.scripted_service import ScriptedService, status, unavailable
 
 from pagewire.client import (
@@ -90,7 +91,11 @@ def test_reason_and_delay_of_unavailable(service: ScriptedService) -> None:
     assert (caught.value.reason, caught.value.retry_after_s) == ("DRAINING", 0.25)
 
 
-def test_details_that_do_not_decode_are_left_out() -> None:
+TORN_DETAIL = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize("value", [b"\xff\xff\xff", status_pb2.Status(details=[TORN_DETAIL]).SerializeToString()])
+def test_details_that_do_not_decode_are_left_out(value: bytes) -> None:
     class Broken(grpc.RpcError):
         def code(self) -> grpc.StatusCode:
             return Code.UNAVAILABLE
@@ -99,7 +104,7 @@ def test_details_that_do_not_decode_are_left_out() -> None:
             return "away"
 
         def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-            return (("grpc-status-details-bin", b"\xff\xff\xff"),)
+            return (("grpc-status-details-bin", value),)
 
     error = errors.from_rpc_error(Broken())
     assert isinstance(error, Unavailable)

@@ -1,5 +1,10 @@
 """The engine as a process: real sockets, with the test in the frontend's and the worker's place."""
 
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from support.content_worker import expected_output
 from support.engine_process import (
@@ -12,8 +17,9 @@ from support.engine_process import (
     tokens_of,
 )
 
+from pagewire.wire.codec import JsonCodec
 from pagewire.wire.columns import pack
-from pagewire.wire.control import Alive, Drain, Ready, StepOverdue, Stop, WorkerLost
+from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, StepOverdue, Stop, WorkerLost
 from pagewire.wire.plan import SamplingParams, StepPlan, StepResult
 from pagewire.wire.requests import (
     Abort,
@@ -252,6 +258,23 @@ def test_a_step_without_an_answer_is_reported_and_its_workers_loss_recovered() -
         # Without work there is nothing to answer, and the engine says all the time that it goes round.
         for _ in range(20):
             assert set(engine.news()) <= {Alive(), Ready()}
+
+
+def test_a_launch_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "engine.json"
+    for content in (b'{"incarnation": "\xff"}', b"[" * 100_000, b"{}"):
+        file.write_bytes(content)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [sys.executable, "-m", "pagewire.scheduler_svc.engine", "--launch", str(file)]
+            fd = theirs.fileno()
+            ended = subprocess.run(
+                [*command, "--lifeline-fd", str(fd)], pass_fds=[fd], capture_output=True, check=False
+            )
+            said = JsonCodec[FromChild](FromChild).decode(ours.recv(65536))
+        assert isinstance(said, Failed)
+        assert said.message.startswith(f"the launch file {file} is wrong: ")
+        assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_an_orphaned_engine_ends() -> None:

@@ -255,6 +255,12 @@ def test_reflection_lists_the_services_of_each_listener(spec: ModelSpec, run: Ru
     run(test())
 
 
+def test_a_keys_file_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"ann:\xff" + KEY.encode())
+    with pytest.raises(KeysFileError, match=f"{tmp_path / 'keys'}: it holds text that is not UTF-8"):
+        read_keys(str(tmp_path / "keys"))
+
+
 def test_keys_are_asked_of_everything_but_health(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         keys = tmp_path / "keys"

@@ -26,13 +26,26 @@ from tokenizers import Tokenizer, decoders, models
 from pagewire.v1 import admin_pb2
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
-from pagewire.wire.columns import unpack
+from pagewire.wire.columns import pack, unpack
 from pagewire.wire.control import EngineRestarted
 from pagewire.wire.launch import CurveKeys
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.requests import Abort, EngineState, FinishKind, Register, RejectKind, Submit
+from pagewire.wire.requests import (
+    Abort,
+    EngineInfo,
+    EngineState,
+    FinishKind,
+    Register,
+    Rejected,
+    RejectKind,
+    SeqFinished,
+    SeqStarted,
+    Submit,
+    TokenBatch,
+)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
+NONSENSE = EngineInfo(EngineState.READY, -1, 2**40, 2**40, -1, 2**63, "", "", {}, 2**40)
 
 
 @pytest.fixture(scope="module")
@@ -393,6 +406,55 @@ def test_a_sequence_that_the_model_failed_ends_with_internal_alone(spec: ModelSp
     run(test())
 
 
+def test_a_sequence_that_memory_no_longer_holds_ends_with_the_limit_alone(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            await world.engine.start(submit.handle)
+            token = pack([submit.handle]), pack([40])
+            await world.engine.send(TokenBatch([], *token, [SeqFinished(submit.handle, FinishKind.NO_ROOM, 41)]))
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "41 tokens" in (error.details() or "")
+            after = world.inference.Generate(unary(ids_request()))
+            await world.engine.answer((await world.engine.act(Submit)).handle, [40])
+            assert (await after).usage.completion_tokens == 1
+
+    run(test())
+
+
+def test_a_stream_that_a_smaller_engine_refuses_has_no_wrong_argument(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            await world.engine.act(Submit)
+            world.engine.restart()
+            world.frontend.handle(EngineRestarted(1))
+            await world.engine.act(Register)
+            again = await world.engine.act(Submit)
+            await world.engine.reject(again.handle, RejectKind.INVALID, field="stopping.max_tokens")
+            assert (await failure(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    run(test())
+
+
+def test_an_engine_that_took_somebody_else_for_the_frontend_is_told_again(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec, engine_timeout_s=1.0) as world:
+            world.engine.is_mute = True
+            world.engine.restart()
+            world.frontend.handle(EngineRestarted(1))
+            await world.engine.act(Register)
+            world.engine.is_mute = False
+            await world.engine.act(Register)
+            call = world.inference.StreamGenerate(ids_request(), wait_for_ready=True)
+            await world.engine.answer((await world.engine.act(Submit)).handle, [40])
+            assert ids_of(await read_all(call)) == [40]
+
+    run(test())
+
+
 def test_an_operators_abort_is_an_end_and_not_an_error(spec: ModelSpec, run: Run) -> None:
     async def test() -> None:
         async with running_frontend(spec) as world:
@@ -515,11 +577,16 @@ def test_frames_that_are_no_messages_are_counted_and_dropped(spec: ModelSpec, ru
             submit = await world.engine.act(Submit)
             await world.engine.start(submit.handle)
             await world.engine.send_raw(b"\xc1garbage")
+            await world.engine.send_raw(b"\x92\xa1\xff\x01")  # its tag is no UTF-8
+            torn = TokenBatch([], pack([submit.handle]), pack([40, 41]), [])
+            late = TokenBatch([SeqStarted(submit.handle, 0, float("nan"))], b"", b"", [])
+            for batch in (torn, late, Rejected(2**40, RejectKind.INVALID, "", "", None), NONSENSE):
+                await world.engine.send(batch)
             await world.engine.send_raw(b"two", b"frames")
             await world.engine.step([(submit.handle, 384)])  # one more than there are logits
             await world.engine.answer(submit.handle, [40])
             assert ids_of(await read_all(call)) == [40]
-            assert world.engine_client.dropped_frames == 3
+            assert world.engine_client.dropped_frames == 8
 
     run(test())
 

@@ -65,6 +65,16 @@ def test_the_default_stretches_to_one_sequence_but_not_beyond_half(config: Decod
         plan(config, available_bytes=13 * per_block)
 
 
+def test_a_worker_that_is_started_again_takes_what_it_had_or_what_there_is(config: DecoderConfig) -> None:
+    block = bytes_per_block(config, 16, torch.float32)
+    assert plan(config, earlier_num_blocks=20) == 20
+    assert plan(config, earlier_num_blocks=28, available_bytes=2 * 20 * block) == 20
+    assert plan(config, earlier_num_blocks=28, available_bytes=2 * 3 * block) == 3, "less than one sequence"
+    assert plan(config, earlier_num_blocks=20, kv_cache_bytes=24 * block) == 20
+    with pytest.raises(ValueError, match="does not hold one block"):
+        plan(config, earlier_num_blocks=20, available_bytes=block)
+
+
 def test_gather_returns_what_write_stored(config: DecoderConfig) -> None:
     kv = KVCache(config, num_blocks=5, block_size=4, dtype=torch.float32)
     K, D = config.num_kv_heads, config.head_dim

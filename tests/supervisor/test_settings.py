@@ -252,12 +252,27 @@ def test_text_that_is_no_utf8_is_refused(name: str) -> None:
         ("listen = 5", "listen = 5 must be text"),
         ("enable_prefix_caching = 1", "enable_prefix_caching = 1 must be true or false"),
         ("max_n = ", "is not TOML"),
+        ("max_n = {a = 1}", r"max_n = \{'a': 1\} must be a whole number"),
+        ("max_n." + "a." * 2_000 + "a = 1", "max_n = .* must be a whole number"),
+        ("max_n = " + "[" * 5_000, "is not TOML: it is nested too deeply"),
+        ("max_n = " + "9" * 5_000, "is not TOML"),
+        ("max_n = 0x" + "f" * 5_000, "max_n = a int must be a whole number"),
+        ("load_interval_s = " + "9" * 400, "load_interval_s = 9* must be a number"),
+        ("a." * 20_000 + "a = 1", "is not TOML: it has a line of over"),
     ],
 )
 def test_a_file_is_held_to_the_same_types(config_file: Path, content: str, message: str) -> None:
     config_file.write_text(content)
     with pytest.raises(SettingsError, match=message):
         resolved(config=config_file)
+
+
+def test_what_is_no_utf_8_is_a_sentence(config_file: Path) -> None:
+    config_file.write_bytes(b"model = '\xff'")
+    with pytest.raises(SettingsError, match=f"{config_file} is not TOML: it holds text that is not UTF-8"):
+        resolved(config=config_file)
+    with pytest.raises(SettingsError, match=r"model = '/m\\udcff' is not UTF-8 \(from PAGEWIRE_MODEL\)"):
+        resolved(environ={"PAGEWIRE_MODEL": os.fsdecode(b"/m\xff")})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_lost_worker_is_started_again_and_the_engine_told(run_server: RunServe
     assert server.heard("engine-0", "WorkerLost")["rank"] == 0
     again = server.heard("worker-0", "started", incarnation=1)
     assert again["launch"]["incarnation"] == 1
+    assert again["launch"]["earlier_num_blocks"] == 64
     server.signal(signal.SIGTERM)
     status, _, err = server.end()
     assert status == 0

@@ -74,7 +74,7 @@ def main() -> int:
         case _:
             listen = launch.get("listen", "").replace(":0", ":40001")
             admin = (launch.get("admin_listen") or "").replace(":0", ":40002")
-            lifeline.send(Ready(listen, admin))
+            lifeline.send(Ready(listen, admin, 64 if arguments.role == "worker" else 0))
             say("ready")  # from here on the main thread sends nothing, for which a signal's handler would wait
             if script != "still":
                 threading.Thread(target=beat, args=(lifeline,), daemon=True).start()

@@ -78,6 +78,7 @@ def test_number_of_blocks() -> None:
     block_bytes = 2 * 2 * 1 * 16 * 16 * 2  # keys and values, layers, KV heads, head dim, block size; bf16
     bought = msgspec.structs.replace(launch, kv_cache_bytes=(per_seq + 1) * block_bytes + 1)
     assert sim_num_blocks(bought, 16) == per_seq + 1
+    assert sim_num_blocks(msgspec.structs.replace(bought, earlier_num_blocks=2), 16) == 2
     with pytest.raises(ValueError, match=f"one sequence of max_model_len {launch.max_model_len} needs {per_seq}"):
         sim_num_blocks(msgspec.structs.replace(launch, kv_cache_bytes=per_seq * block_bytes - 1), 16)
 
