@@ -154,7 +154,7 @@ class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h
     protocol_version: int
     rank: PeerNumber
     incarnation: Incarnation
-    """Counts the supervisor's starts of this rank; a lower one than that of a peer that can be reached is a ghost and is
+    """Counts the supervisor's starts of this rank; one that is lower than that of a peer within reach is a ghost and is
     ignored."""
     num_blocks: Count
     """Not always as many as the worker before had: see `pagewire.wire.launch.WorkerLaunch.earlier_num_blocks`."""

@@ -86,8 +86,10 @@ def interpret(world: World, kind: int, a: int, b: int) -> None:
                 world.scheduler.flush_cache()
             elif a % 4 == 1:
                 world.abort_request(f"request-{b % 4}")
-            elif a % 8 == 2:
+            elif a % 16 == 2:
                 world.lose_worker()
+            elif a % 16 == 10:
+                world.replace_worker(1 + b % 32)
             else:
                 world.expire(b / 64)
         case 5 | 6 | 7 | 8 | 9 | 10:

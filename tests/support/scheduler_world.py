@@ -7,6 +7,7 @@ that a slot of the worker can be told whose it is.
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
 from support.content_worker import ContentWorker, expected_output
 
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
@@ -40,16 +41,7 @@ class World:
     def __init__(self, config: SchedulerConfig, depth: int) -> None:
         self.config = config
         self.scheduler = Scheduler(config)
-        self.worker = ContentWorker(
-            SlotLimits(
-                max_num_seqs=config.max_num_seqs,
-                max_model_len=config.max_model_len,
-                max_num_batched_tokens=config.max_num_batched_tokens,
-                block_size=config.block_size,
-                num_blocks=config.num_blocks,
-                vocab_size=config.vocab_size,
-            )
-        )
+        self.worker = _worker(config)
         self.now_s = 0.0
         self.sequences: dict[int, Expectation] = {}
         self.rejections: list[Rejection] = []
@@ -167,6 +159,15 @@ class World:
         self.worker.begin(self._epoch)
         return failed
 
+    def replace_worker(self, num_blocks: int) -> None:
+        """The worker dies, and the one that comes has so many blocks."""
+        self.lose_worker()
+        self.config = msgspec.structs.replace(self.config, num_blocks=num_blocks)
+        self.worker = _worker(self.config)
+        self.worker.begin(self._epoch)
+        for finish in self.scheduler.resize(self.config):
+            self._finish(finish)
+
     def drain(self) -> int:
         """Run until every sequence has ended; returns the number of plans it took."""
         plans = 0
@@ -198,7 +199,7 @@ class World:
                 continue
             assert expectation.ended is expectation.kind, f"sequence {handle} ended with {expectation.ended}"
             assert expectation.starts <= 1
-            if expectation.kind not in (FinishKind.ABORTED, FinishKind.FAILED):
+            if expectation.kind not in (FinishKind.ABORTED, FinishKind.FAILED, FinishKind.NO_ROOM):
                 assert expectation.got == expectation.output
         assert self.scheduler.blocks.num_used == 0, "blocks leaked"
 
@@ -215,6 +216,9 @@ class World:
         expectation = self.sequences[finish.key.handle]
         assert expectation.ended is None, f"{finish.key} ended twice"
         assert not expectation.cancelled, f"{finish.key} ended after it was cancelled"
+        if finish.kind is FinishKind.NO_ROOM:
+            assert len(expectation.prompt) + len(expectation.got) >= finish.limit == self.config.longest
+            expectation.kind = finish.kind
         expectation.ended = finish.kind
 
     def _reject(self, rejection: Rejection) -> None:
@@ -223,3 +227,16 @@ class World:
         assert not expectation.got
         expectation.cancelled = True
         self.rejections.append(rejection)
+
+
+def _worker(config: SchedulerConfig) -> ContentWorker:
+    return ContentWorker(
+        SlotLimits(
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            block_size=config.block_size,
+            num_blocks=config.num_blocks,
+            vocab_size=config.vocab_size,
+        )
+    )
