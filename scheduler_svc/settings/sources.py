@@ -145,10 +145,6 @@ def _parse(field: SettingField, raw: Any) -> Any:
     if not isinstance(raw, str):
         is_whole = isinstance(raw, int) and not isinstance(raw, bool)
         return float(raw) if field.base is float and is_whole and raw.bit_length() <= 64 else raw
-    try:
-        raw.encode()
-    except UnicodeEncodeError:  # how Python keeps bytes of the environment that are no text
-        raise SettingsError(f"{field.name} = {raw!r} is not UTF-8") from None
     text = raw.strip()
     if field.optional and not text:
         return None

@@ -14,14 +14,16 @@ import msgspec
 
 from pagewire.client.cli import inputs
 from pagewire.client.cli.parameters import _json_object
-from pagewire.client.decoding import NotJson, from_json
 from pagewire.client.errors import InvalidRequest
+from pagewire.client.json_text import NotJson, from_json
 from pagewire.scheduler_svc.engine.bench import EngineWorkload
 from pagewire.scheduler_svc.engine.intake import read_submission
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import SchedulerConfig
+from pagewire.scheduler_svc.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.json_text import JsonReader
 from pagewire.scheduler_svc.frontend.template_process import (
     FromRenderer,
     Prepare,
@@ -228,6 +230,12 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     yield ByteDecoder("scheduler_svc/models/gguf_file.py", read_spec, (), (some,))
     definition = b'{"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}}'
     yield ByteDecoder("scheduler_svc/frontend/detokenizer.py", TokenBytes, (UnsupportedTokenizerError,), (definition,))
+
+    def argument(content: bytes) -> object:
+        return JsonReader("chat", 1000).object(content.decode(errors="replace"), "chat.tools[0].parameters")
+
+    arguments = b'{"type": "object", "properties": {"n": {"minimum": 1.5, "enum": [1, 2]}}}'
+    yield ByteDecoder("scheduler_svc/frontend/json_text.py", argument, (InvalidArgument,), (arguments,))
     workload = msgspec.json.encode({"running": 4})
     yield ByteDecoder(
         "scheduler_svc/engine/bench.py", lambda content: decode_json(content, EngineWorkload), (WireError,), (workload,)
@@ -236,7 +244,7 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
 
 def _client() -> Iterator[ByteDecoder]:
     line = b'{"messages": [{"role": "user", "content": "text \\u00e9"}]}'
-    yield ByteDecoder("client/decoding.py", from_json, (NotJson,), (line, b'{"token_ids": [1, 2]}'))
+    yield ByteDecoder("client/json_text.py", from_json, (NotJson,), (line, b'{"token_ids": [1, 2]}'))
     ready = b'{"address": "a", "admin_address": "", "model": "m", "pid": 1}'
     for file in ("client/cli/parts.py", "client/local.py", "client/bench/engine.py"):
         yield ByteDecoder(file, from_json, (NotJson,), (ready,))
