@@ -26,6 +26,7 @@ from pagewire.scheduler_svc.frontend.detokenizer import TokenBytes, UnsupportedT
 from pagewire.scheduler_svc.frontend.json_text import JsonReader
 from pagewire.scheduler_svc.frontend.template_process import (
     FromRenderer,
+    Invalid,
     Prepare,
     Prepared,
     Refused,
@@ -33,6 +34,7 @@ from pagewire.scheduler_svc.frontend.template_process import (
     Rendered,
     ToRenderer,
 )
+from pagewire.scheduler_svc.frontend.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
 from pagewire.scheduler_svc.models import carried, gguf_file
 from pagewire.scheduler_svc.settings import sources
@@ -163,8 +165,11 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     yield ByteDecoder("scheduler_svc/frontend/engine_link.py", to_frontend.decode, wire, samples)
     yield ByteDecoder("worker/link.py", to_worker.decode, wire, tuple(map(to_worker.encode, _TO_WORKER)))
     to_renderer, from_renderer = Codec[ToRenderer](ToRenderer), Codec[FromRenderer](FromRenderer)
-    asked = (Prepare("{{ messages }}", 1.0, 1, 1), Render({"messages": [{"role": "user"}], "n": 2.5}))
-    answers = (Rendered("text"), Refused("m"), Prepared())
+    variables = Variables(
+        {"messages": [{"role": "user"}], "n": 2.5}, objects=[JsonText("chat.tools[0]", '{"a": 1}', ["tools", 0])]
+    )
+    asked = (Prepare({"default": "{{ messages }}"}, 1.0, 1, 1), Render("default", variables))
+    answers = (Rendered("text"), Refused("m"), Invalid("chat", "is wrong"), Prepared())
     renderer = "scheduler_svc/frontend/template_process.py"
     yield ByteDecoder(renderer, to_renderer.decode, wire, tuple(map(to_renderer.encode, asked)))
     chat = "scheduler_svc/frontend/chat_template.py"
