@@ -17,7 +17,7 @@ from pathlib import Path
 
 from google.protobuf.internal import api_implementation
 
-from pagewire.scheduler_svc.errors import InternalError
+from pagewire.scheduler_svc.errors import InternalError, is_ending
 from pagewire.scheduler_svc.frontend.app import Frontend, World
 from pagewire.scheduler_svc.frontend.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
@@ -88,7 +88,9 @@ def main() -> int:
     except _START_ERRORS as error:
         lifeline.send(Failed(str(error)))
         return 1
-    except Exception as error:
+    except BaseException as error:
+        if is_ending(error):
+            raise
         _log.exception("the frontend cannot go on")
         lifeline.send(Failed(f"internal error in a frontend: {error!r}"))
         return 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from pagewire.scheduler_svc.errors import InternalError
+from pagewire.scheduler_svc.errors import InternalError, is_ending
 from pagewire.scheduler_svc.frontend.admin import AdminService
 from pagewire.scheduler_svc.frontend.auth import Authenticator, AuthInterceptor, read_keys
 from pagewire.scheduler_svc.frontend.boundary import ErrorBoundary
@@ -27,6 +27,7 @@ from pagewire.scheduler_svc.frontend.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.health import Health
 from pagewire.scheduler_svc.frontend.inference import InferenceParts, InferenceService
 from pagewire.scheduler_svc.frontend.intake import Intake
+from pagewire.scheduler_svc.frontend.limits import MAX_CALLS
 from pagewire.scheduler_svc.frontend.listener import bind, create_server
 from pagewire.scheduler_svc.frontend.model_service import ModelService
 from pagewire.scheduler_svc.frontend.prompt_reader import PromptReader
@@ -133,7 +134,7 @@ class Frontend:
 
     async def _listen(self, authenticator: Authenticator, inference: InferenceService, model: ModelService) -> str:
         launch = self._launch
-        interceptors = [AuthInterceptor(authenticator.tenant), ErrorBoundary(self._broken)]
+        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator.tenant)]
         server = create_server(launch.max_message_bytes, launch.reuse_port, interceptors)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
@@ -143,7 +144,7 @@ class Frontend:
         launch = self._launch
         if launch.admin_listen is None:
             return ""
-        interceptors = [AuthInterceptor(authenticator.admin), ErrorBoundary(self._broken)]
+        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator.admin)]
         server = create_server(launch.max_message_bytes, False, interceptors)
         admin = AdminService(launch, self._engine, self._intake, self._request_drain)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
@@ -170,6 +171,15 @@ class Frontend:
 
     def handle(self, command: ToChild) -> None:
         """A command of the supervisor, on the event loop."""
+        try:
+            self._obey(command)
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            _log.error("a command of the supervisor met a bug", exc_info=error)
+            self._broken(InternalError(f"{type(command).__name__}: {error!r}"))
+
+    def _obey(self, command: ToChild) -> None:
         match command:
             case Drain():
                 if not self._intake.draining.is_set():

@@ -15,8 +15,7 @@ from typing import Any
 
 import grpc
 
-from pagewire.scheduler_svc.errors import PermissionDenied, RequestError, Unauthenticated
-from pagewire.scheduler_svc.frontend.status import abort
+from pagewire.scheduler_svc.errors import PermissionDenied, Unauthenticated
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import WireError, decode_text
 
@@ -90,7 +89,9 @@ def read_keys(path: str) -> Authenticator:
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Ends calls whose metadata `check` refuses, before their handler sees them. Health is open."""
+    """Ends calls whose metadata `check` refuses, before their handler sees them. Health is open.
+
+    It raises what `check` raises: the boundary before it answers."""
 
     def __init__(self, check: Callable[[Metadata | None], object]) -> None:
         self._check = check
@@ -102,17 +103,5 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Called by grpc for each call."""
         if not handler_call_details.method.startswith(_HEALTH_PREFIX):
-            try:
-                self._check(handler_call_details.invocation_metadata)
-            except RequestError as error:
-                return _refusal(error)
+            self._check(handler_call_details.invocation_metadata)
         return await continuation(handler_call_details)
-
-
-def _refusal(error: RequestError) -> "grpc.RpcMethodHandler[Any, Any]":
-    """A handler that answers with the error. Streaming both ways, so that it waits for no message."""
-
-    async def refuse(_requests: object, context: Any) -> None:
-        await abort(context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -1,11 +1,17 @@
-"""Where exceptions become statuses: around every handler of ours, and nowhere else.
+"""Where a call arrives, and where exceptions become statuses: around every interceptor and handler, and nowhere else.
 
-A `RequestError` becomes its status. Anything else that a handler lets out is a bug of ours: the caller learns INTERNAL
-and no more, the log gets the traceback. An `InternalError`, a broken invariant, also ends the process, which the
-supervisor then starts again; another exception ends its own call alone, because one request must not end the others.
-CancelledError passes: grpc keeps the call's memory until its handler has ended by it.
+A `RequestError` becomes its status. Anything else that is let out is a bug of ours or of a library: the caller learns
+INTERNAL and no more, the log gets the traceback. An `InternalError`, a broken invariant, also ends the process, which
+the supervisor then starts again; any other ends its own call alone, because one request must not end the others. That
+holds for exceptions that are no `Exception` too: grpc answers those never. CancelledError passes: grpc keeps the call's
+memory until its handler has ended by it.
+
+Calls are counted from their arrival to their end, whatever the service; more than fit are refused with a delay to try
+again after. A request's bytes are read here and not by grpc, which would keep them for as long as the call lasts, an
+hour's stream or an hour in the queue: here nothing holds them once the message has been made of them.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,17 +20,27 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import AbortError
 
-from pagewire.scheduler_svc.errors import InternalError, InvalidArgument, RequestError
+from pagewire.scheduler_svc.errors import (
+    InternalError,
+    InvalidArgument,
+    RequestError,
+    ResourceExhausted,
+    is_ending,
+)
 from pagewire.scheduler_svc.frontend.status import abort
 
 _log = logging.getLogger(__name__)
 _OWN_PREFIX = "/pagewire."
+_RETRY_S = 1.0
 
 
 class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Wraps the handlers of our services, unary and server-streaming, which are coroutine functions all."""
+    """The first interceptor of a listener. Our handlers, which are coroutine functions all, are wrapped."""
 
-    def __init__(self, on_internal_error: Callable[[InternalError], None]) -> None:
+    def __init__(self, max_calls: int, on_internal_error: Callable[[InternalError], None]) -> None:
+        """`max_calls`: how many calls of the listener may run at once."""
+        self._max_calls = max_calls
+        self._num_calls = 0
         self._on_internal_error = on_internal_error
 
     async def intercept_service(
@@ -32,38 +48,79 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Called by grpc for each call."""
-        handler = await continuation(handler_call_details)
+        """Called by grpc for each call, in the task that runs the call to its end."""
+        try:
+            self._count()
+            handler = await continuation(handler_call_details)
+        except BaseException as error:
+            return _refusal(self._for_caller(error))
         if handler is None or not handler_call_details.method.startswith(_OWN_PREFIX):
             return handler
         # Decoding happens in here too: left to grpc, bytes that are no message end in UNKNOWN and a logged traceback.
+        # To grpc the requests are streams, because of those it keeps no message; on the wire one is like the other.
         decode = handler.request_deserializer
         assert decode is not None, "the generated handlers all have one"
         if handler.unary_unary is not None:
             guarded = self._guard(handler.unary_unary, decode)
-            return grpc.unary_unary_rpc_method_handler(guarded, None, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(guarded, None, handler.response_serializer)
         if handler.unary_stream is not None:
             guarded = self._guard(handler.unary_stream, decode)
-            return grpc.unary_stream_rpc_method_handler(guarded, None, handler.response_serializer)
+            return grpc.stream_stream_rpc_method_handler(guarded, None, handler.response_serializer)
         return handler
+
+    def _count(self) -> None:
+        if self._num_calls >= self._max_calls:
+            raise ResourceExhausted(
+                f"{self._num_calls} calls run on this listener; the limit is {self._max_calls}", _RETRY_S
+            )
+        call = asyncio.current_task()
+        assert call is not None, "grpc runs each call in a task of its own"
+        self._num_calls += 1
+        call.add_done_callback(self._ended)
+
+    def _ended(self, _call: "asyncio.Task[Any]") -> None:
+        self._num_calls -= 1
 
     def _guard(
         self, handle: Callable[[Any, Any], Any], decode: Callable[[bytes], Any]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def guarded(frame: bytes, context: Any) -> Any:
+        async def guarded(_requests: object, context: Any) -> Any:
             try:
-                return await handle(decode(frame), context)
-            except DecodeError as error:
-                await abort(context, InvalidArgument("the request", f"is not a message: {error}"))
-            except RequestError as error:
-                await abort(context, error)
+                # No name is given to frame or message, so that neither lives longer than the handler wants it.
+                return await handle(_decoded(await context.read(), decode), context)
             except AbortError:
                 raise
-            except Exception as error:
-                _log.exception("a handler failed")
-                internal = error if isinstance(error, InternalError) else InternalError(repr(error))
-                if internal is error:
-                    self._on_internal_error(internal)
-                await abort(context, internal)
+            except BaseException as error:
+                await abort(context, self._for_caller(error))
 
         return guarded
+
+    def _for_caller(self, error: BaseException) -> RequestError | InternalError:
+        """What a call ends with. Raises the error itself where it asks for an end."""
+        if isinstance(error, RequestError):
+            return error
+        if is_ending(error):
+            raise error
+        _log.error("a call failed", exc_info=error)
+        if isinstance(error, InternalError):
+            self._on_internal_error(error)
+            return error
+        return InternalError(repr(error))
+
+
+def _decoded(frame: Any, decode: Callable[[bytes], Any]) -> Any:
+    if not isinstance(frame, bytes):  # grpc.aio.EOF
+        raise InvalidArgument("the request", "is missing: the call brought no message")
+    try:
+        return decode(frame)
+    except DecodeError as error:
+        raise InvalidArgument("the request", f"is not a message: {error}") from error
+
+
+def _refusal(error: RequestError | InternalError) -> "grpc.RpcMethodHandler[Any, Any]":
+    """A handler that answers with the error. Streaming both ways, so that it waits for no message."""
+
+    async def refuse(_requests: object, context: Any) -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -177,7 +177,8 @@ class ChatTemplate:
                 f"the chat template took longer than {self._limits.time_limit_s:g} s or more memory than "
                 f"{self._limits.memory_limit_bytes} bytes with these messages"
             ) from error
-        except asyncio.CancelledError:
+        except BaseException:
+            # Given up, or an error that nobody foresaw: what the process holds now is unknown.
             await renderer.end()
             raise
         self._idle.append(renderer)

@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
-from pagewire.scheduler_svc.errors import InternalError, Unavailable, UnavailableReason
+from pagewire.scheduler_svc.errors import InternalError, Unavailable, UnavailableReason, is_ending
 from pagewire.scheduler_svc.frontend.engine_link import EngineLink
 from pagewire.scheduler_svc.frontend.engine_status import EngineStatus
 from pagewire.scheduler_svc.frontend.sequences import SequenceTable
@@ -49,9 +49,8 @@ class EngineClient:
         self._register = Register(launch.index, launch.incarnation)
         self._on_internal_error = on_internal_error
         self.status = EngineStatus(clock, launch.engine_timeout_s, on_change)
-        self._link = EngineLink(launch.engine, launch.index, launch.incarnation, self._handle)
-        loop = asyncio.get_running_loop()
-        self.sequences = SequenceTable(self._link.send, loop.call_later, clock, launch.model.decoder.vocab_size)
+        self._link = EngineLink(launch.engine, launch.index, launch.incarnation, self._handle, self._met_a_bug)
+        self.sequences = SequenceTable(self._link.send, self._call_later, clock, launch.model.decoder.vocab_size)
         self._must_resubmit = False
         self._queries: dict[int, asyncio.Future[int]] = {}
         self._query_ids = itertools.count(1)
@@ -153,6 +152,21 @@ class EngineClient:
                         query.set_result(message.value)
         except WireError:
             raise
-        except Exception as error:
-            _log.exception("a message of the engine met a bug")
-            self._on_internal_error(InternalError(f"{type(message).__name__}: {error!r}"))
+        except BaseException as error:
+            self._met_a_bug(type(message).__name__, error)
+
+    def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        def call() -> None:
+            try:
+                callback()
+            except BaseException as error:
+                self._met_a_bug("a timer", error)
+
+        asyncio.get_running_loop().call_later(delay_s, call)
+
+    def _met_a_bug(self, what: str, error: BaseException) -> None:
+        """In a callback: the event loop would log it and go on, with streams that nobody serves any more."""
+        if is_ending(error):
+            raise error
+        _log.error("%s met a bug", what, exc_info=error)
+        self._on_internal_error(InternalError(f"{what}: {error!r}"))

@@ -36,12 +36,20 @@ class EngineLink:
     """
 
     def __init__(
-        self, endpoint: Endpoint, index: int, incarnation: int, on_message: Callable[[ToFrontend], None]
+        self,
+        endpoint: Endpoint,
+        index: int,
+        incarnation: int,
+        on_message: Callable[[ToFrontend], None],
+        on_bug: Callable[[str, BaseException], None],
     ) -> None:
+        """`on_bug` hears what else was raised while the socket was read: after it nothing reads the socket again, since
+        the descriptor signals edges."""
         self._endpoint = endpoint
         self._name = f"frontend-{index}:{incarnation}"
         self._generation = 0
         self._on_message = on_message
+        self._on_bug = on_bug
         self._outgoing: Codec[FromFrontend] = Codec(FromFrontend)
         self._incoming: Codec[ToFrontend] = Codec(ToFrontend)
         self._context = zmq.Context()
@@ -109,6 +117,12 @@ class EngineLink:
             self._take_turn()
 
     def _take_turn(self) -> None:
+        try:
+            self._read_and_send()
+        except BaseException as error:
+            self._on_bug("the link to the engine", error)
+
+    def _read_and_send(self) -> None:
         """Handle what waits, and send what could not be sent."""
         for _ in range(_MAX_FRAMES_PER_TURN):
             try:

@@ -25,6 +25,8 @@ MAX_STOP_TOKEN_IDS: Final = 64
 MIN_WATCH_INTERVAL_S: Final = 0.1
 MAX_WATCH_INTERVAL_S: Final = 3600.0
 MAX_DRAIN_GRACE_S: Final = 3600.0
+MAX_CALLS: Final = 16384
+"""Of one listener, at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
 """A whole answer of Generate: 16 outputs of 100k tokens are 30 MB."""
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_STREAMS_PER_CONNECTION = 4096
-_MAX_CALLS = 16384
+_MAX_PENDING_CALLS = 1024 * 1024
+_MAX_PENDING_S = 24 * 3600
 _MIN_PING_INTERVAL_MS = 10_000
 _KEEPALIVE_INTERVAL_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -36,6 +37,11 @@ def create_server(
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+        # Calls that arrive while the event loop is busy wait in grpc for their handler. It would end them without a
+        # word, some from 1,000 on, all from 3,000 on and after 30 s; the boundary refuses those that are too many.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_S),
         # Linux would otherwise share the port with any process of the same user, ours of yesterday included.
         ("grpc.so_reuseport", int(reuse_port)),
         # A connection whose other end is gone is found, and its sequences are freed.
@@ -47,7 +53,7 @@ def create_server(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", 2),
     ]
-    return grpc.aio.server(interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MAX_CALLS)
+    return grpc.aio.server(interceptors=list(interceptors), options=options)
 
 
 def bind(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> str:

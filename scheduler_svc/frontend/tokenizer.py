@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tokenizers
 
-from pagewire.scheduler_svc.errors import ResourceExhausted
+from pagewire.scheduler_svc.errors import ResourceExhausted, is_ending
 from pagewire.scheduler_svc.frontend.detokenizer import (
     Detokenizer,
     TokenBytes,
@@ -44,7 +44,9 @@ class TextTokenizer:
             definition = file.read()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
-        except Exception as error:  # the library raises nothing more particular
+        except BaseException as error:  # the library raises nothing more particular, and panics at some definitions
+            if is_ending(error):
+                raise
             raise UnsupportedTokenizerError(f"the tokenizer in {tokenizer_file} cannot be read: {error}") from error
         # A definition may carry the truncation of its training; a prompt is never cut silently.
         self._tokenizer.no_truncation()
