@@ -28,6 +28,7 @@ from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
+from pagewire.scheduler_svc.supervisor.held_address import HeldAddress
 from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
 from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
@@ -43,7 +44,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
         logging.warning("%s", warning)
-    with ready, _surroundings(settings, commands, quiet=quiet) as around:
+    with ready, _held_addresses(settings), _surroundings(settings, commands, quiet=quiet) as around:
         plan = _plan(settings, around, started_unix_s)
         if settings.curve_dir is not None:
             engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
@@ -61,6 +62,16 @@ def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) 
         plan = msgspec.structs.replace(_plan(settings, around, time.time()), worker_keys=keys)
         outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), around).run())
     return _ended(outcome)
+
+
+@contextmanager
+def _held_addresses(settings: Settings) -> Iterator[None]:
+    """What frontends will listen on is this server's alone, from before its model is fetched. Raises SettingsError."""
+    with (
+        HeldAddress.hold("listen", settings.listen, is_shared=settings.frontends > 1),
+        HeldAddress.hold("admin_listen", settings.admin_listen, is_shared=False),
+    ):
+        yield
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """Addresses to listen on, as text: whether they are well formed, and who can reach them.
 
-Nothing here listens; `check_port_unused` alone opens a socket, for a moment.
+Nothing here listens or opens a socket.
 """
 
 import ipaddress
-import socket
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
@@ -41,23 +40,3 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def check_port_unused(name: str, address: str) -> None:
-    """Raise SettingsError where somebody listens on the port already.
-
-    Needed where processes share a port: binding with SO_REUSEPORT succeeds beside another server of the same user, and
-    the two would then answer each other's clients.
-    """
-    host, _, port = address.rpartition(":")
-    if address.startswith("unix:") or port == "0":
-        return
-    try:
-        for family, kind, protocol, _, target in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        ):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(target)
-    except OSError as error:
-        raise SettingsError(f"{name} = {address!r} cannot be listened on: {error.strerror or error}") from error

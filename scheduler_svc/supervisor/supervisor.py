@@ -21,7 +21,6 @@ import logging
 import signal
 from collections.abc import Iterable
 
-from pagewire.scheduler_svc.settings.addresses import check_port_unused
 from pagewire.scheduler_svc.supervisor.child import ChildEvent, Exited
 from pagewire.scheduler_svc.supervisor.crew import STOP_S, TICK_S, CannotStart, Crew
 from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
@@ -79,8 +78,6 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 loop.add_signal_handler(number, self._events.put_nowait, Signalled(number))
-        if self._settings.frontends > 1:
-            check_port_unused("listen", self._settings.listen)
         self._tick_later()
         try:
             # The other frontends follow the first: with port 0 it alone can say which port they share.

@@ -2,7 +2,9 @@
 
 import signal
 import socket
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psutil
@@ -160,3 +162,29 @@ def test_a_start_that_fails_says_why_and_exits_with_1(capfd: pytest.CaptureFixtu
     with pytest.raises(StartFailed, match="1"), serve(model="/no/such/model"):
         pass
     assert "/no/such/model" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["a shared port", "a Unix socket"])
+def test_of_two_servers_that_start_at_the_same_moment_one_serves(where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="pw") as directory, socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{found.getsockname()[1]}" if where == "a shared port" else f"unix:{directory}/socket"
+        found.close()
+        settings = {"listen": listen, "frontends": 2 if where == "a shared port" else 1}
+
+        def run() -> str:
+            """Once one serves, both have said what becomes of them."""
+            try:
+                with serve(**settings) as service:
+                    both_know.wait(LIMIT_S)
+                    list(service.inference.StreamGenerate(stream_request([1, 2]), timeout=LIMIT_S))
+                    return "served"
+            except StartFailed as failed:
+                both_know.wait(LIMIT_S)
+                return f"status {failed.args[0]}"
+
+        both_know = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as threads:
+            ends = sorted(future.result(4 * LIMIT_S) for future in [threads.submit(run) for _ in range(2)])
+    assert ends == ["served", "status 2"]
+    assert f"listen = '{listen}' cannot be listened on" in capfd.readouterr().err
