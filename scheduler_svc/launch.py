@@ -73,6 +73,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_n: int
     max_queued: int
     max_message_bytes: int
+    max_request_bytes_in_flight: int
+    """Of all requests whose prompts are not token ids yet; at least max_message_bytes."""
     stream_buffer_tokens: int
     """Most tokens of one stream that wait for a slow reader before the stream is ended with RESOURCE_EXHAUSTED."""
     engine_timeout_s: float

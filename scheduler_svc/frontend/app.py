@@ -31,8 +31,9 @@ from pagewire.scheduler_svc.frontend.limits import MAX_CALLS
 from pagewire.scheduler_svc.frontend.listener import bind, create_server
 from pagewire.scheduler_svc.frontend.model_service import ModelService
 from pagewire.scheduler_svc.frontend.prompt_reader import PromptReader
+from pagewire.scheduler_svc.frontend.request_bytes import RequestBytes
 from pagewire.scheduler_svc.frontend.served_model import ServedModel
-from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.frontend.tokenizer import NUM_THREADS, TextTokenizer
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from pagewire.wire.control import (
@@ -86,7 +87,7 @@ class Frontend:
         launch = self._launch
         spec = launch.model
         authenticator = Authenticator(None) if launch.api_keys_file is None else read_keys(launch.api_keys_file)
-        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
+        threads = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="tokenizer")
         tokenizer = None if spec.tokenizer_file is None else TextTokenizer(spec.tokenizer_file, spec, threads)
         template: ChatTemplate | None = None
         if tokenizer is not None and (spec.chat_template is not None or spec.tool_use_template is not None):
@@ -104,6 +105,7 @@ class Frontend:
                 authenticator=authenticator,
                 tokenizer=tokenizer,
                 prompts=PromptReader(tokenizer, template),
+                request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
                 max_waiting_tokens=launch.stream_buffer_tokens,
                 clock=self._world.clock,
                 draw_seed=self._world.draw_seed,

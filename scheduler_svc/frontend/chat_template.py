@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from pagewire.scheduler_svc.errors import InvalidArgument, ResourceExhausted
+from pagewire.scheduler_svc.frontend.fair_turns import FairTurns
 from pagewire.scheduler_svc.frontend.template_process import (
     FRAME_HEADER,
     FromRenderer,
@@ -126,7 +127,7 @@ class ChatTemplate:
         self._sources = {name: text for name, text in named.items() if text is not None}
         self._limits = limits
         self._idle: deque[_Renderer] = deque()
-        self._places = asyncio.Semaphore(limits.max_processes)
+        self._turns = FairTurns(limits.max_processes)
         self._renderings: set[asyncio.Task[str]] = set()
         self._num_waiting = 0
 
@@ -142,8 +143,9 @@ class ChatTemplate:
         while self._idle:
             await self._idle.pop().end()
 
-    async def render(self, variables: Variables, *, has_tools: bool = False) -> str:
-        """The text. Raises TemplateRefusedError, InvalidArgument for wrong JSON, ResourceExhausted if too many wait."""
+    async def render(self, variables: Variables, client: str = "", *, has_tools: bool = False) -> str:
+        """The text; clients that wait have their turns one after the other. Raises TemplateRefusedError,
+        InvalidArgument for wrong JSON, ResourceExhausted if too many wait."""
         name = _TOOL_USE if has_tools and _TOOL_USE in self._sources else _DEFAULT
         num_ahead = self._num_waiting + len(self._renderings)
         if num_ahead >= self._limits.max_waiting:
@@ -153,7 +155,7 @@ class ChatTemplate:
             )
         self._num_waiting += 1
         try:
-            await self._places.acquire()
+            await self._turns.take(client)
         finally:
             self._num_waiting -= 1
         rendering = asyncio.create_task(self._render(name, variables))
@@ -162,7 +164,7 @@ class ChatTemplate:
         return await asyncio.shield(rendering)
 
     def _forget(self, rendering: asyncio.Task[str]) -> None:
-        self._places.release()
+        self._turns.free()
         self._renderings.discard(rendering)
         if not rendering.cancelled():
             rendering.exception()  # its caller may have gone away

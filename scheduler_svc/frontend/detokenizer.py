@@ -208,6 +208,8 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTE_LEVEL = _byte_level_alphabet()
+BYTE_LEVEL_ALPHABET = frozenset(_BYTE_LEVEL)
+"""How byte-level vocabularies write the 256 bytes."""
 
 
 def _byte_level_bytes(written: str) -> bytes:

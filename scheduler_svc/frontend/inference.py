@@ -22,6 +22,7 @@ from pagewire.scheduler_svc.frontend.output import Output
 from pagewire.scheduler_svc.frontend.output_text import OutputText
 from pagewire.scheduler_svc.frontend.prompt import check_prompt_length, validate_prompt
 from pagewire.scheduler_svc.frontend.prompt_reader import PromptReader
+from pagewire.scheduler_svc.frontend.request_bytes import RequestBytes
 from pagewire.scheduler_svc.frontend.salt import chain_salt
 from pagewire.scheduler_svc.frontend.served_model import ServedModel
 from pagewire.scheduler_svc.frontend.stop_strings import StopAutomaton
@@ -52,6 +53,7 @@ class InferenceParts:
     authenticator: Authenticator
     tokenizer: TextTokenizer | None
     prompts: PromptReader
+    request_bytes: RequestBytes
     max_waiting_tokens: int
     """Of one stream, before it fails."""
     clock: Callable[[], float]
@@ -71,9 +73,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> None:
         """Writes messages instead of yielding them: one coroutine less between a token and its client."""
-        refuse_unknown_fields(request)
         reader = asyncio.current_task()
-        stream = await self._open(request.generation, context, reader, self._parts.max_waiting_tokens)
+        opening = self._open(request, context, reader, self._parts.max_waiting_tokens)
+        del request  # it would stay for as long as the stream does
+        stream = await opening
         try:
             while (message := await stream.next()) is not None:
                 await context.write(message)
@@ -88,13 +91,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """The messages of the same stream, joined."""
-        refuse_unknown_fields(request)
-        stream = await self._open(request.generation, context, None, None)
+        want_text = self._wants_text(request.generation)
+        opening = self._open(request, context, None, None)
+        del request  # as above
+        stream = await opening
         try:
             messages = await stream.collect()
         finally:
             self._close(stream)
-        want_text = self._wants_text(request.generation)
         return _join(messages, len(stream.outputs), want_text)
 
     def _wants_text(self, generation: generation_pb.Generation) -> bool:
@@ -102,14 +106,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Turns a prompt into the ids that Generate would use."""
-        refuse_unknown_fields(request)
-        model = self._parts.model
-        check_model(request.model, model.spec)
-        if request.HasField("add_special_tokens") and request.prompt.WhichOneof("kind") != "text":
-            raise InvalidArgument("add_special_tokens", "is set; it applies to a prompt of text alone")
-        prompt, path = validate_prompt(request.prompt, "prompt", model.spec, model.limits)
-        add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        ids, text = await self._parts.prompts.read(prompt, path, model.limits, add_special_tokens=add_special_tokens)
+        with self._parts.request_bytes.hold(self._tenant(context), request.ByteSize()):
+            refuse_unknown_fields(request)
+            model = self._parts.model
+            check_model(request.model, model.spec)
+            if request.HasField("add_special_tokens") and request.prompt.WhichOneof("kind") != "text":
+                raise InvalidArgument("add_special_tokens", "is set; it applies to a prompt of text alone")
+            prompt, path = validate_prompt(request.prompt, "prompt", model.spec, model.limits)
+            add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            del request
+            ids, text = await self._parts.prompts.read(
+                prompt, path, model.limits, self._client(context), add_special_tokens=add_special_tokens
+            )
         response = pb.TokenizeResponse(ids=ids)
         if text is not None:
             response.text = text
@@ -127,24 +135,40 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         ids = list(request.ids)
         check_token_ids(ids, "ids", model.limits.vocab_size)
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        return pb.DetokenizeResponse(text=await tokenizer.decode(ids, skip_special_tokens=skip))
+        text = await tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))
+        return pb.DetokenizeResponse(text=text)
+
+    def _tenant(self, context: Context) -> str:
+        return self._parts.authenticator.tenant(context.invocation_metadata())
+
+    def _client(self, context: Context) -> str:
+        """Whom work is done for that others wait for: a tenant, or one connection where there are none."""
+        return self._tenant(context) or context.peer()
 
     async def _open(
         self,
-        generation: generation_pb.Generation,
+        request: pb.GenerateRequest | pb.StreamGenerateRequest,
         context: Context,
         reader: "asyncio.Task[Any] | None",
         max_waiting_tokens: int | None,
     ) -> RequestStream:
-        """From the call's arrival to sequences in the engine. Raises RequestErrors; whoever gets a stream closes it."""
+        """From the call's arrival to sequences in the engine. Raises RequestErrors; whoever gets a stream closes it.
+
+        The request is let go of once it is validated, and what was made of it with the return: nothing between a stream
+        and its client holds a message of megabytes.
+        """
         parts = self._parts
-        valid = validate_generation(generation, parts.model.spec, parts.model.limits)
-        parts.intake.check()
-        parts.engine.status.check()
-        request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
-        await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
-        limits = parts.model.limits
-        prompt_ids, _ = await parts.prompts.read(valid.prompt, valid.prompt_path, limits)
+        tenant = self._tenant(context)
+        with parts.request_bytes.hold(tenant, request.ByteSize()):
+            refuse_unknown_fields(request)
+            valid = validate_generation(request.generation, parts.model.spec, parts.model.limits)
+            del request
+            parts.intake.check()
+            parts.engine.status.check()
+            request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
+            await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
+            limits = parts.model.limits
+            prompt_ids, _ = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self._client(context))
         check_prompt_length(len(prompt_ids), valid.prompt_path, limits)
         max_tokens = resolve_max_tokens(valid.max_tokens, len(prompt_ids), limits)
         remaining_s = context.time_remaining()
@@ -161,7 +185,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
         stream = RequestStream(settings, parts.clock, parts.engine.sequences.close, reader)
         stops = StopAutomaton(valid.stop_strings) if valid.stop_strings else None
-        salt = chain_salt(parts.authenticator.tenant(context.invocation_metadata()), valid.cache_salt)
+        salt = chain_salt(tenant, valid.cache_salt)
         prompt = pack(prompt_ids)
         for index in range(valid.n):
             submit = Submit(

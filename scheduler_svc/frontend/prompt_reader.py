@@ -8,7 +8,8 @@ from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate, Template
 from pagewire.scheduler_svc.frontend.fields import check_token_ids
 from pagewire.scheduler_svc.frontend.limits import ModelLimits
 from pagewire.scheduler_svc.frontend.prompt import ChatPrompt, IdsPrompt, Prompt, TextPrompt
-from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.frontend.text_bound import TextBound
+from pagewire.scheduler_svc.frontend.tokenizer import LONG_CHARACTERS, TextTokenizer
 
 
 class PromptReader:
@@ -19,28 +20,46 @@ class PromptReader:
         self._template = template
 
     async def read(
-        self, prompt: Prompt, path: str, limits: ModelLimits, *, add_special_tokens: bool = True
+        self, prompt: Prompt, path: str, limits: ModelLimits, client: str, *, add_special_tokens: bool = True
     ) -> tuple[list[int], str | None]:
-        """The ids, and the text they were made of where there was one. Raises InvalidArgument, ResourceExhausted."""
+        """The ids, and the text they were made of where there was one. `client` is whom the work is done for: those
+        that wait for it are served in turn. Raises InvalidArgument, ResourceExhausted."""
         match prompt:
             case IdsPrompt():
                 return list(prompt.ids), None
             case TextPrompt():
                 text = prompt.text
             case ChatPrompt():
-                text = await self._render(prompt, path)
+                text = await self._render(prompt, path, client)
                 # The template has written the special tokens itself.
                 add_special_tokens = False
         if self._tokenizer is None:
             raise InvalidArgument(path, "is set; the model has no tokenizer")
-        ids = await self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        _check_text_length(self._tokenizer.bound, text, path, limits)
+        ids = await self._tokenizer.encode(text, add_special_tokens=add_special_tokens, client=client)
         check_token_ids(ids, path, limits.vocab_size)
         return ids, text
 
-    async def _render(self, prompt: ChatPrompt, path: str) -> str:
+    async def _render(self, prompt: ChatPrompt, path: str, client: str) -> str:
         if self._template is None:
             raise InvalidArgument(path, "is set; the model has no chat template")
         try:
-            return await self._template.render(prompt.variables, has_tools=prompt.has_tools)
+            return await self._template.render(prompt.variables, client, has_tools=prompt.has_tools)
         except TemplateRefusedError as error:
             raise InvalidArgument(path, f"cannot be rendered: {error}") from error
+
+
+def _check_text_length(bound: TextBound, text: str, path: str, limits: ModelLimits) -> None:
+    """Raise InvalidArgument where a long text cannot fit, however few tokens it is. A short one is tokenized all the
+    same, so that whoever sent it learns its number of tokens."""
+    if len(text) < LONG_CHARACTERS:
+        return
+    num_tokens = limits.max_tokens - 1
+    excess = bound.excess(text, num_tokens)
+    if excess is not None:
+        size, limit = excess
+        raise InvalidArgument(
+            path,
+            f"gives {size} bytes of text, which leaves no room for output: {num_tokens} tokens, the most that a prompt "
+            f"may be, stand for at most {limit} bytes",
+        )

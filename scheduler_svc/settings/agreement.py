@@ -52,6 +52,11 @@ def _check_network(settings: "Settings") -> None:
         raise SettingsError(f"{given} is set and {missing} is not: TLS needs both")
     if settings.tls_client_ca is not None and settings.tls_certificate is None:
         raise SettingsError(f"tls_client_ca = {settings.tls_client_ca!r} needs tls_certificate and tls_key")
+    if settings.max_request_bytes_in_flight < settings.max_message_bytes:
+        raise SettingsError(
+            f"max_request_bytes_in_flight = {settings.max_request_bytes_in_flight} is less than max_message_bytes = "
+            f"{settings.max_message_bytes}: the largest request would never be let in"
+        )
     for name, address in (("listen", settings.listen), ("admin_listen", settings.admin_listen)):
         if address or name == "listen":
             check_address(name, address)

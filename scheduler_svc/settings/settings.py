@@ -91,6 +91,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_message_bytes: Annotated[
         int, Setting("network", "Largest request message.", unit="bytes", low=1024, high=64 * 1024 * 1024)
     ] = 4 * 1024 * 1024
+    max_request_bytes_in_flight: Annotated[
+        int,
+        Setting(
+            "network",
+            "Most bytes of requests that a frontend has received and whose prompts are not token ids yet; more are "
+            "refused, to be sent again. With an API keys file one tenant may have half of it. At least "
+            "max_message_bytes.",
+            unit="bytes",
+            low=1024,
+            high=2**40,
+        ),
+    ] = 64 * 1024 * 1024
     stream_buffer_tokens: Annotated[
         int,
         Setting(

@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
@@ -116,7 +117,7 @@ def _targets(host: str, port: int) -> list[tuple[int, _Target]]:
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_unspecified:
             return [(socket.AF_INET6, (_ANY_FAMILY, port)), (socket.AF_INET, ("0.0.0.0", port))]
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found: list[tuple[int, int, int, str, Any]] = list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     return list(dict.fromkeys((family, target) for family, _, _, _, target in found))
 
 

@@ -141,6 +141,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_n=settings.max_n,
             max_queued=settings.max_queued,
             max_message_bytes=settings.max_message_bytes,
+            max_request_bytes_in_flight=settings.max_request_bytes_in_flight,
             stream_buffer_tokens=settings.stream_buffer_tokens,
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             tls=tls,
