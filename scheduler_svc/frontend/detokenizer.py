@@ -22,7 +22,7 @@ which cannot be done without holding text back; here only the invalid bytes beco
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -208,7 +208,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTE_LEVEL = _byte_level_alphabet()
-BYTE_LEVEL_ALPHABET = frozenset(_BYTE_LEVEL)
+BYTE_LEVEL_ALPHABET: Mapping[str, int] = _BYTE_LEVEL
 """How byte-level vocabularies write the 256 bytes."""
 
 

@@ -3,7 +3,8 @@
 A text over it need not be tokenized to know that it does not fit: that costs a second and 170 MB for each megabyte. The
 bound is exact in one direction: no text that fits is over it. So it is given only for definitions whose every part is
 known to lose no text, and there is none for the others, whose parts may turn text of any length into a single token or
-into nothing (spaces that are stripped, unknown characters that are dropped or fused).
+into nothing (spaces that are stripped, unknown characters that are fused). Bytes that a byte-level vocabulary lacks,
+which vanish, are not counted.
 
 It knows the parts of `tokenizer.json` and no model. Of the parts it asks one question: how many bytes of text can be
 behind one byte of what the vocabulary is looked up for? Unicode's normal forms shorten most where the three, two and
@@ -11,7 +12,7 @@ two bytes of U+1FBE, U+0308 and U+0301 become the two of U+0390; with compatibil
 A. ASCII they leave alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -35,26 +36,24 @@ class AddedToken(Protocol):
 class TextBound:
     """Of one tokenizer."""
 
-    def __init__(self, definition: bytes, added: Iterable[AddedToken], byte_alphabet: frozenset[str]) -> None:
-        """`added`: every token beside the vocabulary; `byte_alphabet`: how byte-level vocabularies write 256 bytes."""
+    def __init__(self, definition: bytes, added: Iterable[AddedToken], byte_alphabet: Mapping[str, int]) -> None:
+        """`added`: every token beside the vocabulary; `byte_alphabet`: how byte-level vocabularies write each byte."""
         described: dict[str, Any] = msgspec.json.decode(definition)
-        self._shrink = _shrink(_steps(described.get("normalizer"), "normalizers"))
-        self._token_bytes = _longest_token(described, list(added), byte_alphabet)
-
-    def max_bytes(self, num_tokens: int, *, ascii_alone: bool) -> int | None:
-        """A text with more bytes of UTF-8 is more than so many tokens; none where that is not known."""
-        if self._shrink is None or self._token_bytes is None:
-            return None
-        of_ascii, of_any = self._shrink
-        return num_tokens * self._token_bytes * (of_ascii if ascii_alone else of_any)
+        normalizers = _steps(described.get("normalizer"), "normalizers")
+        self._shrink = _shrink(normalizers)
+        self._token_bytes, self._vanishing = _vocabulary(described, normalizers, list(added), byte_alphabet)
+        if self._vanishing and any(step["type"] != "ByteLevel" for step in normalizers):
+            self._shrink = None  # what vanishes may only have become so
 
     def excess(self, text: str, num_tokens: int) -> tuple[int, int] | None:
-        """The text's bytes and their bound where it cannot be as few tokens, else none."""
-        ascii_alone = text.isascii()
-        limit = self.max_bytes(num_tokens, ascii_alone=ascii_alone)
-        if limit is None or len(text) * 4 <= limit:
+        """The text's bytes of UTF-8 and their bound where it cannot be as few tokens, else none."""
+        if self._shrink is None or not self._token_bytes:
             return None
-        size = len(text) if ascii_alone else len(text.encode())
+        of_ascii, of_any = self._shrink
+        limit = num_tokens * self._token_bytes * (of_ascii if text.isascii() else of_any)
+        if len(text) * 4 <= limit:
+            return None
+        size = len(text.encode().translate(None, self._vanishing))
         return (size, limit) if size > limit else None
 
 
@@ -91,8 +90,14 @@ def _shrink(normalizers: list[dict[str, Any]]) -> tuple[int, int] | None:
     return of_ascii, of_any
 
 
-def _longest_token(described: dict[str, Any], added: list[AddedToken], byte_alphabet: frozenset[str]) -> int | None:
-    """Bytes; none where a token can stand for more than it is written as, or text for no token at all."""
+def _vocabulary(
+    described: dict[str, Any],
+    normalizers: list[dict[str, Any]],
+    added: list[AddedToken],
+    byte_alphabet: Mapping[str, int],
+) -> tuple[int, bytes]:
+    """The bytes of the longest token, 0 where a token can stand for more than what it is written as, or text for none;
+    and the bytes that are no token and vanish."""
     model = described["model"]
     vocabulary = model.get("vocab")
     splitters = _steps(described.get("pre_tokenizer"), "pretokenizers")
@@ -104,19 +109,14 @@ def _longest_token(described: dict[str, Any], added: list[AddedToken], byte_alph
         or any(token.lstrip or token.rstrip for token in added)  # they take all the spaces beside them along
         or any(_drops_text(step) for step in splitters)
     ):
-        return None
-    steps = [*splitters, *_steps(described.get("normalizer"), "normalizers")]
-    if any(step["type"] == "ByteLevel" for step in steps):
-        knows_every_byte = vocabulary.keys() >= byte_alphabet
-        longest = max(map(len, vocabulary), default=0)
-    else:
-        knows_every_byte = bool(model.get("byte_fallback")) and all(
-            f"<0x{byte:02X}>" in vocabulary for byte in range(_NUM_BYTES)
-        )
-        longest = max((len(token.encode()) for token in vocabulary), default=0)
-    if not knows_every_byte:
-        return None
-    return max([longest, *(len(token.content.encode()) for token in added)])
+        return 0, b""
+    of_added = max((len(token.content.encode()) for token in added), default=0)
+    if any(step["type"] == "ByteLevel" for step in (*splitters, *normalizers)):
+        vanishing = bytes(byte for character, byte in byte_alphabet.items() if character not in vocabulary)
+        return max(of_added, *map(len, vocabulary), 0), vanishing
+    if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(_NUM_BYTES)):
+        return max(of_added, *(len(token.encode()) for token in vocabulary), 0), b""
+    return 0, b""
 
 
 def _drops_text(splitter: dict[str, Any]) -> bool:

@@ -39,7 +39,7 @@ def test_a_client_with_many_waits_as_long_as_one_with_few(run: Run) -> None:
     run(test())
 
 
-@given(st.lists(st.tuples(st.sampled_from("take cancel free".split()), st.integers(0, 7)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(["take", "cancel", "free"]), st.integers(0, 7)), max_size=60))
 def test_places_are_neither_lost_nor_made_whatever_is_cancelled(steps: list[tuple[str, int]]) -> None:
     async def test() -> None:
         turns = FairTurns(2)
