@@ -7,6 +7,7 @@ decide on: SIGINT, which a terminal sends to the whole group, is ignored, and SI
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import secrets
@@ -60,7 +61,8 @@ async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
     loop.add_signal_handler(signal.SIGTERM, frontend.stop)
 
     def on_command(command: ToChild) -> None:
-        loop.call_soon_threadsafe(frontend.handle, command)
+        with contextlib.suppress(RuntimeError):  # it ends already, and its loop is closed
+            loop.call_soon_threadsafe(frontend.handle, command)
 
     serving = loop.create_task(frontend.run(lambda ready: _ready(lifeline, ready)))
     lifeline.watch(on_command)

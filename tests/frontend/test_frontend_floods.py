@@ -4,23 +4,30 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
 import msgspec
+import psutil
 import pytest
 from google.rpc import error_details_pb2
+from support.frontend_process import ready, supervised
 from support.frontend_world import detail, failure, ids_request, running_frontend, unary, until, violated_field
 from support.service import serve
 from support.tiny_tokenizer import make_spec
 
 from pagewire.scheduler_svc.frontend import app as app_module
+from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate
 from pagewire.scheduler_svc.frontend.detokenizer import UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.tokenizer import LONG_CHARACTERS, TextTokenizer
 from pagewire.v1 import generation_pb2, inference_pb2, model_pb2
+from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
+from pagewire.wire.control import Stop
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.requests import Submit
+from pagewire.wire.requests import Register, Submit
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 INFERENCE = "pagewire.v1.InferenceService"
@@ -189,3 +196,161 @@ def test_two_thousand_streams_at_once_are_served_or_told_to_come_again() -> None
         assert sum(ends.values()) == 2000
         assert set(ends) <= {"OK", "RESOURCE_EXHAUSTED with details"}, ends
         assert ends["OK"] >= 1000
+
+
+MEGABYTES = 3_900_000
+
+
+def chat_request(unused: int, content: str = "hi") -> inference_pb2.StreamGenerateRequest:
+    """A chat with an argument of so many bytes that no template looks at."""
+    chat = generation_pb2.Chat(
+        messages=[generation_pb2.ChatMessage(role=generation_pb2.CHAT_ROLE_USER, content=content)]
+    )
+    chat.template_arguments["unused"] = "x" * unused
+    return inference_pb2.StreamGenerateRequest(
+        generation=generation_pb2.Generation(prompt=generation_pb2.Prompt(chat=chat))
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "tokenize"])
+def test_text_that_can_never_fit_is_refused_by_its_length(
+    spec: ModelSpec, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    long = "The quick brown fox. " * 20_000
+
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+
+            def tokenized(*_: object) -> list[int]:
+                raise AssertionError("it was tokenized")
+
+            monkeypatch.setattr(TextTokenizer, "_encode", tokenized)
+            if kind == "text":
+                call, field = world.inference.StreamGenerate(text_request(long)), "generation.prompt.text"
+            elif kind == "chat":
+                call, field = world.inference.StreamGenerate(chat_request(1, long)), "generation.prompt.chat"
+            else:
+                request = inference_pb2.TokenizeRequest(prompt=generation_pb2.Prompt(text=long))
+                call, field = world.inference.Tokenize(request), "prompt.text"
+            error = await failure(call)
+            assert violated_field(error) == field
+            assert "511 tokens, the most that a prompt may be, stand for at most" in (error.details() or "")
+
+    run(test())
+
+
+def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
+    spec: ModelSpec, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {tenant: f"{tenant}-key-0123456789" for tenant in ("ann", "bob", "cem")}
+    (tmp_path / "keys").write_text("".join(f"{tenant}:{key}\n" for tenant, key in keys.items()))
+
+    async def test() -> None:
+        rendered = asyncio.Event()
+
+        async def render(*_: object) -> str:
+            await rendered.wait()
+            return "hi"
+
+        monkeypatch.setattr(ChatTemplate, "render", render)
+        changes = {"api_keys_file": str(tmp_path / "keys"), "max_request_bytes_in_flight": 1_000_000}
+        async with running_frontend(spec, **changes) as world:
+
+            def send(tenant: str, size: int) -> Any:
+                metadata = [("authorization", f"Bearer {keys[tenant]}")]
+                return world.inference.StreamGenerate(chat_request(size), metadata=metadata)
+
+            async def is_let_in(call: Any) -> bool:
+                try:
+                    await call.initial_metadata()
+                except grpc.aio.AioRpcError:
+                    return False
+                return not call.done()
+
+            async def refusal(call: Any) -> str:
+                error = await failure(call)
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert detail(error, error_details_pb2.RetryInfo).retry_delay.seconds == 1
+                return error.details() or ""
+
+            kept = {tenant: send(tenant, size) for tenant, size in (("ann", 400_000), ("bob", 300_000))}
+            assert all([await is_let_in(call) for call in kept.values()])
+            assert "tenant ann" in await refusal(send("ann", 150_000))
+            assert "over the limit of 1000000" in await refusal(send("cem", 350_000))
+            kept.pop("ann").cancel()
+            async with asyncio.timeout(10):
+                # One that holds nothing may have more than half. grpc ends a cancelled call in its own time.
+                while not await is_let_in(again := send("ann", 600_000)):
+                    pass
+            rendered.set()
+            for _ in range(2):
+                await world.engine.act(Submit)
+            # The prompts of those that wait are ids by now: they hold nothing.
+            last = send("cem", 990_000)
+            await world.engine.act(Submit)
+            for call in (*kept.values(), again, last):
+                call.cancel()
+
+    run(test())
+
+
+@pytest.mark.slow
+def test_what_waits_in_the_queue_holds_no_request(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        limits = {"max_message_bytes": 4 * 1024 * 1024, "max_request_bytes_in_flight": 64 * 1024 * 1024}
+        async with supervised(tmp_path, spec, **limits) as (frontend, engine):
+            address = (await ready(frontend)).address
+            await engine.act(Register)
+            process = psutil.Process(frontend.process.pid)
+            unlimited = [("grpc.max_send_message_length", -1)]
+            async with grpc.aio.insecure_channel(address, options=unlimited) as channel:
+                stub: Any = InferenceServiceStub(channel)
+                calls, sizes = [], []
+                for request in [chat_request(MEGABYTES)] * 60:
+                    calls.append(stub.StreamGenerate(request, wait_for_ready=True))
+                    await engine.act(Submit)
+                    sizes.append(process.memory_info().rss)
+                # What the first ones took is used again; 50 more would be 200 MB, once for each copy.
+                assert sizes[-1] - sizes[9] < 50 * 1024 * 1024
+                for call in calls:
+                    call.cancel()
+            frontend.send(Stop())
+
+    run(test())
+
+
+def test_a_short_prompt_does_not_wait_for_long_ones(spec: ModelSpec, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = threading.Event()
+    encode = TextTokenizer._encode
+
+    def slow(self: TextTokenizer, text: str, add_special_tokens: bool) -> list[int]:
+        if len(text) >= LONG_CHARACTERS:
+            freed.wait(30)
+        return encode(self, text, add_special_tokens)
+
+    monkeypatch.setattr(TextTokenizer, "_encode", slow)
+
+    async def test() -> None:
+        async with running_frontend(spec, max_model_len=100_000, num_blocks=8192) as world:
+            world.engine.max_model_len = 100_000
+            await world.engine.info()
+            await until(lambda: world.engine_client.status.info.max_model_len == 100_000)
+
+            def tokenize(text: str) -> Any:
+                return world.inference.Tokenize(
+                    inference_pb2.TokenizeRequest(prompt=generation_pb2.Prompt(text=text)), timeout=30
+                )
+
+            long = [tokenize("the fox " * 10_000) for _ in range(3)]
+            for _ in range(8):
+                assert (await tokenize("the fox " * 500)).ids
+            assert [await call.code() for call in long if call.done()] == []
+            long.pop().cancel()
+            freed.set()
+            for call in long:
+                assert (await call).ids
+
+    try:
+        run(test())
+    finally:
+        freed.set()

@@ -1,97 +1,32 @@
 """The real process: its launch file, its lifeline, its signals, and its children."""
 
-import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
-import msgspec
 import psutil
 import pytest
 from google.rpc import error_details_pb2
-from support.frontend_world import detail, failure, ids_request, make_launch, until
-from support.scripted_engine import LIMIT_S, ScriptedEngine
+from support.frontend_process import ready, supervised
+from support.frontend_world import detail, failure, ids_request, until
+from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_spec
 
 from pagewire.scheduler_svc.launch import TlsFiles
 from pagewire.v1 import generation_pb2, inference_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
-from pagewire.wire.codec import JsonCodec
-from pagewire.wire.control import Alive, Drain, Drained, EngineRestarted, Failed, FromChild, Ready, Stop, ToChild
+from pagewire.wire.control import Drain, Drained, EngineRestarted, Failed, Stop
 from pagewire.wire.lifeline import ORPHANED_STATUS
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Register, Submit
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-class Supervised:
-    """A frontend process with the test as its supervisor."""
-
-    def __init__(self, directory: Path, spec: ModelSpec, engine_address: str, **changes: Any) -> None:
-        launch_file = directory / "frontend.json"
-        launch_file.write_bytes(msgspec.json.encode(make_launch(spec, engine_address, **changes)))
-        ours, theirs = socket.socketpair()
-        self._codec: JsonCodec[ToChild] = JsonCodec(ToChild)
-        self._news: JsonCodec[FromChild] = JsonCodec(FromChild)
-        self.socket = ours
-        options = ["--launch", str(launch_file), "--lifeline-fd", str(theirs.fileno())]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pagewire.scheduler_svc.frontend", *options], pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
-        ours.setblocking(False)
-        self._lines = b""
-
-    def send(self, command: ToChild) -> None:
-        self.socket.sendall(self._codec.encode_line(command))
-
-    async def news(self) -> FromChild:
-        """What it says next, other than that it is alive."""
-        while isinstance(news := await self.said(), Alive):
-            pass
-        return news
-
-    async def said(self) -> FromChild:
-        async with asyncio.timeout(30):
-            while b"\n" not in self._lines:
-                received = await asyncio.get_running_loop().sock_recv(self.socket, 65536)
-                assert received, "the process ended"
-                self._lines += received
-        line, _, self._lines = self._lines.partition(b"\n")
-        return self._news.decode(line)
-
-    async def status(self) -> int:
-        async with asyncio.timeout(LIMIT_S):
-            return await asyncio.to_thread(self.process.wait)
-
-
-@asynccontextmanager
-async def supervised(
-    directory: Path, spec: ModelSpec, **changes: Any
-) -> AsyncIterator[tuple[Supervised, ScriptedEngine]]:
-    async with ScriptedEngine() as engine:
-        frontend = Supervised(directory, spec, engine.address, **changes)
-        try:
-            yield frontend, engine
-        finally:
-            if frontend.process.poll() is None:
-                frontend.process.kill()
-            frontend.process.wait()
-            frontend.socket.close()
-
-
-async def ready(frontend: Supervised) -> Ready:
-    news = await frontend.news()
-    assert isinstance(news, Ready), news
-    return news
 
 
 def test_a_request_a_new_engine_a_drain_and_a_stop(spec: ModelSpec, run: Run, tmp_path: Path) -> None:

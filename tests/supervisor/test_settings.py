@@ -128,6 +128,10 @@ def test_ranks_on_other_hosts_are_warned_of() -> None:
         (("--listen", "unix:/" + "x" * 120), "the path is 121 bytes long, the limit is 107"),
         (("--listen", "127.0.0.1:50052"), "listen and admin_listen are both '127.0.0.1:50052'"),
         (("--listen", "unix:/x", "--frontends", "2"), "frontends = 2 cannot share 'unix:/x'"),
+        (
+            ("--max-request-bytes-in-flight", "2M"),
+            "max_request_bytes_in_flight = 2097152 is less than max_message_bytes = 4194304",
+        ),
         (("--tls-key", "k.pem"), "tls_key is set and tls_certificate is not"),
         (("--tls-client-ca", "c.pem"), "tls_client_ca = 'c.pem' needs tls_certificate"),
         (("--worker-transport", "tcp://10.0.0.1:5555"), "is TCP and needs curve_dir"),
