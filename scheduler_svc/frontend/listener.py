@@ -16,6 +16,7 @@ _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
 """A whole answer of Generate: 16 outputs of 100k tokens are 30 MB."""
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_STREAMS_PER_CONNECTION = 4096
+_MAX_UNREAD_BYTES_PER_STREAM = 64 * 1024
 _MAX_PENDING_CALLS = 1024 * 1024
 _MAX_PENDING_S = 24 * 3600
 _MIN_PING_INTERVAL_MS = 10_000
@@ -44,6 +45,10 @@ def create_server(
         ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_S),
         # Linux would otherwise share the port with any process of the same user, ours of yesterday included.
         ("grpc.so_reuseport", int(reuse_port)),
+        # What nobody has asked for yet is held up to this at the client, however fast the connection: a message that is
+        # asked for gets a window of its size.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _MAX_UNREAD_BYTES_PER_STREAM),
         # A connection whose other end is gone is found, and its sequences are freed.
         ("grpc.keepalive_time_ms", _KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),

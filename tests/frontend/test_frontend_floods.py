@@ -295,7 +295,10 @@ def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
 
 
 @pytest.mark.slow
-def test_what_waits_in_the_queue_holds_no_request(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fate", ["waits in the queue", "is refused"])
+def test_of_a_call_that_waits_or_was_refused_no_request_is_held(
+    spec: ModelSpec, run: Run, tmp_path: Path, fate: str
+) -> None:
     async def test() -> None:
         limits = {"max_message_bytes": 4 * 1024 * 1024, "max_request_bytes_in_flight": 64 * 1024 * 1024}
         async with supervised(tmp_path, spec, **limits) as (frontend, engine):
@@ -306,9 +309,13 @@ def test_what_waits_in_the_queue_holds_no_request(spec: ModelSpec, run: Run, tmp
             async with grpc.aio.insecure_channel(address, options=unlimited) as channel:
                 stub: Any = InferenceServiceStub(channel)
                 calls, sizes = [], []
-                for request in [chat_request(MEGABYTES)] * 60:
+                request = chat_request(MEGABYTES) if fate == "waits in the queue" else text_request("x" * MEGABYTES)
+                for _ in range(60):
                     calls.append(stub.StreamGenerate(request, wait_for_ready=True))
-                    await engine.act(Submit)
+                    if fate == "is refused":
+                        assert (await failure(calls[-1])).code() is grpc.StatusCode.INVALID_ARGUMENT
+                    else:
+                        await engine.act(Submit)
                     sizes.append(process.memory_info().rss)
                 # What the first ones took is used again; 50 more would be 200 MB, once for each copy.
                 assert sizes[-1] - sizes[9] < 50 * 1024 * 1024
@@ -354,3 +361,22 @@ def test_a_short_prompt_does_not_wait_for_long_ones(spec: ModelSpec, run: Run, m
         run(test())
     finally:
         freed.set()
+
+
+def test_clients_that_do_not_send_their_messages_hold_nobody_up_for_long(spec: ModelSpec, run: Run) -> None:
+    async def test() -> None:
+        async with running_frontend(spec) as world:
+            raw = world.channel.stream_stream(f"/{INFERENCE}/StreamGenerate")
+            silent = [raw() for _ in range(40)]
+            for call in silent:
+                await call.wait_for_connection()
+            async with asyncio.timeout(10):
+                assert (await world.models.ListModels(model_pb2.ListModelsRequest())).models
+            # One that has lost its turn is served once its message comes.
+            await silent[0].write(ids_request().SerializeToString())
+            await silent[0].done_writing()
+            await world.engine.act(Submit)
+            for call in silent:
+                call.cancel()
+
+    run(test())
