@@ -199,14 +199,15 @@ def test_two_thousand_streams_at_once_are_served_or_told_to_come_again() -> None
 
 
 MEGABYTES = 3_900_000
+MAX_JSON = 1_000_000
 
 
 def chat_request(unused: int, content: str = "hi") -> inference_pb2.StreamGenerateRequest:
-    """A chat with an argument of so many bytes that no template looks at."""
-    chat = generation_pb2.Chat(
-        messages=[generation_pb2.ChatMessage(role=generation_pb2.CHAT_ROLE_USER, content=content)]
-    )
-    chat.template_arguments["unused"] = "x" * unused
+    """A chat with so many bytes of tools that its template does not look at."""
+    message = generation_pb2.ChatMessage(role=generation_pb2.CHAT_ROLE_USER, content=content)
+    sizes = [min(MAX_JSON, unused - done) for done in range(0, unused, MAX_JSON)]
+    tools = [generation_pb2.Tool(name="unused", parameters=json.dumps({"text": "x" * size})) for size in sizes]
+    chat = generation_pb2.Chat(messages=[message], tools=tools)
     return inference_pb2.StreamGenerateRequest(
         generation=generation_pb2.Generation(prompt=generation_pb2.Prompt(chat=chat))
     )

@@ -85,7 +85,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Turns a prompt into the token ids that Generate would use.
+        """Turns a prompt into the token ids that Generate would use. Text so long that it could be no prompt of the model,
+        however few tokens it made, is refused by its length.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

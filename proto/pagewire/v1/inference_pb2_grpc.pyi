@@ -45,7 +45,9 @@ class InferenceServiceStub:
     Cancelling the call ends the generation and frees its memory.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
-    """Turns a prompt into the token ids that Generate would use."""
+    """Turns a prompt into the token ids that Generate would use. Text so long that it could be no prompt of the model,
+    however few tokens it made, is refused by its length.
+    """
     Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]
     """Turns token ids into a text of their own; an output's text goes on from its prompt's."""
 
@@ -66,7 +68,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Cancelling the call ends the generation and frees its memory.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Turns a prompt into the token ids that Generate would use."""
+    """Turns a prompt into the token ids that Generate would use. Text so long that it could be no prompt of the model,
+    however few tokens it made, is refused by its length.
+    """
     Detokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Turns token ids into a text of their own; an output's text goes on from its prompt's."""
 
@@ -102,7 +106,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.TokenizeResponse, _abc.Awaitable[_inference_pb2.TokenizeResponse]]:
-        """Turns a prompt into the token ids that Generate would use."""
+        """Turns a prompt into the token ids that Generate would use. Text so long that it could be no prompt of the model,
+        however few tokens it made, is refused by its length.
+        """
 
     @_abc_1.abstractmethod
     def Detokenize(
