@@ -38,15 +38,14 @@ def main() -> int:
         return 1
     logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
     with RouterSockets() as sockets:
+        try:
+            frontends, workers = sockets.bind(launch.frontends), sockets.bind(launch.workers)
+        except StartupError as error:
+            lifeline.send(Failed(str(error)))
+            return 1
         group = WorkerGroup(launch)
-        loop = EngineLoop(
-            launch,
-            FrontendLink(sockets.bind(launch.frontends)),
-            WorkerLink(sockets.bind(launch.workers), group.refusal),
-            group,
-            lifeline,
-            time.monotonic,
-        )
+        worker_link = WorkerLink(workers, group.refusal)
+        loop = EngineLoop(launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic)
         return loop.run()
 
 

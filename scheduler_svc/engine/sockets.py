@@ -10,6 +10,7 @@ import zmq
 import zmq.auth
 import zmq.auth.thread
 
+from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import MAX_FRAME_BYTES
 from pagewire.wire.launch import CurveKeys, Endpoint
 
@@ -36,7 +37,9 @@ class RouterSockets:
         self._authenticator: zmq.auth.thread.ThreadAuthenticator | None = None
 
     def bind(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
-        """A bound ROUTER that refuses over-long frames and reports unreachable peers instead of dropping silently."""
+        """A bound ROUTER that refuses over-long frames and reports unreachable peers instead of dropping silently.
+
+        Raises StartupError where the address cannot be listened on."""
         router = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -49,7 +52,10 @@ class RouterSockets:
         # The socket file of an engine that was killed would still be there.
         if endpoint.address.startswith("ipc://") and os.path.exists(path := endpoint.address.removeprefix("ipc://")):
             os.unlink(path)
-        router.bind(endpoint.address)
+        try:
+            router.bind(endpoint.address)
+        except zmq.ZMQError as error:
+            raise StartupError(f"cannot listen on {endpoint.address}: {error.strerror}") from error
         return router
 
     def _require_curve(self, router: zmq.Socket[bytes], keys: CurveKeys) -> None:

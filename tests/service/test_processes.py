@@ -5,6 +5,7 @@ import socket
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import psutil
@@ -12,6 +13,7 @@ import pytest
 from support.service import LIMIT_S, StartFailed, gone, ids_of, serve, stream_request
 
 from pagewire.client import Client
+from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys
 from pagewire.v1 import admin_pb2, inference_pb2
 
 LONG = {"max_tokens": 150, "ignore_eos": True}
@@ -188,3 +190,16 @@ def test_of_two_servers_that_start_at_the_same_moment_one_serves(where: str, cap
             ends = sorted(future.result(4 * LIMIT_S) for future in [threads.submit(run) for _ in range(2)])
     assert ends == ["served", "status 2"]
     assert f"listen = '{listen}' cannot be listened on" in capfd.readouterr().err
+
+
+def test_workers_port_that_is_taken_is_said_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_curve_keys(tmp_path / "keys")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        transport = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(StartFailed), serve(worker_transport=transport, curve_dir=tmp_path / "keys"):
+            pass
+    said = capfd.readouterr().err
+    assert f"engine cannot start: cannot listen on {transport}: Address already in use" in said
+    assert "Traceback" not in said
