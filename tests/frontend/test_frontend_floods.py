@@ -249,7 +249,7 @@ def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
     async def test() -> None:
         rendered = asyncio.Event()
 
-        async def render(*_: object) -> str:
+        async def render(*_: object, **__: object) -> str:
             await rendered.wait()
             return "hi"
 
