@@ -55,8 +55,9 @@ def main(argv: list[str] | None = None, commands: Commands | None = None) -> int
         return 2 if isinstance(error, SettingsError) else 1
 
 
-class _Interrupted(BaseException):
-    """A signal came before the supervisor's loop could take it."""
+class _Interrupted(KeyboardInterrupt):
+    """A signal came before the supervisor's loop could take it. Whoever answers for failures lets it through, as any
+    Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         self.number = number

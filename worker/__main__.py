@@ -88,7 +88,7 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
         _log(str(error))
         lifeline.send(Failed(str(error)))
         return LOAD_FAILED_STATUS
-    except Exception as error:
+    except BaseException as error:  # libraries written in Rust panic, which is no Exception
         _log(traceback.format_exc().rstrip())
         lifeline.send(Failed(f"the worker could not load: {type(error).__name__}: {error}"))
         return LOAD_FAILED_STATUS

@@ -95,7 +95,7 @@ class WorkerLoop:
                 result = self._runner.take()
             except RankLost as error:
                 return str(error)
-            except Exception as error:  # whatever it was, the engine must learn that steps have no result
+            except BaseException as error:  # whatever it was: the engine must learn that steps have no result
                 return self._report("a step on the device", error)
             if result is None:
                 return None
@@ -118,11 +118,11 @@ class WorkerLoop:
                     return f"refused plan {message.step_id} of epoch {message.epoch}: {error}"
                 except RankLost as error:
                     return f"step {message.step_id} of epoch {message.epoch}: {error}"
-                except Exception as error:  # as above
+                except BaseException as error:  # as above
                     return self._report(f"step {message.step_id} of epoch {message.epoch}", error)
         return None
 
-    def _report(self, what: str, error: Exception) -> str:
+    def _report(self, what: str, error: BaseException) -> str:
         """Log where an error came from; returns it in one line."""
         self._log("".join(traceback.format_exception(error)).rstrip())
         return f"{what} raised {type(error).__name__}: {error}"

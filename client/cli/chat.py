@@ -68,7 +68,7 @@ class Conversation:
         self._connected = connected
         self._args = args
         self._parameters = parameters.parameters(args, connected.model.name)
-        self._system = [Message("system", args.system)] if args.system else []
+        self._system = [Message("system", args.system)] if args.system is not None else []
         self._exchanges: list[tuple[Message, Message]] = []
 
     def reset(self) -> None:

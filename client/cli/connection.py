@@ -101,7 +101,9 @@ def tls(args: argparse.Namespace) -> Tls | None:
 def connect(args: argparse.Namespace) -> Iterator[Connected]:
     """A client of the service that the model flags describe, started first where --spawn asks for it."""
     if args.spawn:
-        with local(args.model or DEFAULT_MODEL, quiet=not sys.stderr.isatty(), **dict(args.settings)) as spawned:
+        with local(
+            DEFAULT_MODEL if args.model is None else args.model, quiet=not sys.stderr.isatty(), **dict(args.settings)
+        ) as spawned:
             yield Connected(spawned, spawned.model())
         return
     # Nobody is helped by seconds of retrying where no service was started.

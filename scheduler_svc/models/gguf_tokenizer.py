@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from pagewire.scheduler_svc.errors import is_ending
 from pagewire.scheduler_svc.models.chat_templates import ChatTemplates, Warn, choose
 from pagewire.scheduler_svc.startup_errors import ModelError
 
@@ -211,7 +212,9 @@ def _bpe(vocabulary: _Vocabulary, cut: str, special_tokens: dict[str, str], orig
     try:
         # Llama 3's tokenizer takes a word that is in the vocabulary whole, though no chain of merges leads to it.
         bpe = models.BPE(vocab=ids, merges=vocabulary.merges, ignore_merges=cut == "llama-bpe")
-    except Exception as error:  # the library raises nothing more specific
+    except BaseException as error:  # the library raises nothing more specific, and may panic
+        if is_ending(error):
+            raise
         raise ModelError(f"{origin}: the tokenizer's merges do not fit its tokens: {error}") from error
     tokenizer = Tokenizer(bpe)
     tokenizer.decoder = decoders.ByteLevel()

@@ -62,7 +62,8 @@ def add_flags(parser: argparse.ArgumentParser, *, workers_alone: bool = False) -
 
 def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | None) -> Resolved:
     """Merge the sources. `flags` may hold other keys, and None for absent ones. Raises SettingsError."""
-    config = config or environ.get(CONFIG_VARIABLE)
+    if config is None:
+        config = environ.get(CONFIG_VARIABLE) or None  # blanks are an optional variable's way to be unset
     sources = (
         {
             name: (raw, field.flag)
@@ -70,7 +71,7 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | 
             if (raw := flags.get(name)) is not None
         },
         _from_environment(environ),
-        _from_file(Path(config)) if config else {},
+        _from_file(Path(config)) if config is not None else {},
     )
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}

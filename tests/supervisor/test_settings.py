@@ -285,6 +285,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_environment_can_name_the_file(config_file: Path) -> None:
     config_file.write_text("drain_grace_s = 5\n")
     assert resolved(environ={"PAGEWIRE_CONFIG": str(config_file)}).settings.drain_grace_s == 5.0
+    assert resolved(environ={"PAGEWIRE_CONFIG": ""}).settings.drain_grace_s == 30.0
+    with pytest.raises(SettingsError, match="cannot be read"):  # a flag that names nothing is no flag left out
+        resolve({}, {"PAGEWIRE_CONFIG": str(config_file)}, "")
 
 
 def test_an_empty_variable_unsets_what_may_be_unset() -> None:

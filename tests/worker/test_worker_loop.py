@@ -19,7 +19,7 @@ from pagewire.worker.link import EngineLink, LinkError
 class ScriptedRunner:
     """Answers every plan with its step id, or raises what it was given."""
 
-    def __init__(self, errors: dict[int, Exception]) -> None:
+    def __init__(self, errors: dict[int, BaseException]) -> None:
         self._errors = errors
 
     def begin(self, epoch: int) -> None:
@@ -34,7 +34,9 @@ class ScriptedRunner:
         return np.asarray([plan.step_id], np.int32)
 
 
-def running_loop(address: str, *, errors: dict[int, Exception], clock_ticks: list[float] | None = None) -> LoopThread:
+def running_loop(
+    address: str, *, errors: dict[int, BaseException], clock_ticks: list[float] | None = None
+) -> LoopThread:
     """A loop whose runner reads its clock from a list."""
     clock = iter(clock_ticks).__next__ if clock_ticks else lambda: 0.0
     return LoopThread(address, ImmediateRunner(ScriptedRunner(errors), clock), Inbox())
@@ -46,15 +48,20 @@ def engine() -> Iterator[ScriptedEngine]:
         yield engine
 
 
-def test_a_step_that_raises_is_reported_and_final(engine: ScriptedEngine) -> None:
-    loop = running_loop(engine.address, errors={1: RuntimeError("not enough memory")})
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_a_step_that_raises_is_reported_and_final(engine: ScriptedEngine, kind: type[BaseException]) -> None:
+    loop = running_loop(engine.address, errors={1: kind("not enough memory")})
     assert engine.receive() == HELLO
     engine.send(Begin(3))
     maker = PlanMaker(3)
     for _ in range(3):
         engine.send(maker.make())
     assert isinstance(engine.receive(), StepResult)
-    message = "step 1 of epoch 3 raised RuntimeError: not enough memory"
+    message = f"step 1 of epoch 3 raised {kind.__name__}: not enough memory"
     assert engine.receive() == WorkerFailed(message)
     assert loop.join() == message
     assert any("Traceback" in line and "not enough memory" in line for line in loop.log)

@@ -29,8 +29,9 @@ class InferenceServiceStub:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     def __init__(self, channel):
@@ -65,8 +66,9 @@ class InferenceServiceServicer:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     def Generate(self, request, context):
@@ -134,8 +136,9 @@ class InferenceService:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     @staticmethod

@@ -30,8 +30,9 @@ class InferenceServiceStub:
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     @_typing.overload
@@ -56,8 +57,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -78,8 +80,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a language model.
 
     Errors are gRPC statuses with google.rpc details: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (model),
-    RESOURCE_EXHAUSTED (RetryInfo gives a delay), UNAVAILABLE (ErrorInfo reason LOADING, WORKER_LOST, ENGINE_LOST or
-    DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports an error in band.
+    RESOURCE_EXHAUSTED (RetryInfo gives a delay where trying again may help), UNAVAILABLE (ErrorInfo reason LOADING,
+    WORKER_LOST, ENGINE_LOST or DRAINING), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED. A stream never reports
+    an error in band.
     """
 
     @_abc_1.abstractmethod
