@@ -11,7 +11,8 @@ again after. A request's bytes are read here and not by grpc, which would keep t
 hour's stream or an hour in the queue: here nothing holds them once the message has been made of them. And they are read
 a few at a time: until a call's message is asked for, HTTP/2 lets its client send 64 KB of it (`listener`), and so
 hundreds of large ones that come at once wait at their clients: 300 of 3.9 MB took 150 MB, where all of them were in
-memory before. A client that is slow to send holds nobody up for long.
+memory before. A client that is slow to send holds nobody up for long. How many fields a message has is looked at before
+it is decoded (`field_count`), and large ones are decoded one after the other, so that streams get on between them.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc.aio import AbortError
 
 from pagewire.scheduler_svc.errors import (
@@ -31,12 +32,15 @@ from pagewire.scheduler_svc.errors import (
     is_ending,
 )
 from pagewire.scheduler_svc.frontend.fair_turns import FairTurns
+from pagewire.scheduler_svc.frontend.field_count import refuse_many_fields
 from pagewire.scheduler_svc.frontend.status import abort
 
 _log = logging.getLogger(__name__)
 _OWN_PREFIX = "/pagewire."
 _RETRY_S = 1.0
 _READS_AT_ONCE = 16
+_LARGE_BYTES = 64 * 1024
+"""Longer messages are decoded in turn."""
 _LONGEST_TURN_S = 0.25
 """After which the next message is asked for, whether a call's own has come or not."""
 
@@ -49,6 +53,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         self._max_calls = max_calls
         self._num_calls = 0
         self._places = FairTurns(_READS_AT_ONCE)
+        self._decoding = FairTurns(1)
         self._on_internal_error = on_internal_error
 
     async def intercept_service(
@@ -70,11 +75,12 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         # To grpc the requests are streams, because of those it keeps no message; on the wire one is like the other.
         decode = handler.request_deserializer
         assert decode is not None, "the generated handlers all have one"
+        kind: type[Message] = decode.__self__  # type: ignore[attr-defined]  # it is the message's class method FromString
         if handler.unary_unary is not None:
-            guarded = self._guard(handler.unary_unary, decode)
+            guarded = self._guard(handler.unary_unary, kind)
             return grpc.stream_unary_rpc_method_handler(guarded, None, handler.response_serializer)
         if handler.unary_stream is not None:
-            guarded = self._guard(handler.unary_stream, decode)
+            guarded = self._guard(handler.unary_stream, kind)
             return grpc.stream_stream_rpc_method_handler(guarded, None, handler.response_serializer)
         return handler
 
@@ -91,13 +97,11 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
     def _ended(self, _call: "asyncio.Task[Any]") -> None:
         self._num_calls -= 1
 
-    def _guard(
-        self, handle: Callable[[Any, Any], Any], decode: Callable[[bytes], Any]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _guard(self, handle: Callable[[Any, Any], Any], kind: type[Message]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(_requests: object, context: Any) -> Any:
             try:
                 # No name is given to frame or message, so that neither lives longer than the handler wants it.
-                return await handle(_decoded(await self._read(context), decode), context)
+                return await handle(await self._message(context, kind), context)
             except AbortError:
                 raise
             except BaseException as error:
@@ -106,6 +110,19 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
                 await abort(context, self._for_caller(error))
 
         return guarded
+
+    async def _message(self, context: Any, kind: type[Message]) -> Message:
+        """The call's message, decoded."""
+        frame = await self._read(context)
+        if not isinstance(frame, bytes):  # grpc.aio.EOF
+            raise InvalidArgument("the request", "is missing: the call brought no message")
+        if len(frame) <= _LARGE_BYTES:
+            return _decoded(frame, kind)
+        await self._decoding.take(context.peer())
+        try:
+            return _decoded(frame, kind)
+        finally:
+            self._decoding.free()
 
     async def _read(self, context: Any) -> Any:
         """The call's message, in its turn."""
@@ -142,11 +159,10 @@ def _forget_frames(error: BaseException) -> None:
         found = found.__cause__ or found.__context__
 
 
-def _decoded(frame: Any, decode: Callable[[bytes], Any]) -> Any:
-    if not isinstance(frame, bytes):  # grpc.aio.EOF
-        raise InvalidArgument("the request", "is missing: the call brought no message")
+def _decoded(frame: bytes, kind: type[Message]) -> Message:
+    refuse_many_fields(frame, kind.DESCRIPTOR)
     try:
-        return decode(frame)
+        return kind.FromString(frame)
     except DecodeError as error:
         raise InvalidArgument("the request", f"is not a message: {error}") from error
 

@@ -25,6 +25,8 @@ MAX_STOP_TOKEN_IDS: Final = 64
 MIN_WATCH_INTERVAL_S: Final = 0.1
 MAX_WATCH_INTERVAL_S: Final = 3600.0
 MAX_DRAIN_GRACE_S: Final = 3600.0
+MAX_FIELDS: Final = 131072
+"""Of one request's message, at all depths: more than MAX_CHAT_MESSAGES and MAX_CHAT_PARTS can need."""
 MAX_CALLS: Final = 16384
 """Of one listener, at once."""
 
