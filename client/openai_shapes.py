@@ -42,7 +42,8 @@ def tool_call(value: object, path: str) -> ToolCall:
         return value
     entry = _mapping(value, path, "a ToolCall", frozenset({"id", "type", "function"}))
     function = _function(entry, path, frozenset({"name", "arguments"}))
-    arguments = _json(function.get("arguments"), f"{path}.function.arguments")
+    # Whoever puts streamed calls together writes "" for a tool without parameters.
+    arguments = _json(function.get("arguments"), f"{path}.function.arguments") or None
     return ToolCall(_text(entry, "id", path), _name(function, path), arguments)
 
 

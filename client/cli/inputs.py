@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import cast
 
 from pagewire.client import requests
-from pagewire.client.errors import InvalidRequest
+from pagewire.client.errors import InvalidRequest, brief
 from pagewire.client.json_text import NotJson, from_json
 from pagewire.client.prompts import Chat, Json, Message, MessageLike, Prompt, ToolLike
 from pagewire.client.types import Capabilities
@@ -43,7 +43,7 @@ def gather(args: argparse.Namespace) -> list[str | Prompt]:
         return [args.ids]
     if args.file and args.file != "-":
         try:
-            with open(args.file, encoding="utf-8") as lines:
+            with open(args.file, encoding="utf-8-sig") as lines:  # editors write a byte-order mark
                 found = _from_lines(lines, args.file)
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"--file {args.file!r} cannot be read: {error}") from error
@@ -84,7 +84,7 @@ def _refuse_flag(args: argparse.Namespace, name: str, why: str) -> None:
 def _from_lines(lines: Iterable[str], name: str) -> list[str | Prompt]:
     texts = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines, 1)]
     filled = [(number, text) for number, text in texts if text.strip()]
-    if not name.endswith(".jsonl"):
+    if not name.lower().endswith(".jsonl"):
         return [text for _, text in filled]
     return [_from_json(text, f"{name}, line {number}") for number, text in filled]
 
@@ -97,12 +97,28 @@ def _from_json(text: str, where: str) -> str | Prompt:
     match entry:
         case {"prompt": str(prompt), **rest} if not rest:
             return prompt
-        case {"token_ids": [int(), *_] as ids, **rest} if not rest:
+        case {"token_ids": [_, *_] as ids, **rest} if not rest and all(type(token) is int for token in ids):
             return cast(list[int], ids)
         case {"messages": [_, *_], **rest} if rest.keys() <= _CHAT_KEYS:
             return _chat(cast(Mapping[str, object], entry), where)
         case _:
-            raise InvalidRequest(f"{where}: expected an object with just one of {', '.join(_KINDS)}")
+            raise InvalidRequest(f"{where}: {_fault(entry)}")
+
+
+def _fault(entry: object) -> str:
+    """What is wrong with a line that is none of the kinds of prompt."""
+    expected = f"expected an object with just one of {', '.join(_KINDS)}"
+    if not isinstance(entry, Mapping):
+        return expected
+    kinds = [kind for kind in _KINDS if kind in entry]
+    if len(kinds) != 1:
+        return f"{expected}; it has {' and '.join(kinds) or 'none of them'}"
+    (kind,) = kinds
+    known = {kind} | (_CHAT_KEYS if kind == "messages" else frozenset())
+    if others := sorted(map(repr, entry.keys() - known)):
+        return f"{expected}; beside {kind} it has {', '.join(others)}, which are flags here or not known"
+    wanted = {"prompt": "text", "token_ids": "a list of integers of at least one", "messages": "a list of at least one"}
+    return f"{kind} is {brief(entry[kind])}; it must be {wanted[kind]}"
 
 
 def _chat(entry: Mapping[str, object], where: str) -> Chat:

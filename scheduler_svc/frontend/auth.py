@@ -22,7 +22,8 @@ from pagewire.wire.codec import WireError, decode_text
 ADMIN_TENANT = "admin"
 MIN_KEY_CHARACTERS = 16
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
-_BEARER = "Bearer "
+_BEARER = "bearer "
+"""In any case, as HTTP has it."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -43,9 +44,9 @@ class Authenticator:
         if self._tenants is None:
             return ""
         values = [value for name, value in metadata or () if name == "authorization"]
-        if len(values) != 1 or not isinstance(values[0], str) or not values[0].startswith(_BEARER):
+        if len(values) != 1 or not isinstance(values[0], str) or not values[0].lower().startswith(_BEARER):
             raise Unauthenticated("this server needs one metadata entry 'authorization' with 'Bearer' and an API key")
-        presented = hashlib.sha256(values[0].removeprefix(_BEARER).encode()).digest()
+        presented = hashlib.sha256(values[0][len(_BEARER) :].encode()).digest()
         found: str | None = None
         for digest, tenant in self._tenants:
             if hmac.compare_digest(digest, presented):

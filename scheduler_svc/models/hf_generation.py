@@ -123,7 +123,7 @@ def sampling_defaults(
 ) -> SamplingDefaults:
     """Defaults from a file's values, none where it has none. Raises ModelError for what no request may ask for."""
     for name, value, low, high in (
-        ("temperature", temperature, 0.0, 2.0),
+        ("temperature", temperature, 0.0, 100.0),
         ("top_k", top_k, 0, math.inf),
         ("top_p", top_p, 0.0, 1.0),
     ):

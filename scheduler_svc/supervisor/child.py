@@ -25,6 +25,12 @@ _log = logging.getLogger(__name__)
 _STDERR = 2
 _MAX_LINE_BYTES = 1024 * 1024
 _LAST_WORDS_S = 1.0
+_ENVIRONMENT = {
+    "PYTHONFAULTHANDLER": "1",  # stacks on stderr where it crashes, or is aborted
+    # grpc's core would write on stderr what peers send it, as it came: a frame's text could forge lines, without end.
+    "GRPC_VERBOSITY": "NONE",
+}
+"""Where the user's own does not say otherwise."""
 """How long an aborted child may take to write its stacks; and how long what an ended one still said may take to be
 read, because a descendant of it could hold the socket open."""
 
@@ -76,7 +82,7 @@ class Child:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=_STDERR,
                     pass_fds=[theirs.fileno()],
-                    env={"PYTHONFAULTHANDLER": "1", **environ},  # stacks on stderr where it crashes, or is aborted
+                    env={**_ENVIRONMENT, **environ},
                     process_group=0,
                 )
             except BaseException:

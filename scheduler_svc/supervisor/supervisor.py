@@ -68,6 +68,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._phase = Phase.STARTING
         self._outcome: Outcome | None = None
+        self._was_signalled = False
         self._crew = Crew(plan, surroundings, self._events)
         self._ranks = self._crew.ranks
         self._frontends = self._crew.frontends
@@ -158,11 +159,15 @@ class Supervisor:
                 self._crew.abort(post, f"has made no progress for {self._settings.hang_timeout_s:g} s")
 
     def _on_signal(self, number: int) -> None:
-        if self._phase is Phase.SERVING:
+        if self._phase is Phase.STARTING or self._was_signalled:
+            self._outcome = Outcome(128 + number, in_haste=True)
+        elif self._phase is Phase.SERVING:
             _log.info("draining after %s; a second one ends at once", signal.Signals(number).name)
             self._drain(self._settings.drain_grace_s)
-        else:
-            self._outcome = Outcome(128 + number, in_haste=True)
+        else:  # as where a pod's hook has ordered it before
+            name = signal.Signals(number).name
+            _log.info("draining already, as an operator asked; a signal after this %s ends at once", name)
+        self._was_signalled = True
 
     async def _on_ready(self, post: Post, ready: Ready) -> None:
         was_ready = post.ready

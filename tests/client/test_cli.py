@@ -238,21 +238,25 @@ def test_conversations_from_a_file_have_all_that_a_chat_has(
     [
         ("{", "line 2: not JSON"),
         ("[]", "line 2: expected an object with just one of prompt, messages, token_ids"),
-        ('{"prompt": "x", "temperature": 0}', "line 2: expected an object with just one of"),
+        ('{"prompt": "x", "temperature": 0}', "beside prompt it has 'temperature', which are flags here or not known"),
+        ('{"prompt": 5}', "line 2: prompt is 5; it must be text"),
+        ('{"messages": []}', "line 2: messages is []; it must be a list of at least one"),
+        ('{"token_ids": [1, "x"]}', "line 2: token_ids is [1, 'x']; it must be a list of integers of at least one"),
+        ('{"token_ids": [true]}', "line 2: token_ids is [True]; it must be"),
         ('{"messages": ["x"]}', "line 2: messages[0] must be a Message or a mapping, not 'x'"),
         ('{"messages": [{"role": "user", "contents": "x"}]}', "line 2: messages[0].contents is not known"),
         (
             '{"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}]}',
             "line 2: tools[0].name is not known",
         ),
-        ('{"messages": [{"role": "user", "content": "x"}], "n": 2}', "line 2: expected an object with just one of"),
+        ('{"messages": [{"role": "user", "content": "x"}], "n": 2}', "beside messages it has 'n', which are flags"),
         (
             '{"messages": [{"role": "user", "content": "x"}], "template_arguments": [1]}',
             "line 2: template_arguments must",
         ),
         ('{"messages": [{"role": "user", "role": "tool"}]}', "line 2: not JSON: the key 'role' stands twice"),
         ('{"messages": [{"role": "user", "content": "x"}], "template_arguments": {"a": NaN}}', "line 2: not JSON: NaN"),
-        ('{"token_ids": []}', "line 2: expected"),
+        ('{"token_ids": []}', "line 2: token_ids is []; it must be a list of integers of at least one"),
     ],
 )
 def test_a_wrong_line_is_named(

@@ -314,3 +314,10 @@ def test_a_misspelled_parameter_is_a_type_error() -> None:
 def test_one_prompt_or_several(prompts: object, count: int | None) -> None:
     several = requests.several(prompts)
     assert (None if several is None else len(several)) == count
+
+
+def test_arguments_of_openais_clients_that_are_empty_are_none() -> None:
+    """As whoever puts streamed calls together leaves them for a tool without parameters."""
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": ""}}
+    message = requests.prompt_message([{"role": "assistant", "content": None, "tool_calls": [call]}], "prompt")
+    assert not message.chat.messages[0].tool_calls[0].HasField("arguments")

@@ -275,7 +275,9 @@ def test_keys_are_asked_of_everything_but_health(spec: ModelSpec, run: Run, tmp_
             stub = reflection_pb2_grpc.ServerReflectionStub(world.channel)
             call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
             assert (await failure(call)).code() is grpc.StatusCode.UNAUTHENTICATED
-            assert (await models(model_pb2.ListModelsRequest(), metadata=[("authorization", f"Bearer {KEY}")])).models
+            for scheme in ("Bearer", "bearer"):
+                metadata = [("authorization", f"{scheme} {KEY}")]
+                assert (await models(model_pb2.ListModelsRequest(), metadata=metadata)).models
             assert await check(world.channel, "") == SERVING
             load, request = world.admin.GetLoad, admin_pb2.GetLoadRequest()
             assert (await failure(load(request))).code() is grpc.StatusCode.UNAUTHENTICATED

@@ -23,6 +23,7 @@ from pagewire.wire.model import SamplingDefaults
             SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95),
         ),
         ({"do_sample": False, "temperature": 0.6, "eos_token_id": 4}, (4,), SamplingDefaults(temperature=0.0)),
+        ({"temperature": 100.0}, (), SamplingDefaults(temperature=100.0)),
         ({"temperature": None, "top_k": None, "top_p": None}, (), SamplingDefaults()),
     ],
 )

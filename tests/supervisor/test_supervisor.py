@@ -227,6 +227,20 @@ def test_an_operators_drain_is_a_sigterm_with_its_grace(run_server: RunServer) -
     assert server.heard("engine-0", "Drain")["grace_s"] == 7.0
 
 
+def test_a_first_signal_after_an_operators_drain_lets_it_go_on(run_server: RunServer) -> None:
+    """As where a pod's hook orders the drain, and the pod's end follows with a signal; a second one ends at once."""
+    server = run_server(frontend="deaf")
+    server.ready()
+    os.kill(server.heard("frontend-0", "ready")["pid"], signal.SIGUSR1)
+    server.heard("frontend-0", "Drain")
+    server.signal(signal.SIGTERM)
+    assert server.process.stderr is not None
+    assert any("draining already" in line for line in server.process.stderr), "it ended at the first signal"
+    server.signal(signal.SIGTERM)
+    assert server.end()[0] == 128 + signal.SIGTERM
+    assert_nothing_left(server)
+
+
 def test_an_operators_drain_while_the_model_loads_ends_the_server(run_server: RunServer) -> None:
     server = run_server("--frontends", "2", frontend="nosy", worker="load")
     assert server.end()[:2] == (0, "")
