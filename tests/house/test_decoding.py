@@ -51,12 +51,13 @@ SAFE = {
     # A door of its own, for texts of callers: exact, and with the path of what is wrong.
     "scheduler_svc/frontend/json_text.py": {"_DECODER.decode(text)"},
     # protobuf's own error is caught where it is called.
+    "scheduler_svc/frontend/boundary.py": {"kind.FromString(frame)"},
     "client/bench/summary.py": {"StreamGenerateResponse.FromString(frame)"},
     "client/errors.py": {"status.ParseFromString(value)", "detail.Unpack(found)"},
     # Other things that are named alike: token ids to text, a kernel.
     "scheduler_svc/frontend/inference.py": {
         "b''.join([token.text for token in completion.tokens]).decode()",
-        "tokenizer.decode(ids, skip_special_tokens=skip)",
+        "tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))",
     },
     "worker/attention/triton.py": {KERNEL},
     # The kernel's own files.
