@@ -160,7 +160,7 @@ def _forget_frames(error: BaseException) -> None:
 
 
 def _decoded(frame: bytes, kind: type[Message]) -> Message:
-    refuse_many_fields(frame, kind.DESCRIPTOR)
+    refuse_many_fields(frame, kind)
     try:
         return kind.FromString(frame)
     except DecodeError as error:

@@ -6,7 +6,9 @@ format (protobuf.dev/programming-guides/encoding) and descriptors, and judges no
 are left to the parser.
 """
 
-from google.protobuf.descriptor import Descriptor
+from typing import Any
+
+from google.protobuf.message import Message
 
 from pagewire.scheduler_svc.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import MAX_FIELDS
@@ -14,22 +16,22 @@ from pagewire.scheduler_svc.frontend.limits import MAX_FIELDS
 _LEAST_FIELD_BYTES = 2
 
 
-def refuse_many_fields(frame: bytes, descriptor: Descriptor) -> None:
+def refuse_many_fields(frame: bytes, kind: type[Message]) -> None:
     """Raise InvalidArgument for a message of more than MAX_FIELDS fields at all depths, known or not. A list of numbers
     that is packed counts as one. At most MAX_FIELDS steps, and none for a frame that is too short for them."""
     if len(frame) <= _LEAST_FIELD_BYTES * MAX_FIELDS:
         return
     try:
-        if _has_more(frame, descriptor, MAX_FIELDS):
+        if _has_more(frame, kind.DESCRIPTOR, MAX_FIELDS):
             raise InvalidArgument("the request", f"has more than {MAX_FIELDS} fields, all messages in it together")
     except IndexError:  # it is cut off: the parser says so
         return
 
 
-def _has_more(frame: bytes, descriptor: Descriptor, limit: int) -> bool:
-    """Raises IndexError where the frame ends inside a field."""
+def _has_more(frame: bytes, descriptor: Any, limit: int) -> bool:
+    """`descriptor` is the message's. Raises IndexError where the frame ends inside a field."""
     num_fields = 0
-    to_read: list[tuple[int, int, Descriptor]] = [(0, len(frame), descriptor)]
+    to_read: list[tuple[int, int, Any]] = [(0, len(frame), descriptor)]
     while to_read:
         at, end, kind = to_read.pop()
         known = kind.fields_by_number

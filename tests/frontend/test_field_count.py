@@ -17,8 +17,6 @@ from pagewire.wire.model import ModelSpec
 
 from .test_frontend_floods import Run
 
-KIND = GenerateRequest.DESCRIPTOR
-
 
 def within(number: int, content: bytes) -> bytes:
     """A field of bytes, or of a message."""
@@ -57,7 +55,7 @@ def test_the_largest_chat_of_the_contract_has_fewer() -> None:
     chat = pb.Chat(messages=[message] * 4095, template_arguments="{}", add_generation_prompt=True)
     chat.messages.add(role=pb.CHAT_ROLE_ASSISTANT, tool_calls=calls)
     request = GenerateRequest(generation=pb.Generation(prompt=pb.Prompt(chat=chat)))
-    refuse_many_fields(request.SerializeToString(), KIND)
+    refuse_many_fields(request.SerializeToString(), GenerateRequest)
 
 
 def test_a_field_is_a_field_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +71,10 @@ def test_a_field_is_a_field_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> Non
     frame = request.SerializeToString()
     num_fields = 1 + (1 + (1 + (1 + 1)) + (1 + 1 + 2 * (1 + 2) + 1) + 1)
     monkeypatch.setattr(field_count, "MAX_FIELDS", num_fields)
-    refuse_many_fields(frame, KIND)
+    refuse_many_fields(frame, GenerateRequest)
     monkeypatch.setattr(field_count, "MAX_FIELDS", num_fields - 1)
     with pytest.raises(InvalidArgument, match=f"has more than {num_fields - 1} fields"):
-        refuse_many_fields(frame, KIND)
+        refuse_many_fields(frame, GenerateRequest)
 
 
 def test_bytes_that_are_no_message_are_left_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,4 +87,4 @@ def test_bytes_that_are_no_message_are_left_to_the_parser(monkeypatch: pytest.Mo
             frame[draw.randrange(len(frame))] = draw.randrange(256)
         frame = frame[: draw.randrange(len(frame) + 1)]
         with contextlib.suppress(InvalidArgument):  # nothing else comes
-            refuse_many_fields(bytes(frame), KIND)
+            refuse_many_fields(bytes(frame), GenerateRequest)
