@@ -58,7 +58,7 @@ def kind(request: pytest.FixtureRequest) -> CpuKernelKind:
 
 def drawn_limits(draw: random.Random, kind: CpuKernelKind) -> dict[str, object]:
     """A service's limits, narrow enough that each of them is met."""
-    block_size = draw.choice((1, 4, 16))
+    block_size = draw.choice((1, 4, 16, 32))
     max_num_seqs = draw.choice((1, 2, 4, 7))
     num_tokens = int(MAX_MODEL_LEN * draw.choice((1.4, 2.0, max_num_seqs + 1)))
     prefill = draw.choice((1, 2, 5, 16, 64))

@@ -87,11 +87,11 @@ def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_le
     blocks and some are there already in full."""
     texts = [[draw.randrange(vocab_size) for _ in range(MAX_PROMPT)] for _ in range(_NUM_TEXTS)]
     while True:
-        # As long as others are many, often: a step of k tokens of one prompt beside one of k sequences.
-        length = draw.randrange(1, draw.choice((max_n, MAX_PROMPT, MAX_PROMPT)) + 1)
+        # As long as others are many, often: a step of k tokens of one prompt behind one of k sequences that end in it.
+        length = draw.choice((max_n, draw.randrange(1, MAX_PROMPT + 1), draw.randrange(1, MAX_PROMPT + 1)))
         num_shared = draw.choice((0, length, draw.randrange(length + 1)))
         own = [draw.randrange(vocab_size) for _ in range(length - num_shared)]
-        n = draw.choice((1, 1, draw.randrange(1, max_n + 1), max_n))
+        n = draw.choice((1, draw.randrange(1, max_n + 1), max_n, max_n))
         max_tokens = draw.randrange(1, min(25, max_model_len - length + 1))
         yield Asked(
             prompt=(*draw.choice(texts)[:num_shared], *own),
