@@ -138,6 +138,8 @@ class Stream(Iterator[Event]):
                 self._ended = True
                 raise error from cause
             self._connection.sleep(delay)
+            if self._ended:  # closed meanwhile, by another thread
+                raise error from cause
             try:
                 self._call = self._connection.start(self._resubmission(), self._attempts)
                 return

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from pagewire.client import installed
-from pagewire.client.cli import bench, chat, doctor, generate, health, models, serve, streams
+from pagewire.client.cli import bench, chat, doctor, generate, health, interrupt, models, serve, streams
 from pagewire.client.cli.output import complain, say
 from pagewire.client.errors import PagewireError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-_INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 Run = Callable[[argparse.Namespace], int]
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(str(error))
             return 1
         except KeyboardInterrupt:
-            return _INTERRUPTED
+            return interrupt.INTERRUPTED
         except streams.ReaderGone:
             streams.forget_output()
             return _BROKEN_PIPE
@@ -63,7 +62,8 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         raise
     parsed.arguments = arguments
-    status = cast(Run, parsed.run)(parsed)
+    with interrupt.ends_program():
+        status = cast(Run, parsed.run)(parsed)
     sys.stdout.flush()
     return status
 

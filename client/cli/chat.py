@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from pagewire.client.cli import connection, parameters
+from pagewire.client.cli import connection, interrupt, parameters
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.output import complain, note, write
 from pagewire.client.errors import InvalidRequest, PagewireError
@@ -112,12 +112,18 @@ class Conversation:
         """Fill `answer` until the model or Ctrl-C ends it. Raises PagewireError."""
         messages = [*self._system, *chain.from_iterable(past), question]
         prompt = Chat(messages, template_arguments=self._args.template_arguments)
-        try:
-            with self._connected.client.stream(prompt, timeout_s=self._args.timeout, **self._parameters) as stream:
-                for piece in stream.text:
-                    answer.append(piece)
-                    write(piece)
-        except KeyboardInterrupt:
+        ctrl_c = interrupt.EndsAnswer()
+        with ctrl_c.hears():
+            try:
+                with self._connected.client.stream(prompt, timeout_s=self._args.timeout, **self._parameters) as stream:
+                    ctrl_c.closes(stream)
+                    for piece in stream.text:
+                        answer.append(piece)
+                        write(piece)
+            except PagewireError:
+                if not ctrl_c.pressed:
+                    raise
+        if ctrl_c.pressed:
             note(" [stopped]")
 
 
@@ -131,12 +137,15 @@ def _typed_lines() -> Iterator[str]:
     try:
         while True:
             try:
-                yield input(_MARK)
+                with interrupt.raises():
+                    line = input(_MARK)
             except KeyboardInterrupt:
                 print()
             except EOFError:
                 print()
                 return
+            else:
+                yield line
     finally:
         _save_history(history)
 

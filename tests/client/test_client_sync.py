@@ -265,15 +265,19 @@ def test_an_interrupt_cancels_all_prompts() -> None:
             return inference_pb2.GenerateResponse()
 
     with Hanging() as hanging, Client(hanging.address) as client:
+        interrupted = threading.Event()
 
         def interrupt() -> None:
             assert hanging.hanging.wait(10)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            while not interrupted.wait(2):  # CPython misses a signal that comes just before it begins to wait
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         interrupting = threading.Thread(target=interrupt)
         interrupting.start()
         with pytest.raises(KeyboardInterrupt):
             client.generate(["a", "b", "c"], max_concurrency=2)
+        interrupted.set()
         interrupting.join(10)
         assert hanging.ended.wait(10)
 

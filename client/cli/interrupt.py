@@ -1,0 +1,108 @@
+"""Ctrl-C, in a program that waits inside gRPC: it ends the program, or the answer that streams.
+
+Python's own way is an exception between any two instructions of the main thread. That may come between those with
+which gRPC's library takes and gives back a lock; nobody else gets the lock then, and the next call, or the program's
+end, waits for ever. And where the signal comes just before the thread begins to wait, nothing comes of it at all. So
+while calls are under way it is a thread of ours that hears of the signal, and the main thread raises nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pagewire.client.sync_stream import Stream
+
+INTERRUPTED = 130
+"""Exit status."""
+
+_BLOCK_ENDED = 0  # no signal's number
+
+
+@contextmanager
+def ends_program() -> Iterator[None]:
+    """Ctrl-C ends the process at once. Its connections end with it, and a service of its own sees that it has gone.
+
+    Nothing changes where the signal is ignored, or in another thread than the main one.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    with _calls(lambda: os._exit(INTERRUPTED)):
+        yield
+
+
+@contextmanager
+def raises() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as at a prompt. No call may be under way."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        yield
+        return
+    heard_by = signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(heard_by)
+
+
+class EndsAnswer:
+    """In its `hears`, Ctrl-C closes the stream that `closes` names, or is going to name."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._lock = threading.Lock()
+        self._stream: Stream | None = None
+
+    @contextmanager
+    def hears(self) -> Iterator[None]:
+        """Main thread only."""
+        with _calls(self._press):
+            yield
+
+    def closes(self, stream: Stream) -> None:
+        """Name the stream. It is closed at once where the key was pressed before."""
+        with self._lock:
+            self._stream = stream
+            pressed = self.pressed
+        if pressed:
+            stream.close()
+
+    def _press(self) -> None:
+        with self._lock:
+            self.pressed = True
+            stream = self._stream
+        if stream is not None:
+            stream.close()
+
+
+@contextmanager
+def _calls(pressed: Callable[[], object]) -> Iterator[None]:
+    """At each SIGINT, call `pressed` in a thread of its own. Main thread only."""
+    heard, heard_by = os.pipe()
+    os.set_blocking(heard_by, False)
+
+    def listen() -> None:
+        while (number := os.read(heard, 1)[0]) != _BLOCK_ENDED:
+            if number == signal.SIGINT:
+                pressed()
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    heard_by_before = signal.set_wakeup_fd(heard_by)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(heard_by_before)
+        signal.signal(signal.SIGINT, before)
+        os.write(heard_by, bytes([_BLOCK_ENDED]))
+        listener.join()
+        os.close(heard)
+        os.close(heard_by)
