@@ -18,11 +18,11 @@ import msgspec
 from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
+from pagewire.worker.devices import load_device
 from pagewire.worker.inbox import Inbox
+from pagewire.worker.launch_file import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import WorkerLoop
-from pagewire.worker.startup.devices import load_device
-from pagewire.worker.startup.launch_file import LaunchError, read_launch
 
 STOPPED_STATUS = 0
 LOAD_FAILED_STATUS = 1

@@ -12,8 +12,11 @@ from typing import Protocol
 from pagewire.wire.control import Drain, EngineRestarted, Stop, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
 from pagewire.worker.inbox import Inbox
-from pagewire.worker.parallel.lost import RankLost
-from pagewire.worker.plan_fields import PlanError
+from pagewire.worker.slots.plan_fields import PlanError
+
+
+class RankLost(Exception):
+    """Another rank is gone, or takes too long: this one cannot go on. Any call of a runner may raise it."""
 
 
 class Runner(Protocol):

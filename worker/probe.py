@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pagewire.worker.cpu_info import instruction_sets, usable_cores
-from pagewire.worker.startup.loaded import installed_version
+from pagewire.worker.loaded import installed_version
+from pagewire.worker.native.processor import instruction_sets, usable_cores
 
 if TYPE_CHECKING:
-    from pagewire.worker.attention.ladder import CudaCard, Rung
+    from pagewire.worker.attention.choice import CudaCard, Rung
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,14 +92,14 @@ def probe() -> ProbeReport:
 def _probe_with_torch() -> ProbeReport:
     import torch
 
-    from pagewire.worker.attention.ladder import CudaCard, attention_ladder
+    from pagewire.worker.attention.choice import CudaCard, attention_ladder
+    from pagewire.worker.attention.kv_cache import available_memory_bytes
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
-    from pagewire.worker.kv_cache import available_memory_bytes
-    from pagewire.worker.model.cpu_linears import cpu_linears
-    from pagewire.worker.model.linear import OneDnnLinear, TorchLinear
+    from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
+    from pagewire.worker.linears.available import cpu_linears
+    from pagewire.worker.linears.torch import OneDnnLinear, TorchLinear
     from pagewire.worker.native.library import NativeUnavailable, load_library
-    from pagewire.worker.torch_kernels.few_rows import FEW_ROWS
 
     cores = usable_cores()
     torch.set_num_threads(cores)
@@ -192,7 +192,7 @@ def _block_sizes(rung: "Rung") -> str:
 def _cuda_devices() -> list[DeviceReport]:
     import torch
 
-    from pagewire.worker.attention.ladder import CudaCard
+    from pagewire.worker.attention.choice import CudaCard
 
     if not torch.cuda.is_available():
         return []
@@ -208,7 +208,7 @@ def cuda_report(
     index: int, card: "CudaCard", memory_bytes: int, import_module: Callable[[str], ModuleType]
 ) -> DeviceReport:
     """A card; a worker's own kernels must run on it, whatever computes attention."""
-    from pagewire.worker.attention.ladder import attention_ladder
+    from pagewire.worker.attention.choice import attention_ladder
 
     triton = next(rung for rung in attention_ladder(card, import_module) if rung.name == "triton")
     return DeviceReport(

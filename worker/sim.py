@@ -19,9 +19,12 @@ from pagewire.wire.columns import Int32Array
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig, DType
 from pagewire.wire.plan import StepPlan
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
-from pagewire.worker.uniform import hash_positions
+from pagewire.worker.immediate import ImmediateRunner
+from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.loaded import LoadedDevice, hello_of, slot_limits
+from pagewire.worker.sampling.uniform import hash_positions
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 DEFAULT_NUM_BLOCKS = 1 << 17
 """Blocks without `kv_cache_bytes`, where every sequence at full length needs no fewer: they cost the worker nothing,
@@ -102,3 +105,25 @@ class SimRunner:
         if self._step_s and remaining > 0:
             self._sleep(remaining)
         return tokens
+
+
+def load_sim(launch: WorkerLaunch) -> LoadedDevice:
+    """Raises LaunchError."""
+    if launch.attention_backend != "auto":
+        raise LaunchError(f"attention_backend is {launch.attention_backend}; device sim has no attention")
+    block_size = launch.block_size or DEFAULT_BLOCK_SIZE
+    try:
+        limits = slot_limits(launch, block_size, sim_num_blocks(launch, block_size))
+        runner = SimRunner(limits, eos_token_ids=launch.model.eos_token_ids, step_us=launch.sim_step_us)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+    hello = hello_of(
+        launch,
+        limits,
+        weights_bytes=0,
+        kv_cache_bytes=0,
+        attention_backend="none",
+        linear_backend="none",
+        libraries=("numpy",),
+    )
+    return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)

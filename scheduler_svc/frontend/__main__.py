@@ -18,9 +18,10 @@ from pathlib import Path
 
 from google.protobuf.internal import api_implementation
 
-from pagewire.scheduler_svc.errors import InternalError, is_ending
+from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.app import Frontend, World
-from pagewire.scheduler_svc.frontend.chat_template import TemplateRefusedError
+from pagewire.scheduler_svc.frontend.errors import InternalError
+from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed, Ready, ToChild

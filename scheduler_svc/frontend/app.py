@@ -18,22 +18,23 @@ from dataclasses import dataclass
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from pagewire.scheduler_svc.errors import InternalError, is_ending
-from pagewire.scheduler_svc.frontend.admin import AdminService
-from pagewire.scheduler_svc.frontend.auth import Authenticator, AuthInterceptor, read_keys
-from pagewire.scheduler_svc.frontend.boundary import ErrorBoundary
-from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate, RenderLimits
-from pagewire.scheduler_svc.frontend.engine_client import EngineClient
-from pagewire.scheduler_svc.frontend.health import Health
-from pagewire.scheduler_svc.frontend.inference import InferenceParts, InferenceService
-from pagewire.scheduler_svc.frontend.intake import Intake
-from pagewire.scheduler_svc.frontend.limits import MAX_CALLS
-from pagewire.scheduler_svc.frontend.listener import bind, create_server
-from pagewire.scheduler_svc.frontend.model_service import ModelService
-from pagewire.scheduler_svc.frontend.prompt_reader import PromptReader
-from pagewire.scheduler_svc.frontend.request_bytes import RequestBytes
-from pagewire.scheduler_svc.frontend.served_model import ServedModel
-from pagewire.scheduler_svc.frontend.tokenizer import NUM_THREADS, TextTokenizer
+from pagewire.scheduler_svc.endings import is_ending
+from pagewire.scheduler_svc.frontend.errors import InternalError
+from pagewire.scheduler_svc.frontend.request.limits import MAX_CALLS
+from pagewire.scheduler_svc.frontend.request.prompt_reader import PromptReader
+from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
+from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
+from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor, read_keys
+from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
+from pagewire.scheduler_svc.frontend.rpc.drain import Intake
+from pagewire.scheduler_svc.frontend.rpc.health import Health
+from pagewire.scheduler_svc.frontend.rpc.inference import InferenceParts, InferenceService
+from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
+from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService
+from pagewire.scheduler_svc.frontend.rpc.request_bytes import RequestBytes
+from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
+from pagewire.scheduler_svc.frontend.text.tokenizer import NUM_THREADS, TextTokenizer
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from pagewire.wire.control import (

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pagewire.scheduler_svc.errors import is_ending
+from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.models.chat_templates import ChatTemplates, Warn, choose
 from pagewire.scheduler_svc.startup_errors import ModelError
 

@@ -11,16 +11,16 @@ from support.device_runner import CPU, TORCH_KERNELS, CountingModel, device_deco
 from support.worker_plans import SMALL, PlanMaker, admit
 
 from pagewire.wire.columns import unpack
-from pagewire.worker.batch import Batch
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block
+from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, DeviceKit, LoadedModel, bring_up, worst_rows
 from pagewire.worker.cuda.memory_budget import GIB, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.recorder import EagerRecorder, Launch
 from pagewire.worker.cuda.step_work import Model, StepKernels
 from pagewire.worker.cuda.timeline import HostTimeline
-from pagewire.worker.kv_cache import KVCache, bytes_per_block
-from pagewire.worker.runner import CpuRunner
-from pagewire.worker.step_tensors import SlotTensors
-from pagewire.worker.torch_kernels import step_state
+from pagewire.worker.kernels.reference import step_state
+from pagewire.worker.kernels.step_tensors import SlotTensors
 
 CONFIG = tiny_config(SMALL.vocab_size)
 BLOCK = bytes_per_block(CONFIG, SMALL.block_size, torch.float32)

@@ -14,16 +14,16 @@ from support.worker_process import TIMEOUT_S, sim_launch
 from pagewire.wire.columns import unpack
 from pagewire.wire.launch import RankGroup
 from pagewire.wire.plan import SamplingParams, StepPlan
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.loading import load_cuda
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.linear import TorchLinear, TorchLinears
-from pagewire.worker.model.weights import load_decoder
-from pagewire.worker.runner import CpuRunner
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.startup.devices import load_device
-from pagewire.worker.startup.launch_file import LaunchError
+from pagewire.worker.devices import load_device
+from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.linears.torch import TorchLinear, TorchLinears
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.weights.build import load_decoder
 
 
 @pytest.mark.parametrize(("built_with", "reason"), [(None, "is built without CUDA"), ("12.9", "finds no CUDA device")])

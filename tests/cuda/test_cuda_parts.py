@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from support.worker_plans import SMALL, PlanMaker, admit
 
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.attention.ladder import CudaCard, attention_ladder
+from pagewire.worker.attention.choice import CudaCard, attention_ladder
 from pagewire.worker.cuda.buckets import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepShape
-from pagewire.worker.slots import Slots
-from pagewire.worker.step_tensors import SEQ_FIELDS
-from pagewire.worker.torch_kernels import step_state
+from pagewire.worker.kernels.reference import step_state
+from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
+from pagewire.worker.slots.state import Slots
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.plan import NO_TOKEN, SamplingParams, StepPlan
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.plan_fields import PlanError
-from pagewire.worker.runner import CpuRunner
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.plan_fields import PlanError
 
 WIDE = SlotLimits(
     max_num_seqs=40, max_model_len=64, max_num_batched_tokens=96, block_size=4, num_blocks=640, vocab_size=100

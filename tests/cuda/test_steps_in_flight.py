@@ -14,11 +14,11 @@ from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import EngineRestarted, Stop
 from pagewire.wire.plan import Begin, StepResult, WorkerFailed
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.cuda.waker import Waker
 from pagewire.worker.inbox import Inbox
-from pagewire.worker.kv_cache import KVCache
 
 
 def counting_runner(timeline: HeldTimeline, **options: object) -> CudaRunner:

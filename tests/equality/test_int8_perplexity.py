@@ -15,9 +15,9 @@ from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.progress import QuietProgress
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.model import ModelSpec
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.linears.int8 import Int8Unavailable
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.int8_linear import Int8Unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

@@ -7,10 +7,10 @@ import grpc
 import pytest
 from support.frontend_world import failure, running_frontend, violated_field
 
-from pagewire.scheduler_svc.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend import field_count
-from pagewire.scheduler_svc.frontend.field_count import refuse_many_fields
-from pagewire.scheduler_svc.frontend.limits import MAX_FIELDS
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.request.limits import MAX_FIELDS
+from pagewire.scheduler_svc.frontend.rpc import field_count
+from pagewire.scheduler_svc.frontend.rpc.field_count import refuse_many_fields
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import GenerateRequest
 from pagewire.wire.model import ModelSpec

@@ -20,9 +20,9 @@ from support.service import serve
 from support.tiny_tokenizer import make_spec
 
 from pagewire.scheduler_svc.frontend import app as app_module
-from pagewire.scheduler_svc.frontend.chat_template import ChatTemplate
-from pagewire.scheduler_svc.frontend.detokenizer import UnsupportedTokenizerError
-from pagewire.scheduler_svc.frontend.tokenizer import LONG_CHARACTERS, TextTokenizer
+from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate
+from pagewire.scheduler_svc.frontend.text.detokenizer import UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.tokenizer import LONG_CHARACTERS, TextTokenizer
 from pagewire.v1 import generation_pb2, inference_pb2, model_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.control import Stop

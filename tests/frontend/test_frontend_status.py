@@ -7,8 +7,8 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from pagewire.scheduler_svc import errors
-from pagewire.scheduler_svc.frontend.status import to_status
+from pagewire.scheduler_svc.frontend import errors
+from pagewire.scheduler_svc.frontend.rpc.status import to_status
 
 EXAMPLES: dict[type[errors.PagewireError], tuple[errors.PagewireError, int, list[str]]] = {
     errors.InvalidArgument: (errors.InvalidArgument("a.b", "is 3"), code_pb2.INVALID_ARGUMENT, ["BadRequest"]),

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from support.tiny_tokenizer import make_spec, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from pagewire.scheduler_svc.errors import ResourceExhausted
-from pagewire.scheduler_svc.frontend import tokenizer as tokenizer_module
-from pagewire.scheduler_svc.frontend.detokenizer import (
+from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend.text import tokenizer as tokenizer_module
+from pagewire.scheduler_svc.frontend.text.detokenizer import (
     Detokenizer,
     TokenBytes,
     TokenTexts,
     UnsupportedTokenizerError,
     detokenize,
 )
-from pagewire.scheduler_svc.frontend.output_text import OutputText
-from pagewire.scheduler_svc.frontend.stop_strings import StopAutomaton, StopScanner
-from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.frontend.text.output_text import OutputText
+from pagewire.scheduler_svc.frontend.text.stop_strings import StopAutomaton, StopScanner
+from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
 
 VOCAB_SIZE = 384
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.tiny_tokenizer import END_OF_TURN, make_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
-from pagewire.scheduler_svc.frontend.detokenizer import BYTE_LEVEL_ALPHABET
-from pagewire.scheduler_svc.frontend.text_bound import TextBound
+from pagewire.scheduler_svc.frontend.text.detokenizer import BYTE_LEVEL_ALPHABET
+from pagewire.scheduler_svc.frontend.text.text_bound import TextBound
 
 FORMS = [{"type": form} for form in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase")]
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}

@@ -38,33 +38,33 @@ KERNEL = (
 
 SAFE = {
     # Its own bytes, or what a child of ours has just encoded.
-    "scheduler_svc/frontend/output.py": {"np.frombuffer(self.received, dtype=np.intc)"},
+    "scheduler_svc/frontend/streams/output.py": {"np.frombuffer(self.received, dtype=np.intc)"},
     "scheduler_svc/supervisor/curve_keys.py": {"key.decode('ascii')"},
     "worker/native/library.py": {"chosen.decode()"},
     # The detokenizer's own incremental decoder, which replaces; and a question, whose error is the answer.
-    "scheduler_svc/frontend/detokenizer.py": {
+    "scheduler_svc/frontend/text/detokenizer.py": {
         "decoder.decode(raw, final)",
         "(b''.join([detokenizer.take(token) for token in ids]) + detokenizer.flush()).decode()",
         "text.decode()",
     },
     "client/responses.py": {"message.text.decode()"},
     # A door of its own, for texts of callers: exact, and with the path of what is wrong.
-    "scheduler_svc/frontend/json_text.py": {"_DECODER.decode(text)"},
+    "scheduler_svc/frontend/request/json_text.py": {"_DECODER.decode(text)"},
     # protobuf's own error is caught where it is called.
-    "scheduler_svc/frontend/boundary.py": {"kind.FromString(frame)"},
+    "scheduler_svc/frontend/rpc/boundary.py": {"kind.FromString(frame)"},
     "client/bench/summary.py": {"StreamGenerateResponse.FromString(frame)"},
     "client/errors.py": {"status.ParseFromString(value)", "detail.Unpack(found)"},
     # A definition that the tokenizers library has read before.
-    "scheduler_svc/frontend/text_bound.py": {"msgspec.json.decode(definition)"},
+    "scheduler_svc/frontend/text/text_bound.py": {"msgspec.json.decode(definition)"},
     # Other things that are named alike: token ids to text, a kernel.
-    "scheduler_svc/frontend/inference.py": {
+    "scheduler_svc/frontend/rpc/inference.py": {
         "b''.join([token.text for token in completion.tokens]).decode()",
         "tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))",
     },
     "worker/attention/triton.py": {KERNEL},
     # The kernel's own files.
-    "worker/cpu_info.py": {"path.read_text()"},
-    "worker/kv_cache.py": {
+    "worker/native/processor.py": {"path.read_text()"},
+    "worker/attention/kv_cache.py": {
         "Path('/proc/meminfo').read_text()",
         "Path('/sys/fs/cgroup/memory.max').read_text()",
         "Path('/sys/fs/cgroup/memory.current').read_text()",

@@ -15,9 +15,9 @@ from support.checkpoints import Checkpoint
 from transformers import AutoModelForCausalLM
 
 from pagewire.scheduler_svc.models.hf_directory import read_directory
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.weights.build import load_decoder
 
 PROMPT = [(11 * i * i + 5 * i + 3) % 256 for i in range(150)]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}

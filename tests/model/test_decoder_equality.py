@@ -7,8 +7,8 @@ import torch
 from support.batches import PagedDriver, greedy
 from support.checkpoints import Checkpoint
 
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import MAX_MASKED_ROWS
-from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
 
 DecoderOf = Callable[[Checkpoint], Decoder]

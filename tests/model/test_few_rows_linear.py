@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.worker.cuda.recorder import EagerRecorder
-from pagewire.worker.model.few_rows_linear import (
+from pagewire.worker.linears.skinny import (
     FewRowsKernels,
     FewRowsLinear,
     FewRowsLinears,
     device_linears,
     torch_few_rows_kernels,
 )
-from pagewire.worker.model.linear import TorchLinear
+from pagewire.worker.linears.torch import TorchLinear
 
 CPU = torch.device("cpu")
 KERNELS = torch_few_rows_kernels()

@@ -11,14 +11,14 @@ from support.checkpoints import Checkpoint
 from support.step_ops import CONFIG, batch_of, run_step
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.cuda.kernel_ops import KernelOps, torch_ops_kernels
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.kernel_ops import KernelOps, torch_ops_kernels
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
-from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.weights.build import load_decoder
 
 PROMPT = [(5 * i * i + 3 * i + 1) % 256 for i in range(40)]
 STEPS: list[Mapping[int, Sequence[int]]] = [

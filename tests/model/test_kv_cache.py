@@ -8,7 +8,7 @@ import torch
 from support.checkpoints import build_hf_model, decoder_config
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.kv_cache import KVCache, available_memory_bytes, bytes_per_block, plan_num_blocks
+from pagewire.worker.attention.kv_cache import KVCache, available_memory_bytes, bytes_per_block, plan_num_blocks
 
 GIB = 1 << 30
 

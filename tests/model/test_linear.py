@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pagewire.worker.linears.torch import Float32Head, OneDnnLinear, TorchLinear, TorchLinears, choose_linear
 from pagewire.worker.model import linear
-from pagewire.worker.model.linear import Float32Head, OneDnnLinear, TorchLinear, TorchLinears, choose_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

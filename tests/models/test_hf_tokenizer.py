@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
 from pagewire.scheduler_svc.models.hf_directory import read_directory
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import ModelSpec

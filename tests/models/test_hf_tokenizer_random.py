@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from pagewire.scheduler_svc.frontend.tokenizer import TextTokenizer
+from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
 
 from .conftest import HfDirectory
 from .test_hf_tokenizer import FAST, byte_level, read, sentence_piece, write

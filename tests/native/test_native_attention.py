@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_native import PagedNativeAttention
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
 from pagewire.worker.native.library import AttentionPlan, NativeLibrary, load_library
 
 # Rounding of the result, and of a prompt's weights, to bf16.

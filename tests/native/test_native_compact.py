@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagewire.worker.huge_pages import HugePages
-from pagewire.worker.model.native_linear import NativeLinears
+from pagewire.worker.linears.native import NativeLinears
+from pagewire.worker.native.huge_pages import HugePages
 from pagewire.worker.native.library import LIBRARY_FILE, NativeLibrary, load_library
 from pagewire.worker.native.panels import CompactPanels, PlainPanels
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.int8_reference import reference_int8
 
-from pagewire.worker.model.int8_linear import NativeInt8Linears
+from pagewire.worker.linears.int8 import NativeInt8Linears
 from pagewire.worker.native.library import MAX_INT8_K, NativeLibrary, load_library
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -26,7 +26,7 @@ def test_its_threads_sleep_when_there_is_nothing_to_do() -> None:
     """After a region on four threads, a second of the main thread's sleep costs next to no processor time."""
     script = (
         "import time, torch\n"
-        "from pagewire.worker.model.native_linear import NativeLinears\n"
+        "from pagewire.worker.linears.native import NativeLinears\n"
         "from pagewire.worker.native.library import load_library\n"
         "linears = NativeLinears(load_library(4), torch.float32)\n"
         "linear = linears.linear(torch.ones(1024, 256), None)\n"

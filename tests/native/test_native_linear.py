@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from pagewire.worker.model.native_linear import NativeLinears
+from pagewire.worker.linears.native import NativeLinears
 from pagewire.worker.native.library import NativeLibrary, load_library
 
 DTYPES = [torch.float32, torch.bfloat16]

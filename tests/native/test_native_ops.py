@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.step_ops import CONFIG, batch_of, run_step
 
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.native_ops import NativeOps
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.native_ops import NativeOps
 from pagewire.worker.model.ops import TorchOps
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.native.library import NativeLibrary

@@ -11,8 +11,8 @@ import torch
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.native.library import NativeLibrary
-from pagewire.worker.native_sampler import NativeSampler
-from pagewire.worker.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.native_sampler import NativeSampler
+from pagewire.worker.sampling.sampler import Sampler, SamplingRows
 
 INF, NAN = float("inf"), float("nan")
 OUT_OF_RANGE = [

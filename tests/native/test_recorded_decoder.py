@@ -16,10 +16,10 @@ from support.torch_threads import torch_threads
 from pagewire.wire.launch import Quantization
 from pagewire.wire.model import DType
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.native_linear import NativeLinears
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.recorded_decoder import RecordedDecoder
+from pagewire.worker.linears.native import NativeLinears
 from pagewire.worker.model.norm import RmsNorm
-from pagewire.worker.model.recorded_decoder import RecordedDecoder
 from pagewire.worker.native.library import NativeLibrary, NormArgs, load_library
 
 DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

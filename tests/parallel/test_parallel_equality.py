@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.model import DecoderConfig, ModelSpec
-from pagewire.worker.cpu_kernels import choose_kernels
+from pagewire.worker.cpu.kernels import choose_kernels
 from pagewire.worker.native.library import NativeUnavailable
 
 RANK_PROCESS = Path(__file__).parent.parent / "support" / "rank_process.py"

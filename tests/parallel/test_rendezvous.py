@@ -12,9 +12,9 @@ import torch
 from support.worker_process import sim_launch
 
 from pagewire.wire.launch import UNKNOWN_INCARNATION, RankGroup, WorkerLaunch, agreed_terms, terms_digest
+from pagewire.worker.loop import RankLost
 from pagewire.worker.parallel import rendezvous
 from pagewire.worker.parallel.collectives import gloo_collectives, least
-from pagewire.worker.parallel.lost import RankLost
 from pagewire.worker.parallel.rendezvous import Meeting, RendezvousError, meet, watch
 
 LIMIT_S = 30.0

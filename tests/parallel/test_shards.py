@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.sharding import local_decoder
-from pagewire.worker.model.random_source import BLOCK, RandomSource
-from pagewire.worker.model.source import Part, TensorSource, decoder_tensors
-from pagewire.worker.model.weights import open_source
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
+from pagewire.worker.weights.build import open_source
+from pagewire.worker.weights.random_source import BLOCK, RandomSource
+from pagewire.worker.weights.source import Part, TensorSource, decoder_tensors
 
 SHAPE = {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}
 

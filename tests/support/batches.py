@@ -6,8 +6,8 @@ from random import Random
 
 import torch
 
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
 
 

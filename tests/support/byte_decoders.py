@@ -20,11 +20,12 @@ from pagewire.scheduler_svc.engine.bench import EngineWorkload
 from pagewire.scheduler_svc.engine.intake import read_submission
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import SchedulerConfig
-from pagewire.scheduler_svc.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.auth import KeysFileError, read_keys
-from pagewire.scheduler_svc.frontend.detokenizer import TokenBytes, UnsupportedTokenizerError
-from pagewire.scheduler_svc.frontend.json_text import JsonReader
-from pagewire.scheduler_svc.frontend.template_process import (
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.request.json_text import JsonReader
+from pagewire.scheduler_svc.frontend.request.template_variables import JsonText, Variables
+from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.template_process import (
     FromRenderer,
     Invalid,
     Prepare,
@@ -34,7 +35,6 @@ from pagewire.scheduler_svc.frontend.template_process import (
     Rendered,
     ToRenderer,
 )
-from pagewire.scheduler_svc.frontend.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
 from pagewire.scheduler_svc.models import carried, gguf_file
 from pagewire.scheduler_svc.settings import sources
@@ -75,12 +75,12 @@ from pagewire.wire.requests import (
     ToFrontend,
     TokenBatch,
 )
+from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.launch_file import read_launch as read_worker_launch
 from pagewire.worker.parallel.rendezvous import GroupNotice
-from pagewire.worker.plan_fields import PlanError, decode_column, decode_pairs
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
-from pagewire.worker.startup.launch_file import LaunchError
-from pagewire.worker.startup.launch_file import read_launch as read_worker_launch
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.plan_fields import PlanError, decode_column, decode_pairs
+from pagewire.worker.slots.state import Slots
 
 Errors = tuple[type[Exception], ...]
 
@@ -140,8 +140,11 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     yield from _sockets(wire)
     yield ByteDecoder("proto/wire/columns.py", unpack, wire, (pack([1, 2]),))
     yield ByteDecoder("proto/wire/columns.py", unpack_pairs, wire, (pack([1, 2]),))
-    yield ByteDecoder("worker/plan_fields.py", lambda data: decode_column(data, "f"), (PlanError,), (pack([1]),))
-    yield ByteDecoder("worker/plan_fields.py", lambda data: decode_pairs(data, "f"), (PlanError,), (pack([1, 2]),))
+    fields = "worker/slots/plan_fields.py"
+    yield ByteDecoder(fields, lambda data: decode_column(data, "f"), (PlanError,), (pack([1]),))
+    yield ByteDecoder(
+        "worker/slots/plan_fields.py", lambda data: decode_pairs(data, "f"), (PlanError,), (pack([1, 2]),)
+    )
     yield ByteDecoder("proto/wire/lifeline.py", _through_a_lifeline, wire, (_line(ToChild, Drain(1.0, 2.0)),))
     from_child = JsonCodec[FromChild](FromChild)
     samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))
@@ -162,7 +165,7 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     yield ByteDecoder("scheduler_svc/engine/bench.py", from_worker.decode, wire, (from_worker.encode(_FROM_WORKER[1]),))
     to_frontend = Codec[ToFrontend](ToFrontend)
     samples = tuple(map(to_frontend.encode, _TO_FRONTEND))
-    yield ByteDecoder("scheduler_svc/frontend/engine_link.py", to_frontend.decode, wire, samples)
+    yield ByteDecoder("scheduler_svc/frontend/streams/engine_link.py", to_frontend.decode, wire, samples)
     yield ByteDecoder("worker/link.py", to_worker.decode, wire, tuple(map(to_worker.encode, _TO_WORKER)))
     to_renderer, from_renderer = Codec[ToRenderer](ToRenderer), Codec[FromRenderer](FromRenderer)
     variables = Variables(
@@ -170,9 +173,9 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     )
     asked = (Prepare({"default": "{{ messages }}"}, 1.0, 1, 1), Render("default", variables))
     answers = (Rendered("text"), Refused("m"), Invalid("chat", "is wrong"), Prepared())
-    renderer = "scheduler_svc/frontend/template_process.py"
+    renderer = "scheduler_svc/frontend/text/template_process.py"
     yield ByteDecoder(renderer, to_renderer.decode, wire, tuple(map(to_renderer.encode, asked)))
-    chat = "scheduler_svc/frontend/chat_template.py"
+    chat = "scheduler_svc/frontend/text/chat_template.py"
     yield ByteDecoder(chat, from_renderer.decode, wire, tuple(map(from_renderer.encode, answers)))
 
     def submit(frame: bytes) -> object:
@@ -187,7 +190,7 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
 
     # What decodes is not yet sound: these check every field, and say so in the same way.
     yield ByteDecoder("scheduler_svc/engine/intake.py", submit, (ValueError,), (from_frontend.encode(SUBMIT),))
-    yield ByteDecoder("worker/slots.py", apply, (WireError, PlanError), (to_worker.encode(PLAN),))
+    yield ByteDecoder("worker/slots/state.py", apply, (WireError, PlanError), (to_worker.encode(PLAN),))
 
 
 def _files(folder: Path) -> Iterator[ByteDecoder]:
@@ -205,13 +208,13 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     startup: Errors = (StartupError,)
     yield ByteDecoder(launch, written(lambda path: read_launch(path, EngineLaunch)), startup, (some,))
     yield ByteDecoder(launch, written(lambda path: read_launch(path, FrontendLaunch)), startup, (some,))
-    yield ByteDecoder("worker/startup/launch_file.py", written(read_worker_launch), (LaunchError,), (some,))
+    yield ByteDecoder("worker/launch_file.py", written(read_worker_launch), (LaunchError,), (some,))
     settings = written(lambda path: sources.render(sources.resolve({}, {}, str(path))))
     toml = b'max_n = 4\nmodel = "m"\nload_interval_s = 0.5\n[table]\na.b.c = [1, {x = 1979-05-27}]\n'
     yield ByteDecoder("scheduler_svc/settings/sources.py", settings, (SettingsError,), (toml, b"max_n = 4\n"))
     keys = b"tenant:0123456789abcdef\n# comment\n"
     read = written(lambda path: read_keys(str(path)))
-    yield ByteDecoder("scheduler_svc/frontend/auth.py", read, (KeysFileError,), (keys,))
+    yield ByteDecoder("scheduler_svc/frontend/rpc/auth.py", read, (KeysFileError,), (keys,))
     curve = folder / "curve"
     make_curve_keys(curve)
 
@@ -234,13 +237,15 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     yield ByteDecoder("scheduler_svc/models/carried.py", read_marker, (), (marker,))
     yield ByteDecoder("scheduler_svc/models/gguf_file.py", read_spec, (), (some,))
     definition = b'{"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}}'
-    yield ByteDecoder("scheduler_svc/frontend/detokenizer.py", TokenBytes, (UnsupportedTokenizerError,), (definition,))
+    yield ByteDecoder(
+        "scheduler_svc/frontend/text/detokenizer.py", TokenBytes, (UnsupportedTokenizerError,), (definition,)
+    )
 
     def argument(content: bytes) -> object:
         return JsonReader("chat", 1000).object(content.decode(errors="replace"), "chat.tools[0].parameters")
 
     arguments = b'{"type": "object", "properties": {"n": {"minimum": 1.5, "enum": [1, 2]}}}'
-    yield ByteDecoder("scheduler_svc/frontend/json_text.py", argument, (InvalidArgument,), (arguments,))
+    yield ByteDecoder("scheduler_svc/frontend/request/json_text.py", argument, (InvalidArgument,), (arguments,))
     workload = msgspec.json.encode({"running": 4})
     yield ByteDecoder(
         "scheduler_svc/engine/bench.py", lambda content: decode_json(content, EngineWorkload), (WireError,), (workload,)

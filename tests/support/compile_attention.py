@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from pagewire.worker.torch_kernels.paged_decode import MAX_SPLITS, SPLIT_TOKENS
-from pagewire.worker.triton_kernels import paged_decode, paged_prefill
+from pagewire.worker.kernels.reference.paged_decode import MAX_SPLITS, SPLIT_TOKENS
+from pagewire.worker.kernels.triton import paged_decode, paged_prefill
 
 _SHARED = {90: 227 << 10, 86: 99 << 10}
 _ITEMSIZE = {"bf16": 2, "fp32": 4}

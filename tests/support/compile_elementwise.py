@@ -22,10 +22,10 @@ from triton.runtime.jit import JITFunction
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.step_tensors import SEQ_FIELDS
-from pagewire.worker.triton_kernels import activation, logprobs, norm, rotate_and_store, sampling, step_state
+from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
+from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
+from pagewire.worker.kernels.triton import activation, logprobs, norm, rotate_and_store, sampling, step_state
+from pagewire.worker.slots.columns import SlotLimits
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NUM_ROWS = 16

@@ -14,7 +14,7 @@ from compile_elementwise import CPU, Target, stack_bytes
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from pagewire.worker.triton_kernels import few_rows
+from pagewire.worker.kernels.triton import few_rows
 
 WAIT, LAUNCH_DEPENDENTS = "griddepcontrol.wait", "griddepcontrol.launch_dependents"
 

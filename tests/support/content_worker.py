@@ -1,7 +1,7 @@
 """A worker whose model is a hash of everything it attends to.
 
-It replays plans through the real slot state (`pagewire.worker.slots`) and keeps, for every KV position, a fingerprint
-of the whole prefix that ends there, chained from position to position. The next token is a hash of the last
+It replays plans through the real slot state (`pagewire.worker.slots.state`) and keeps, for every KV position, a
+fingerprint of the whole prefix that ends there, chained from position to position. The next token is a hash of the last
 fingerprint. So a block that is shared wrongly, reused too early or never written changes the tokens, as it would in a
 real model, and a test need only compare outputs with `expected_output`.
 """
@@ -12,8 +12,8 @@ import numpy as np
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 UNWRITTEN = b""
 

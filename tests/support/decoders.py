@@ -7,12 +7,12 @@ import torch
 
 from pagewire.wire.launch import CpuKernelKind, Quantization
 from pagewire.wire.model import DType, ModelSpec
-from pagewire.worker.cpu_kernels import CpuKernels, choose_kernels
+from pagewire.worker.cpu.kernels import CpuKernels, choose_kernels
+from pagewire.worker.cpu.native_ops import unsupported_shape
+from pagewire.worker.cpu.runner import Model
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.native_ops import unsupported_shape
-from pagewire.worker.model.weights import TORCH_DTYPES, load_decoder
 from pagewire.worker.native.library import LIBRARY_FILE
-from pagewire.worker.runner import Model
+from pagewire.worker.weights.build import TORCH_DTYPES, load_decoder
 
 KINDS: list[CpuKernelKind] = ["native", "torch"]
 

@@ -7,24 +7,24 @@ import torch
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
-from pagewire.worker.attention.ladder import AttentionNeeds
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.choice import AttentionNeeds
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels
-from pagewire.worker.batch import Batch
 from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
 from pagewire.worker.cuda.recorded_steps import record_steps
 from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.kernels.reference import step_state
+from pagewire.worker.kernels.reference.sampling import sample
+from pagewire.worker.linears.skinny import FewRowsKernels, torch_few_rows_kernels
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.few_rows_linear import FewRowsKernels, torch_few_rows_kernels
-from pagewire.worker.model.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
-from pagewire.worker.model.weights import load_decoder
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.torch_kernels import step_state
-from pagewire.worker.torch_kernels.sampling import sample
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.weights.build import load_decoder
 
 CPU = torch.device("cpu")
 TORCH_KERNELS = StepKernels(state=step_state, sample=sample)

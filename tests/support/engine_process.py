@@ -25,7 +25,7 @@ from pagewire.wire.control import FromChild, ToChild
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import PROTOCOL_VERSION, Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerHello
 from pagewire.wire.requests import FromFrontend, ToFrontend
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
 
 LIMIT_S = 10.0
 VOCAB_SIZE = 101

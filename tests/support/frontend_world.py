@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from support.scripted_engine import LIMIT_S, ScriptedEngine
 
 from pagewire.scheduler_svc.frontend.app import Frontend, World
-from pagewire.scheduler_svc.frontend.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import generation_pb2, inference_pb2
 from pagewire.v1.admin_pb2_grpc import AdminServiceStub

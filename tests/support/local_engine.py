@@ -14,9 +14,9 @@ from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import Submit
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.runner import CpuRunner
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.runner import CpuRunner
+from pagewire.worker.slots.columns import SlotLimits
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 

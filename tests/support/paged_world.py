@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from support.worker_plans import PlanModel
 from pagewire.wire.columns import unpack
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.plan import StepResult
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.loading import LoadedCuda, load_cuda
 from pagewire.worker.cuda.platform import Platform
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.runner import CpuRunner
 
 TIMEOUT_S = 60.0
 

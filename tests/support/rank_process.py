@@ -18,10 +18,10 @@ from support.worker_process import sim_launch
 from pagewire.wire.launch import CpuKernelKind, RankGroup
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.sharding import local_decoder
-from pagewire.worker.cpu_kernels import choose_kernels
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.kernels import choose_kernels
 from pagewire.worker.parallel.ranks import RankStart
+from pagewire.worker.weights.build import load_decoder
 
 CPU = torch.device("cpu")
 

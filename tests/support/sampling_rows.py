@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pagewire.worker.sampler import SamplingRows
-from pagewire.worker.sampling_workspace import SamplingWorkspace
+from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
+from pagewire.worker.sampling.sampler import SamplingRows
 
 Sample = Callable[..., None]
 

@@ -16,7 +16,7 @@ from pagewire.scheduler_svc.engine.steps import Finish, PlannedStep, Rejection, 
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import FinishKind, Submit
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
 
 FRONTEND = 3
 

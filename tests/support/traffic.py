@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.worker.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.sampler import Sampler, SamplingRows
 
 LIMIT_S = 280.0
 MAX_PROMPT = 40

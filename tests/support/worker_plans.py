@@ -6,7 +6,7 @@ from random import Random
 
 from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import Admit, SamplingParams, StepPlan
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 

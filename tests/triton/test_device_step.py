@@ -8,13 +8,13 @@ from support.device_runner import device_decoder, make_runner, plain_decoder, ru
 from support.worker_plans import SMALL, PlanModel
 
 from pagewire.wire.columns import unpack
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.triton import triton_paged_kernels
+from pagewire.worker.cpu.runner import CpuRunner
+from pagewire.worker.cuda.kernel_ops import triton_ops_kernels
 from pagewire.worker.cuda.step_work import StepKernels
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.kernel_ops import triton_ops_kernels
-from pagewire.worker.runner import CpuRunner
-from pagewire.worker.triton_kernels import step_state
-from pagewire.worker.triton_kernels.sampling import sample
+from pagewire.worker.kernels.triton import step_state
+from pagewire.worker.kernels.triton.sampling import sample
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -9,15 +9,15 @@ import torch
 from support.batches import PagedDriver, greedy
 from support.checkpoints import build_hf_model, save_checkpoint
 
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
 from pagewire.worker.cuda.recorder import EagerRecorder
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.kernels.reference import few_rows as reference
+from pagewire.worker.kernels.triton import few_rows
+from pagewire.worker.linears.skinny import FewRowsLinears, device_linears, triton_few_rows_kernels
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.few_rows_linear import FewRowsLinears, device_linears, triton_few_rows_kernels
-from pagewire.worker.model.kernel_ops import KernelOps, triton_ops_kernels
-from pagewire.worker.model.weights import load_decoder
-from pagewire.worker.torch_kernels import few_rows as reference
-from pagewire.worker.triton_kernels import few_rows
+from pagewire.worker.weights.build import load_decoder
 
 CPU = torch.device("cpu")
 FLOOR = 0.05

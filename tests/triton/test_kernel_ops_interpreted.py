@@ -9,11 +9,11 @@ from support.checkpoints import build_hf_model, save_checkpoint
 from support.step_ops import CONFIG, run_step
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.model.kernel_ops import KernelOps, triton_ops_kernels
+from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
 from pagewire.worker.model.ops import DecoderOps, TorchOps
-from pagewire.worker.model.weights import load_decoder
+from pagewire.worker.weights.build import load_decoder
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampling_workspace import LogprobsWorkspace
-from pagewire.worker.torch_kernels.logprobs import logprobs as reference
-from pagewire.worker.triton_kernels.logprobs import logprobs
+from pagewire.worker.kernels.reference.logprobs import logprobs as reference
+from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace
+from pagewire.worker.kernels.triton.logprobs import logprobs
 
 # Of extreme rows: the interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

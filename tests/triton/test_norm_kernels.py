@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pagewire.worker.torch_kernels import norm as reference
-from pagewire.worker.triton_kernels import norm
+from pagewire.worker.kernels.reference import norm as reference
+from pagewire.worker.kernels.triton import norm
 
 # One row, odd sizes, one value, widths on and off powers of two, a model's width, and no row at all.
 SHAPES = [(1, 1), (1, 48), (3, 64), (7, 65), (5, 1000), (2, 5120), (0, 64)]

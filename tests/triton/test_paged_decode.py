@@ -4,15 +4,15 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld
 
-from pagewire.worker.torch_kernels.paged_decode import (
+from pagewire.worker.kernels.reference.paged_decode import (
     MAX_SPLITS,
     SPLIT_TOKENS,
     DecodeWorkspace,
     split_count,
     tokens_per_split,
 )
-from pagewire.worker.torch_kernels.paged_decode import paged_decode as reference
-from pagewire.worker.triton_kernels import paged_decode as kernel
+from pagewire.worker.kernels.reference.paged_decode import paged_decode as reference
+from pagewire.worker.kernels.triton import paged_decode as kernel
 
 TOLERANCE = 2e-5
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld
 
-from pagewire.worker.torch_kernels.paged_prefill import paged_prefill as reference
-from pagewire.worker.triton_kernels.paged_prefill import paged_prefill as kernel
+from pagewire.worker.kernels.reference.paged_prefill import paged_prefill as reference
+from pagewire.worker.kernels.triton.paged_prefill import paged_prefill as kernel
 
 TOLERANCE = 2e-5
 

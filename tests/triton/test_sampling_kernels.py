@@ -13,11 +13,11 @@ import triton.language as tl
 from support.sampling_rows import SETTINGS, DeviceRows, device_rows, rows_at_quarters, tokens_of
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampling_workspace import SamplingWorkspace
-from pagewire.worker.torch_kernels.sampling import sample as reference
-from pagewire.worker.triton_kernels import sampling
-from pagewire.worker.triton_kernels.sampling import sample
-from pagewire.worker.triton_kernels.weights import scaled_draw, top_p_target
+from pagewire.worker.kernels.reference.sampling import sample as reference
+from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
+from pagewire.worker.kernels.triton import sampling
+from pagewire.worker.kernels.triton.sampling import sample
+from pagewire.worker.kernels.triton.weights import scaled_draw, top_p_target
 
 # Of extreme rows: the interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -9,11 +9,11 @@ from support.worker_plans import SMALL, PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
-from pagewire.worker.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
-from pagewire.worker.torch_kernels import step_state as definition
-from pagewire.worker.triton_kernels import step_state as kernels
+from pagewire.worker.kernels.reference import step_state as definition
+from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
+from pagewire.worker.kernels.triton import step_state as kernels
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 CPU = torch.device("cpu")
 FIELDS = StepTensors.__slots__

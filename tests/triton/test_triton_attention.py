@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld, attention_config
 
-from pagewire.worker.attention.ladder import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
 
 CARD = CudaCard(name="interpreter", capability=(8, 0), num_sms=4)
 

@@ -20,11 +20,11 @@ from support.worker_plans import PlanMaker, admit
 from support.worker_process import ScriptedEngine, WorkerProcess, ipc_address, sim_launch
 
 from pagewire.wire.plan import Begin
-from pagewire.worker.batch_builder import BatchBuilder
-from pagewire.worker.cpu_info import usable_cores
-from pagewire.worker.sampler import Sampler, SamplingRows
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
+from pagewire.worker.cpu.batch_builder import BatchBuilder
+from pagewire.worker.native.processor import usable_cores
+from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 VOCAB_SIZE = 151_936
 NUM_SLOTS = 256

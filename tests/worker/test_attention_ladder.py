@@ -8,7 +8,7 @@ from support.paged_world import Heads, attention_config
 from support.worker_process import probe
 
 from pagewire.wire.launch import AttentionBackendName
-from pagewire.worker.attention.ladder import (
+from pagewire.worker.attention.choice import (
     AttentionNeeds,
     AttentionUnavailable,
     CudaCard,

@@ -4,10 +4,10 @@ import pytest
 from support.worker_process import sim_launch
 
 from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
-from pagewire.worker.cpu_kernels import kernels_of_attention
-from pagewire.worker.startup.devices import load_device
-from pagewire.worker.startup.launch_file import LaunchError
-from pagewire.worker.startup.loaded import LoadedDevice
+from pagewire.worker.cpu.kernels import kernels_of_attention
+from pagewire.worker.devices import load_device
+from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.loaded import LoadedDevice
 
 
 def load(**changes: object) -> LoadedDevice:

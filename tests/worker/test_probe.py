@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 from support.worker_process import probe, sim_launch
 
-from pagewire.worker.attention.ladder import CudaCard
-from pagewire.worker.cpu_info import cpu_flags, instruction_sets, usable_cores
+from pagewire.worker.attention.choice import CudaCard
+from pagewire.worker.devices import load_device
+from pagewire.worker.launch_file import LaunchError
 from pagewire.worker.native.library import LIBRARY_FILE
+from pagewire.worker.native.processor import cpu_flags, instruction_sets, usable_cores
 from pagewire.worker.probe import DeviceReport, cuda_report
-from pagewire.worker.startup.devices import load_device
-from pagewire.worker.startup.launch_file import LaunchError
 
 
 def test_probe() -> None:

@@ -11,10 +11,10 @@ from support.worker_plans import GREEDY, SMALL, PlanMaker, PlanModel, admit
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.plan_fields import PlanError
-from pagewire.worker.runner import CpuRunner
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.runner import CpuRunner
+from pagewire.worker.slots.plan_fields import PlanError
 
 CONFIG = DecoderConfig(
     architecture="qwen3",
@@ -165,7 +165,7 @@ class TestWithARealDecoder:
     def decoder(self) -> object:
         from pagewire.wire.model import ModelSpec
         from pagewire.worker.attention.paged_torch import PagedTorchAttention
-        from pagewire.worker.model.weights import load_decoder
+        from pagewire.worker.weights.build import load_decoder
 
         spec = ModelSpec(
             name="tiny",

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampler import Sampler, SamplingRows
-from pagewire.worker.uniform import uniform
+from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.uniform import uniform
 
 INF, NAN = float("inf"), float("nan")
 OUT_OF_RANGE = [

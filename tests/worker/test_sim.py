@@ -10,8 +10,8 @@ from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 from support.worker_process import sim_launch
 
 from pagewire.wire.plan import SamplingParams
-from pagewire.worker.plan_fields import PlanError
 from pagewire.worker.sim import DEFAULT_NUM_BLOCKS, SimRunner, sim_num_blocks
+from pagewire.worker.slots.plan_fields import PlanError
 
 
 def make_runner(**changes: object) -> SimRunner:

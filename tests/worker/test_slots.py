@@ -13,8 +13,8 @@ from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanMod
 
 from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import SamplingParams, StepPlan
-from pagewire.worker.plan_fields import PlanError
-from pagewire.worker.slots import Slots, Step
+from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.state import Slots, Step
 
 Rows = tuple[bytes, ...]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from support.sampling_rows import SETTINGS, device_rows, rows_at_quarters, tokens_of
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampler import Sampler
-from pagewire.worker.torch_kernels.sampling import sample, scaled_draw, top_p_target
-from pagewire.worker.uniform import uniform
+from pagewire.worker.kernels.reference.sampling import sample, scaled_draw, top_p_target
+from pagewire.worker.sampling.sampler import Sampler
+from pagewire.worker.sampling.uniform import uniform
 
 INF, NAN = float("inf"), float("nan")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pagewire.worker.uniform import hash_positions, uniform
+from pagewire.worker.sampling.uniform import hash_positions, uniform
 
 
 def reference_hash(seed: int, position: int) -> int:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 
 
 class AttentionStep(Protocol):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.batch import Batch
 from pagewire.worker.attention.flash_modules import FlashAttention2Module, FlashAttention3Module
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.kv_cache import KVCache
 
 MAX_SPLITS = 32
 """Of a context, for FlashAttention 3. The library allocates fp32 results for as many splits as it may make, and makes

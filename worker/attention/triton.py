@@ -10,15 +10,15 @@ from typing import Protocol
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.torch_kernels.paged_decode import DecodeWorkspace
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
 
 NAME = "triton"
 
 
 class PagedDecode(Protocol):
-    """See `pagewire.worker.torch_kernels.paged_decode.paged_decode`."""
+    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`."""
 
     def __call__(
         self,
@@ -34,7 +34,7 @@ class PagedDecode(Protocol):
 
 
 class PagedPrefill(Protocol):
-    """See `pagewire.worker.torch_kernels.paged_prefill.paged_prefill`."""
+    """See `pagewire.worker.kernels.reference.paged_prefill.paged_prefill`."""
 
     def __call__(
         self,
@@ -61,16 +61,16 @@ class PagedKernels:
 
 def torch_paged_kernels() -> PagedKernels:
     """The definitions, on any device."""
-    from pagewire.worker.torch_kernels.paged_decode import paged_decode
-    from pagewire.worker.torch_kernels.paged_prefill import paged_prefill
+    from pagewire.worker.kernels.reference.paged_decode import paged_decode
+    from pagewire.worker.kernels.reference.paged_prefill import paged_prefill
 
     return PagedKernels(name="torch-kernels", decode=paged_decode, prefill=paged_prefill)
 
 
 def triton_paged_kernels() -> PagedKernels:
     """Raises ImportError where Triton is not installed."""
-    from pagewire.worker.triton_kernels.paged_decode import paged_decode
-    from pagewire.worker.triton_kernels.paged_prefill import paged_prefill
+    from pagewire.worker.kernels.triton.paged_decode import paged_decode
+    from pagewire.worker.kernels.triton.paged_prefill import paged_prefill
 
     return PagedKernels(name=NAME, decode=paged_decode, prefill=paged_prefill)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.kv_cache import KVCache, num_blocks_within
 from pagewire.worker.cuda.buckets import padded_sizes
 from pagewire.worker.cuda.memory_budget import (
     MemoryReport,
@@ -29,8 +30,7 @@ from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
-from pagewire.worker.kv_cache import KVCache, num_blocks_within
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
 
 
 class MemoryMeter(Protocol):

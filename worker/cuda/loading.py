@@ -8,19 +8,19 @@ import msgspec
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.sharding import local_decoder
 from pagewire.worker.attention.base import AttentionBackend, block_size_of
-from pagewire.worker.attention.ladder import AttentionNeeds
-from pagewire.worker.cpu_info import usable_cores
+from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, bring_up
+from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.waker import Waker
+from pagewire.worker.linears.skinny import device_linears
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.few_rows_linear import device_linears
-from pagewire.worker.model.kernel_ops import KernelOps
 from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
-from pagewire.worker.model.weights import TORCH_DTYPES, load_decoder
+from pagewire.worker.native.processor import usable_cores
 from pagewire.worker.parallel.ranks import RankStart
-from pagewire.worker.slot_columns import SlotLimits
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.weights.build import TORCH_DTYPES, load_decoder
 
 _MAX_LOAD_THREADS = 8
 """Threads that read and convert weights; copying them to the device is one queue in any case."""

@@ -13,9 +13,9 @@ import numpy as np
 
 from pagewire.wire.columns import Int32Array
 from pagewire.worker.cuda.slot_state import SlotLayout
-from pagewire.worker.slot_columns import SlotColumns, SlotLimits
-from pagewire.worker.slots import Step
-from pagewire.worker.step_tensors import PADDING_SLOT, SEQ_FIELDS
+from pagewire.worker.kernels.step_tensors import PADDING_SLOT, SEQ_FIELDS
+from pagewire.worker.slots.columns import SlotColumns, SlotLimits
+from pagewire.worker.slots.state import Step
 
 _FIXED_WORDS = 7
 """Words of an admitted slot besides its table: seed (2), length, write floor, top-k, temperature, top-p."""

@@ -12,14 +12,14 @@ import torch
 
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.worker.attention.base import AttentionBackend
-from pagewire.worker.attention.ladder import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
 from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.cuda.kernel_ops import OpsKernels, triton_ops_kernels
 from pagewire.worker.cuda.meter import CudaMeter
 from pagewire.worker.cuda.recorder import CudaGraphRecorder
 from pagewire.worker.cuda.step_work import StepKernels
 from pagewire.worker.cuda.timeline import CudaTimeline
-from pagewire.worker.model.few_rows_linear import FewRowsKernels, triton_few_rows_kernels
-from pagewire.worker.model.kernel_ops import OpsKernels, triton_ops_kernels
+from pagewire.worker.linears.skinny import FewRowsKernels, triton_few_rows_kernels
 
 
 class CudaUnavailable(Exception):
@@ -54,8 +54,8 @@ class CudaPlatform:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         try:
-            from pagewire.worker.triton_kernels import step_state
-            from pagewire.worker.triton_kernels.sampling import sample
+            from pagewire.worker.kernels.triton import step_state
+            from pagewire.worker.kernels.triton.sampling import sample
         except ImportError as error:
             raise _without_triton(error) from error
         return DeviceKit(

@@ -8,8 +8,8 @@ from pagewire.worker.cuda.buckets import padded_size, padded_sizes
 from pagewire.worker.cuda.recorder import Launch, Recorder
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepWork
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.step_tensors import PADDING_SLOT
+from pagewire.worker.kernels.step_tensors import PADDING_SLOT
+from pagewire.worker.slots.columns import SlotLimits
 
 
 class RecordedSteps:

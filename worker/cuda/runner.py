@@ -21,8 +21,8 @@ from pagewire.worker.cuda.ring import Place, Ring, StepInFlight
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots, Step
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots, Step
 
 MAX_IN_FLIGHT = 2
 """Steps on the device: one that runs, and one that waits its turn."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.step_tensors import SlotTensors
+from pagewire.worker.kernels.step_tensors import SlotTensors
+from pagewire.worker.slots.columns import SlotLimits
 
 
 @dataclass(frozen=True, slots=True)

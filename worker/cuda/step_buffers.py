@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.worker.batch import Batch
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.step_tensors import SEQ_FIELDS, StepTensors
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
+from pagewire.worker.slots.columns import SlotLimits
 
 SeqRows = tuple[tuple[int, int, int], ...]
 """As `Batch.seq_rows`."""

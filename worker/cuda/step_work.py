@@ -13,14 +13,14 @@ from typing import Protocol
 
 import torch
 
-from pagewire.worker.batch import Batch
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.kv_cache import KVCache
-from pagewire.worker.sampling_workspace import SamplingWorkspace
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.step_tensors import SlotTensors, StepTensors
+from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
+from pagewire.worker.kernels.step_tensors import SlotTensors, StepTensors
+from pagewire.worker.slots.columns import SlotLimits
 
 
 class Model(Protocol):
@@ -31,7 +31,7 @@ class Model(Protocol):
 
 
 class StateKernels(Protocol):
-    """`pagewire.worker.triton_kernels.step_state`, or its definition in `torch_kernels`."""
+    """`pagewire.worker.kernels.triton.step_state`, or its definition in `torch_kernels`."""
 
     def apply_changes(self, slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None: ...
 
@@ -50,7 +50,7 @@ class StateKernels(Protocol):
 
 
 class SampleKernel(Protocol):
-    """`sample` of `pagewire.worker.triton_kernels.sampling`, or its definition in `torch_kernels`."""
+    """`sample` of `pagewire.worker.kernels.triton.sampling`, or its definition in `torch_kernels`."""
 
     def __call__(
         self,

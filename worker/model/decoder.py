@@ -13,7 +13,7 @@ no knowledge of files, packing or ranks. Tensor parallelism replaces a layer's l
 builds the decoder with the local numbers of heads. Head numbers in `forward` therefore come from the config it was
 given. Nothing in `forward` reads a tensor back to the host, so that it can be captured in a CUDA graph.
 
-Shapes as in `pagewire.worker.batch`; F is the MLP's inner size, A = H · D.
+Shapes as in `pagewire.worker.attention.batch`; F is the MLP's inner size, A = H · D.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ import torch
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend, AttentionStep
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.model.embedding import Embedding
 from pagewire.worker.model.linear import Linear
 from pagewire.worker.model.norm import RmsNorm

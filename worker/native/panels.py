@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pagewire.worker.huge_pages import HugePages
+from pagewire.worker.native.huge_pages import HugePages
 from pagewire.worker.native.library import NativeLibrary
 from pagewire.worker.native.memory import dtype_code
 

@@ -1,4 +1,4 @@
-// Draws one token per row of logits: the narrow part of it, in double precision as pagewire.worker.sampler has it.
+// Draws one token per row of logits: the narrow part of it, in double precision as pagewire.worker.sampling.sampler has it.
 // Wide passes are the kernels'. A row is one task, so rows have no influence on each other.
 
 #include <algorithm>

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # exported, but for the type stubs
 from torch.distributed import distributed_c10d as c10d
 
-from pagewire.worker.parallel.lost import RankLost
+from pagewire.worker.loop import RankLost
 
 COLLECTIVE_TIMEOUT_S = 300.0
 """How long one operation may wait for a rank that is still there: no two ranks are further apart than a step."""

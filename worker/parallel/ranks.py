@@ -9,17 +9,17 @@ from pagewire.wire.launch import RankGroup, WorkerLaunch
 from pagewire.wire.model import DType, ModelSpec
 from pagewire.wire.sharding import local_decoder
 from pagewire.worker.attention.base import AttentionBackend
+from pagewire.worker.loop import RankLost
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
-from pagewire.worker.model.source import check_tensors
-from pagewire.worker.model.tying import settle_tying
-from pagewire.worker.model.weights import TORCH_DTYPES, build_decoder, open_source
 from pagewire.worker.parallel.collectives import Collectives, gloo_collectives, least, nccl_collectives
-from pagewire.worker.parallel.lost import RankLost
 from pagewire.worker.parallel.parallel_linear import parallel_decoder
 from pagewire.worker.parallel.rendezvous import Progress, RendezvousError, meet, watch
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
+from pagewire.worker.weights.build import TORCH_DTYPES, build_decoder, open_source
+from pagewire.worker.weights.source import check_tensors
+from pagewire.worker.weights.tying import settle_tying
 
 
 class RankStart:
@@ -48,7 +48,7 @@ class RankStart:
         num_threads: int,
     ) -> Decoder:
         """A decoder of this rank's part, on the CPU, which reads that part alone; it is no use before `parallel`.
-        Raises WeightsError and ValueError as `pagewire.worker.model.weights.load_decoder` does."""
+        Raises WeightsError and ValueError as `pagewire.worker.weights.build.load_decoder` does."""
         whole = open_source(spec)
         check_tensors(whole, spec.decoder)
         config = settle_tying(whole, spec.decoder, TORCH_DTYPES[dtype])

@@ -15,9 +15,9 @@ from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
 from support.paged_world import Heads, PagedWorld, attention_config
 
-from pagewire.worker.attention.ladder import AttentionNeeds, CudaCard, attention_ladder
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder
 from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
-from pagewire.worker.batch import Batch
 
 MAX_DIFFERENCE = 2e-2
 _HEADS = Heads(16, 8, 128)

@@ -19,22 +19,22 @@ from support.worker_plans import PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
-from pagewire.worker.slot_columns import SlotLimits
-from pagewire.worker.slots import Slots
-from pagewire.worker.step_tensors import SEQ_FIELDS, StepTensors
-from pagewire.worker.torch_kernels import activation, norm, paged_prefill, rotate_and_store, step_state
-from pagewire.worker.torch_kernels import logprobs as torch_logprobs
-from pagewire.worker.torch_kernels import paged_decode as torch_decode
-from pagewire.worker.torch_kernels import sampling as torch_sampling
-from pagewire.worker.triton_kernels import activation as triton_activation
-from pagewire.worker.triton_kernels import logprobs as triton_logprobs
-from pagewire.worker.triton_kernels import norm as triton_norm
-from pagewire.worker.triton_kernels import paged_decode as triton_decode
-from pagewire.worker.triton_kernels import paged_prefill as triton_prefill
-from pagewire.worker.triton_kernels import rotate_and_store as triton_rotate
-from pagewire.worker.triton_kernels import sampling as triton_sampling
-from pagewire.worker.triton_kernels import step_state as triton_state
+from pagewire.worker.kernels.reference import activation, norm, paged_prefill, rotate_and_store, step_state
+from pagewire.worker.kernels.reference import logprobs as torch_logprobs
+from pagewire.worker.kernels.reference import paged_decode as torch_decode
+from pagewire.worker.kernels.reference import sampling as torch_sampling
+from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
+from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
+from pagewire.worker.kernels.triton import activation as triton_activation
+from pagewire.worker.kernels.triton import logprobs as triton_logprobs
+from pagewire.worker.kernels.triton import norm as triton_norm
+from pagewire.worker.kernels.triton import paged_decode as triton_decode
+from pagewire.worker.kernels.triton import paged_prefill as triton_prefill
+from pagewire.worker.kernels.triton import rotate_and_store as triton_rotate
+from pagewire.worker.kernels.triton import sampling as triton_sampling
+from pagewire.worker.kernels.triton import step_state as triton_state
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 TOLERANCE = 1e-4
 """Of fp32, relative and absolute: sums are taken in another order."""

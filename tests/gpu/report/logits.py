@@ -16,15 +16,15 @@ from support.batches import PagedDriver
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels, triton_paged_kernels
-from pagewire.worker.batch import Batch
-from pagewire.worker.kv_cache import KVCache
+from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels, triton_ops_kernels
+from pagewire.worker.linears.torch import TorchLinear, TorchLinears
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels, triton_ops_kernels
-from pagewire.worker.model.linear import TorchLinear, TorchLinears
-from pagewire.worker.model.random_source import RandomSource
-from pagewire.worker.model.source import Part
-from pagewire.worker.model.weights import build_decoder
+from pagewire.worker.weights.build import build_decoder
+from pagewire.worker.weights.random_source import RandomSource
+from pagewire.worker.weights.source import Part
 
 MAX_RELATIVE = 2e-2
 _BLOCK_SIZE = 64

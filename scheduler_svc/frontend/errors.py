@@ -1,0 +1,93 @@
+"""What can go wrong, as exceptions: the whole tree, and nothing about how a client is told.
+
+A `RequestError` is the fate of one request and never touches another. An `InternalError` is a broken invariant of
+ours: it ends the process. `frontend/status.py` turns the tree into gRPC statuses; nothing else does.
+
+    PagewireError
+    ├── RequestError
+    │   ├── InvalidArgument     the request breaks a limit or asks for what is not built
+    │   ├── NotFound            it names something that is not served
+    │   ├── ResourceExhausted   the server has no room for it now
+    │   ├── Unavailable         a part of the server is away; the same request may succeed later
+    │   ├── DeadlineExceeded    its time ran out before it began
+    │   ├── Unauthenticated     no valid key came with it
+    │   ├── PermissionDenied    the key is valid and does not allow this
+    │   └── ModelFailed         the model gave no numbers to draw a token from
+    └── InternalError
+"""
+
+import enum
+
+
+class UnavailableReason(enum.Enum):
+    """Which part is away; the value is `google.rpc.ErrorInfo.reason`."""
+
+    WORKER_LOST = "WORKER_LOST"
+    ENGINE_LOST = "ENGINE_LOST"
+    DRAINING = "DRAINING"
+    LOADING = "LOADING"
+
+
+class PagewireError(Exception):
+    """The root. Its text is written for the person who sent the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(PagewireError):
+    """One request ends; the server goes on."""
+
+
+class InvalidArgument(RequestError):
+    """`field` is the path of the field in the request message, such as `generation.sampling.top_p`.
+
+    `problem` continues the sentence that the path begins, and gives the value and the limit.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class NotFound(RequestError):
+    """Something that the request names is not here."""
+
+
+class ResourceExhausted(RequestError):
+    """No room now; `retry_after_s` is when to try again, none where trying again changes nothing."""
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(RequestError):
+    """A part of the server is away."""
+
+    def __init__(self, reason: UnavailableReason, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    """The call's deadline passed before the engine had the request."""
+
+
+class Unauthenticated(RequestError):
+    """No key, or one that is not known."""
+
+
+class PermissionDenied(RequestError):
+    """A known key that does not allow the call."""
+
+
+class ModelFailed(RequestError):
+    """The model's logits for this request were not numbers; other requests are unharmed."""
+
+
+class InternalError(PagewireError):
+    """A broken invariant of ours."""

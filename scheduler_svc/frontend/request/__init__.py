@@ -1,0 +1,1 @@
+"""Requests: validation, and prompts as token ids."""

@@ -1,0 +1,72 @@
+"""Which calls run, and whether more may: what draining turns.
+
+    OPEN ──begin()──▶ OPEN, draining ──refuse_new()──▶ CLOSED ──▶ idle when the last call leaves
+
+It knows streams only as something that can fail. Invariant: a call that was let in is counted until it leaves.
+"""
+
+import asyncio
+from typing import Protocol
+
+from pagewire.scheduler_svc.frontend.errors import RequestError, Unavailable, UnavailableReason
+
+
+class Cuttable(Protocol):
+    """A call's stream."""
+
+    def fail(self, error: RequestError) -> None:
+        """End it."""
+
+
+class Intake:
+    """Counts the generating calls of this frontend."""
+
+    def __init__(self) -> None:
+        self._streams: set[Cuttable] = set()
+        self.is_closed = False
+        """Whether no call may come in any more."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = asyncio.Event()
+        """Set once draining has begun."""
+
+    def check(self) -> None:
+        """Raise Unavailable when no call may come in any more."""
+        if self.is_closed:
+            raise _draining()
+
+    def enter(self, stream: Cuttable) -> None:
+        """A call begins. Raises Unavailable."""
+        self.check()
+        self._streams.add(stream)
+        self._idle.clear()
+
+    def leave(self, stream: Cuttable) -> None:
+        """It has ended."""
+        self._streams.discard(stream)
+        if not self._streams:
+            self._idle.set()
+
+    def refuse_new(self) -> None:
+        """From now on no call comes in."""
+        self.is_closed = True
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait for the last call to leave; False when it has not within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cut(self) -> int:
+        """End every call that still runs with UNAVAILABLE; returns how many there were."""
+        streams = list(self._streams)
+        for stream in streams:
+            stream.fail(_draining())
+        return len(streams)
+
+
+def _draining() -> Unavailable:
+    return Unavailable(UnavailableReason.DRAINING, "the server is draining", retry_after_s=None)

@@ -1,0 +1,245 @@
+"""InferenceService: a call becomes a stream, and a stream becomes messages.
+
+It knows the order of a call: validate, read the prompt, submit, deliver, and always close. `Generate` and
+`StreamGenerate` are one path; the first collects what the second sends. Invariant: however a call ends, by itself, by
+an error, by cancellation, by its deadline or with its connection, its sequences are ended in the engine at that moment.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgument
+from pagewire.scheduler_svc.frontend.request.fields import check_model, check_token_ids
+from pagewire.scheduler_svc.frontend.request.limits import MAX_DETOKENIZED_IDS
+from pagewire.scheduler_svc.frontend.request.prompt import check_prompt_length, validate_prompt
+from pagewire.scheduler_svc.frontend.request.prompt_reader import PromptReader
+from pagewire.scheduler_svc.frontend.request.salt import chain_salt
+from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
+from pagewire.scheduler_svc.frontend.request.validate import ValidGeneration, resolve_max_tokens, validate_generation
+from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
+from pagewire.scheduler_svc.frontend.rpc.drain import Intake
+from pagewire.scheduler_svc.frontend.rpc.request_bytes import RequestBytes
+from pagewire.scheduler_svc.frontend.rpc.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.streams.output import Output
+from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
+from pagewire.scheduler_svc.frontend.text.output_text import OutputText
+from pagewire.scheduler_svc.frontend.text.stop_strings import StopAutomaton
+from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
+from pagewire.v1 import generation_pb2 as generation_pb
+from pagewire.v1 import inference_pb2 as pb
+from pagewire.v1 import inference_pb2_grpc
+from pagewire.wire.columns import pack
+from pagewire.wire.plan import SamplingParams
+from pagewire.wire.requests import Submit
+
+REQUEST_ID_METADATA = "pagewire-request-id"
+_SEED_RANGE = 2**64
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceParts:
+    """What the service is made of."""
+
+    model: ServedModel
+    engine: EngineClient
+    intake: Intake
+    authenticator: Authenticator
+    tokenizer: TextTokenizer | None
+    prompts: PromptReader
+    request_bytes: RequestBytes
+    max_waiting_tokens: int
+    """Of one stream, before it fails."""
+    clock: Callable[[], float]
+    """Monotonic, in seconds."""
+    draw_seed: Callable[[], int]
+    """0 to 2^64 - 1."""
+    draw_request_id: Callable[[], str]
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves pagewire.v1.InferenceService."""
+
+    def __init__(self, parts: InferenceParts) -> None:
+        self._parts = parts
+
+    async def StreamGenerate(  # type: ignore[override]  # the stubs know generators alone
+        self, request: pb.StreamGenerateRequest, context: Context
+    ) -> None:
+        """Writes messages instead of yielding them: one coroutine less between a token and its client."""
+        reader = asyncio.current_task()
+        opening = self._open(request, context, reader, self._parts.max_waiting_tokens)
+        del request  # it would stay for as long as the stream does
+        stream = await opening
+        try:
+            while (message := await stream.next()) is not None:
+                await context.write(message)
+        except asyncio.CancelledError:
+            # A stream that fails while its client does not read cancels its reader; grpc cancels it when the client
+            # has gone. Only the first is an answer.
+            if stream.error is not None and reader is not None and reader.uncancel() == 0:
+                raise stream.error from None
+            raise
+        finally:
+            self._close(stream)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        """The messages of the same stream, joined."""
+        want_text = self._wants_text(request.generation)
+        opening = self._open(request, context, None, None)
+        del request  # as above
+        stream = await opening
+        try:
+            messages = await stream.collect()
+        finally:
+            self._close(stream)
+        return _join(messages, len(stream.outputs), want_text)
+
+    def _wants_text(self, generation: generation_pb.Generation) -> bool:
+        return generation.output.text if generation.output.HasField("text") else self._parts.tokenizer is not None
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Turns a prompt into the ids that Generate would use."""
+        with self._parts.request_bytes.hold(self._tenant(context), request.ByteSize()):
+            refuse_unknown_fields(request)
+            model = self._parts.model
+            check_model(request.model, model.spec)
+            if request.HasField("add_special_tokens") and request.prompt.WhichOneof("kind") != "text":
+                raise InvalidArgument("add_special_tokens", "is set; it applies to a prompt of text alone")
+            prompt, path = validate_prompt(request.prompt, "prompt", model.spec, model.limits)
+            add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            del request
+            ids, text = await self._parts.prompts.read(
+                prompt, path, model.limits, self._client(context), add_special_tokens=add_special_tokens
+            )
+        response = pb.TokenizeResponse(ids=ids)
+        if text is not None:
+            response.text = text
+        return response
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        """Turns ids into a text of their own."""
+        refuse_unknown_fields(request)
+        model, tokenizer = self._parts.model, self._parts.tokenizer
+        check_model(request.model, model.spec)
+        if tokenizer is None:
+            raise InvalidArgument("ids", f"cannot become text: model {model.spec.name} has no tokenizer")
+        if len(request.ids) > MAX_DETOKENIZED_IDS:
+            raise InvalidArgument("ids", f"has {len(request.ids)} ids; at most {MAX_DETOKENIZED_IDS} may be")
+        ids = list(request.ids)
+        check_token_ids(ids, "ids", model.limits.vocab_size)
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        text = await tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))
+        return pb.DetokenizeResponse(text=text)
+
+    def _tenant(self, context: Context) -> str:
+        return self._parts.authenticator.tenant(context.invocation_metadata())
+
+    def _client(self, context: Context) -> str:
+        """Whom work is done for that others wait for: a tenant, or one connection where there are none."""
+        return self._tenant(context) or context.peer()
+
+    async def _open(
+        self,
+        request: pb.GenerateRequest | pb.StreamGenerateRequest,
+        context: Context,
+        reader: "asyncio.Task[Any] | None",
+        max_waiting_tokens: int | None,
+    ) -> RequestStream:
+        """From the call's arrival to sequences in the engine. Raises RequestErrors; whoever gets a stream closes it.
+
+        The request is let go of once it is validated, and what was made of it with the return: nothing between a stream
+        and its client holds a message of megabytes.
+        """
+        parts = self._parts
+        tenant = self._tenant(context)
+        with parts.request_bytes.hold(tenant, request.ByteSize()):
+            refuse_unknown_fields(request)
+            valid = validate_generation(request.generation, parts.model.spec, parts.model.limits)
+            del request
+            parts.intake.check()
+            parts.engine.status.check()
+            request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
+            await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
+            limits = parts.model.limits
+            prompt_ids, _ = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self._client(context))
+        check_prompt_length(len(prompt_ids), valid.prompt_path, limits)
+        max_tokens = resolve_max_tokens(valid.max_tokens, len(prompt_ids), limits)
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the request reached the engine")
+        seed = parts.draw_seed() if valid.seed is None else valid.seed
+        settings = StreamSettings(
+            request_id=request_id,
+            seed=seed,
+            num_prompt_tokens=len(prompt_ids),
+            want_token_ids=valid.want_token_ids,
+            want_text=valid.want_text,
+            max_waiting_tokens=max_waiting_tokens,
+        )
+        stream = RequestStream(settings, parts.clock, parts.engine.sequences.close, reader)
+        stops = StopAutomaton(valid.stop_strings) if valid.stop_strings else None
+        salt = chain_salt(tenant, valid.cache_salt)
+        prompt = pack(prompt_ids)
+        for index in range(valid.n):
+            submit = Submit(
+                handle=parts.engine.sequences.new_handle(),
+                request_id=request_id,
+                prompt=prompt,
+                given=b"",
+                sampling=SamplingParams(valid.temperature, valid.top_k, valid.top_p, (seed + index) % _SEED_RANGE),
+                max_tokens=max_tokens,
+                stop_token_ids=list(valid.stop_token_ids),
+                ignore_eos=valid.ignore_eos,
+                priority=valid.priority,
+                salt=salt,
+                max_queue_time_s=valid.max_queue_time_s,
+            )
+            stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids), stream))
+        # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
+        parts.intake.enter(stream)
+        try:
+            parts.engine.status.check()
+            parts.engine.sequences.submit(stream.outputs)
+        except BaseException:
+            self._close(stream)
+            raise
+        return stream
+
+    def _text(self, valid: ValidGeneration, stops: StopAutomaton | None, prompt_ids: list[int]) -> OutputText | None:
+        """Text is made where it is wanted or searched."""
+        tokenizer = self._parts.tokenizer
+        if tokenizer is None or not (valid.want_text or stops is not None):
+            return None
+        detokenizer = tokenizer.detokenizer(skip_special_tokens=valid.skip_special_tokens, prompt=prompt_ids)
+        return OutputText(detokenizer, stops, valid.include_stop)
+
+    def _close(self, stream: RequestStream) -> None:
+        stream.close()
+        self._parts.intake.leave(stream)
+
+
+def _join(messages: list[pb.StreamGenerateResponse], n: int, want_text: bool) -> pb.GenerateResponse:
+    """One answer from a whole stream."""
+    response = pb.GenerateResponse()
+    completions = [response.outputs.add() for _ in range(n)]
+    for message in messages:
+        match message.WhichOneof("event"):
+            case "started":
+                response.started.CopyFrom(message.started)
+            case "delta":
+                completions[message.delta.output].tokens.extend(message.delta.tokens)
+            case "finished":
+                completions[message.finished.output].finished.CopyFrom(message.finished)
+            case "usage":
+                response.usage.CopyFrom(message.usage)
+    if want_text:
+        for completion in completions:
+            completion.text = b"".join([token.text for token in completion.tokens]).decode()
+    return response

@@ -1,0 +1,1 @@
+"""Streams: each request's events until the last one, and the link to the engine."""

@@ -1,0 +1,185 @@
+"""The sequences that this frontend has in the engine, by handle.
+
+It turns the engine's batches into calls of `Output`, one pass over the columns, and `Output`s into submissions. It
+knows neither sockets nor text. Invariants: a handle in the table has been submitted and has had no terminal message;
+every handle that leaves the table before its terminal message is named in an Abort; after a restart of the engine
+every handle in the table is submitted again, with the tokens it has received.
+"""
+
+import logging
+from collections.abc import Callable
+
+from pagewire.scheduler_svc.frontend.errors import (
+    InvalidArgument,
+    RequestError,
+    ResourceExhausted,
+)
+from pagewire.scheduler_svc.frontend.streams.output import Output
+from pagewire.wire.codec import WireError
+from pagewire.wire.columns import pack, unpack
+from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, RejectKind, TokenBatch
+
+_log = logging.getLogger(__name__)
+_MAX_HANDLE = 2**31 - 1
+_DEFAULT_RETRY_S = 1.0
+
+
+class SequenceTable:
+    """Open sequences. Used from the event loop's thread alone."""
+
+    def __init__(
+        self,
+        send: Callable[[FromFrontend], None],
+        call_later: Callable[[float, Callable[[], None]], object],
+        clock: Callable[[], float],
+        vocab_size: int,
+    ) -> None:
+        """`send` gives a message to the engine; `call_later` runs something in so many seconds."""
+        self._send = send
+        self._call_later = call_later
+        self._clock = clock
+        self._vocab_size = vocab_size
+        self._open: dict[int, Output] = {}
+        self._resubmitted: set[int] = set()
+        self._to_retry: set[int] = set()  # refused for want of room; a timer submits them once more
+        self._last_handle = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def new_handle(self) -> int:
+        """A handle that is not in use; handles come round after 2^31 sequences."""
+        while True:
+            self._last_handle = self._last_handle % _MAX_HANDLE + 1
+            if self._last_handle not in self._open:
+                return self._last_handle
+
+    def submit(self, outputs: list[Output]) -> None:
+        """Hand a request's sequences to the engine, in order, or none of them. Raises what `send` raises."""
+        sent: list[int] = []
+        try:
+            for output in outputs:
+                self._send(output.submit)
+                self._open[output.handle] = output
+                sent.append(output.handle)
+        except RequestError:
+            self.close(sent)
+            raise
+
+    def close(self, handles: list[int]) -> None:
+        """Forget sequences and tell the engine to end them; those that have ended already are left out."""
+        still_open = [handle for handle in handles if self._forget(handle) is not None]
+        if still_open:
+            self._send(Abort(pack(still_open)))
+
+    def _forget(self, handle: int) -> Output | None:
+        self._resubmitted.discard(handle)
+        self._to_retry.discard(handle)
+        return self._open.pop(handle, None)
+
+    def apply(self, batch: TokenBatch) -> None:
+        """One step's tokens. Raises WireError, before anything is changed, for a batch that cannot be."""
+        handles, tokens = self._columns(batch)
+        opened = self._open
+        now_s = self._clock()
+        for started in batch.started:
+            output = opened.get(started.handle)
+            if output is not None:
+                self._resubmitted.discard(started.handle)
+                output.started(started)
+        ended_by_text: list[int] = []
+        for handle, token in zip(handles, tokens, strict=True):
+            output = opened.get(handle)
+            # Tokens that were on their way when a sequence was aborted here are nobody's any more.
+            if output is not None and not output.is_finished and output.take(token, now_s):
+                ended_by_text.append(handle)
+        for finished in batch.finished:
+            output = self._forget(finished.handle)
+            if output is None or output.is_finished:
+                continue
+            if finished.kind is FinishKind.NO_ROOM:
+                output.fail(_no_room(finished.limit))
+            else:
+                output.finish(finished.kind, now_s)
+        if ended_by_text:
+            self.close(ended_by_text)
+
+    def _columns(self, batch: TokenBatch) -> tuple[list[int], list[int]]:
+        try:
+            handles, tokens = unpack(batch.handles), unpack(batch.tokens)
+        except ValueError as error:
+            raise WireError(f"a token batch has a torn column: {error}") from error
+        if len(handles) != len(tokens):
+            raise WireError(f"a token batch has {len(handles)} handles and {len(tokens)} tokens")
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
+            raise WireError(f"a token batch has an id outside 0 to {self._vocab_size - 1}")
+        return handles.tolist(), tokens.tolist()
+
+    def reject(self, rejected: Rejected) -> None:
+        """The engine did not take a sequence."""
+        output = self._open.get(rejected.handle)
+        if output is None:
+            return
+        if rejected.kind is RejectKind.QUEUE_TIMEOUT and output.is_request_started:
+            # The limit is on the request's first step, which another output has had: this one waits on.
+            self._resubmitted.add(rejected.handle)
+            self._submit_again(rejected.handle)
+            return
+        if rejected.kind is RejectKind.QUEUE_FULL and rejected.handle in self._resubmitted:
+            # This stream was accepted by the engine before; it waits for its place instead of being lost.
+            delay_s = rejected.retry_after_s or _DEFAULT_RETRY_S
+            self._to_retry.add(rejected.handle)
+            self._call_later(delay_s, lambda: self._retry(rejected.handle))
+            return
+        was_accepted = rejected.handle in self._resubmitted
+        self._forget(rejected.handle)
+        if was_accepted and rejected.kind is RejectKind.INVALID:
+            # An earlier engine took it: what is wrong is not the request, but the room that is left.
+            output.fail(ResourceExhausted(rejected.message, None))
+            return
+        output.fail(_error(rejected))
+
+    def _retry(self, handle: int) -> None:
+        if handle in self._to_retry:
+            self._to_retry.discard(handle)
+            self._submit_again(handle)
+
+    def forget_retries(self) -> None:
+        """The engine that had no room is gone; `resubmit_all` gives every sequence to the next one."""
+        self._to_retry.clear()
+
+    def resubmit_all(self) -> None:
+        """A new engine is there: give it every sequence with what the earlier one delivered."""
+        for handle in self._open:
+            self._resubmitted.add(handle)
+        for handle in list(self._open):
+            self._submit_again(handle)
+        if self._open:
+            _log.info("submitted %d sequences again to a new engine", len(self._open))
+
+    def _submit_again(self, handle: int) -> None:
+        output = self._open.get(handle)
+        if output is None:
+            return
+        try:
+            self._send(output.resubmission())
+        except RequestError as error:
+            self._forget(handle)
+            output.fail(error)
+
+
+def _no_room(limit: int) -> RequestError:
+    message = f"the worker was started again with less memory: it holds {limit} tokens of a sequence"
+    return ResourceExhausted(f"{message}, and this one came to that", None)
+
+
+def _error(rejected: Rejected) -> RequestError:
+    match rejected.kind:
+        case RejectKind.INVALID:
+            field = f"generation.{rejected.field}" if rejected.field else "generation"
+            return InvalidArgument(field, rejected.message)
+        case RejectKind.QUEUE_FULL:
+            delay_s = _DEFAULT_RETRY_S if rejected.retry_after_s is None else rejected.retry_after_s
+            return ResourceExhausted(rejected.message, delay_s)
+        case RejectKind.QUEUE_TIMEOUT:
+            return ResourceExhausted(rejected.message, rejected.retry_after_s)

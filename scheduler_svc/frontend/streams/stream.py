@@ -1,0 +1,226 @@
+"""One call's stream: from tokens to the messages that wait for its client.
+
+A `RequestStream` belongs to one call and has `n` `Output`s. Tokens are put in by the
+engine's side, in one synchronous pass over a step's batch; messages are taken out by the call's own task. Between the
+two stands one bounded queue. While a message waits, tokens of its output join it, so a client that reads slowly gets
+larger deltas and not more messages, and no token costs an await.
+
+Measured on 2 Zen 5 cores with the client on the same cores and other work beside it: a token costs 2.7 µs here when
+everything joins (165,000 tokens/s over 256 streams), a message about 30 µs, nearly all of it grpc's write; at 27,000
+to 30,000 tokens/s there were 0.57 messages a token over 256 streams and 0.33 over 64.
+
+It knows neither sockets nor gRPC calls, only the messages. Invariants: Started is first; each output has deltas, then
+one Finished; Usage is last; no message is ever repeated; a stream that holds more than its limit fails, alone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagewire.scheduler_svc.frontend.errors import RequestError, ResourceExhausted
+from pagewire.scheduler_svc.frontend.streams.output import OpenDelta, Output
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1.inference_pb2 import StreamGenerateResponse
+from pagewire.wire.requests import SeqStarted
+
+MAX_TOKENS_PER_DELTA = 4096
+"""Keeps a message far below any client's limit on message size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamSettings:
+    """What a stream is made with."""
+
+    request_id: str
+    seed: int
+    num_prompt_tokens: int
+    want_token_ids: bool
+    want_text: bool
+    max_waiting_tokens: int | None
+    """None for a call that collects everything before it answers."""
+
+
+class RequestStream:
+    """The messages of one call."""
+
+    def __init__(
+        self,
+        settings: StreamSettings,
+        clock: Callable[[], float],
+        close_handles: Callable[[list[int]], None],
+        reader: "asyncio.Task[object] | None",
+    ) -> None:
+        """`clock` is monotonic, in seconds. `close_handles` ends sequences in the engine. `reader` is the task that
+        reads and sends the messages; a failure cancels it where it waits for a client that does not read."""
+        self._settings = settings
+        self._clock = clock
+        self._close_handles = close_handles
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self.outputs: list[Output] = []
+        """Filled by whoever opens the stream, before the first sequence is submitted."""
+        self._queue: deque[tuple[StreamGenerateResponse, Output | None]] = deque()
+        self._num_waiting = 0
+        self._num_finished = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self.has_started = False
+        """Whether Started has been put into the queue."""
+        self._is_ended = False
+        self._is_collected = False
+        self.error: RequestError | None = None
+        """Why the stream failed, if it did."""
+        self._submitted_s = clock()
+        self._queue_s = 0.0
+        self._cached_tokens = 0
+        self._first_token_s: float | None = None
+        self._last_token_s = self._submitted_s
+
+    @property
+    def request_id(self) -> str:
+        """Names the request in logs."""
+        return self._settings.request_id
+
+    # The engine's side: synchronous, called while a batch is applied.
+
+    def started(self, started: SeqStarted) -> None:
+        """Output 0 runs."""
+        self._cached_tokens = started.cached_tokens
+        self._queue_s = started.queue_s
+        self._start()
+
+    def _start(self) -> None:
+        """Started comes first, also where an operator ends a request that never ran."""
+        if self.has_started:
+            return
+        self.has_started = True
+        message = StreamGenerateResponse()
+        self._describe_start(message.started)
+        self._put(message)
+
+    def _describe_start(self, into: pb.Started) -> None:
+        into.request_id = self._settings.request_id
+        into.seed = self._settings.seed
+        into.prompt_tokens = self._settings.num_prompt_tokens
+        into.cached_tokens = self._cached_tokens
+
+    def add(self, output: Output, token: int, text: bytes, now_s: float) -> None:
+        """One decided token of an output."""
+        if self._is_ended:
+            return
+        delta = output.open_delta
+        if delta is None or len(delta.tokens) >= MAX_TOKENS_PER_DELTA:
+            self._start()
+            message = StreamGenerateResponse()
+            message.delta.output = output.index
+            delta = output.open_delta = OpenDelta(message, message.delta.tokens)
+            self._put(message, output)
+        entry = delta.tokens.add()
+        if self._settings.want_token_ids:
+            entry.id = token
+        if self._settings.want_text:
+            entry.text = text
+        if self._first_token_s is None:
+            self._first_token_s = now_s
+        self._last_token_s = now_s
+        self._num_waiting += 1
+        limit = self._settings.max_waiting_tokens
+        if limit is not None and self._num_waiting > limit:
+            self.fail(
+                ResourceExhausted(
+                    f"the client reads too slowly: more than {limit} tokens of this stream wait for it",
+                    retry_after_s=None,
+                )
+            )
+
+    def output_finished(self, output: Output, finished: pb.Finished) -> None:
+        """An output has ended; with the last one the stream does."""
+        if self._is_ended:
+            return
+        output.open_delta = None
+        self._start()
+        self._put(StreamGenerateResponse(finished=finished))
+        self._num_finished += 1
+        if self._num_finished == len(self.outputs):
+            message = StreamGenerateResponse()
+            self._describe_usage(message.usage)
+            self._is_ended = True
+            self._put(message)
+            self._wake()
+
+    def _describe_usage(self, into: pb.Usage) -> None:
+        into.prompt_tokens = self._settings.num_prompt_tokens
+        into.cached_tokens = self._cached_tokens
+        into.completion_tokens = sum(len(output.received) for output in self.outputs)
+        first_s = self._last_token_s if self._first_token_s is None else self._first_token_s
+        into.timings.queue.FromMicroseconds(round(self._queue_s * 1e6))
+        into.timings.prefill.FromMicroseconds(max(0, round((first_s - self._submitted_s - self._queue_s) * 1e6)))
+        into.timings.decode.FromMicroseconds(round((self._last_token_s - first_s) * 1e6))
+
+    def fail(self, error: RequestError) -> None:
+        """End the stream with an error: drop what waits, end the sequences, and let the call's task know."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        self.error = error
+        self._queue.clear()
+        self._end_sequences()
+        if self._waiter is not None:
+            self._wake()
+        elif self._reader is not None:
+            # It waits inside a write that flow control may hold for ever.
+            self._reader.cancel()
+
+    def _put(self, message: StreamGenerateResponse, delta_of: Output | None = None) -> None:
+        self._queue.append((message, delta_of))
+        if not self._is_collected:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The call's side.
+
+    async def next(self) -> StreamGenerateResponse | None:
+        """The next message, none after the last. Raises the RequestError that the stream failed with."""
+        while not self._queue:
+            if self.error is not None:
+                raise self.error
+            if self._is_ended:
+                return None
+            await self._wait()
+        message, delta_of = self._queue.popleft()
+        if delta_of is not None:
+            self._num_waiting -= len(message.delta.tokens)
+            if delta_of.open_delta is not None and delta_of.open_delta.message is message:
+                delta_of.open_delta = None
+        return message
+
+    async def collect(self) -> list[StreamGenerateResponse]:
+        """Every message at once, without waking for each. Raises the RequestError that the stream failed with."""
+        self._is_collected = True
+        while not self._is_ended:
+            await self._wait()
+        if self.error is not None:
+            raise self.error
+        return [message for message, _ in self._queue]
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def close(self) -> None:
+        """The call is over, however it ended: sequences that still run are ended in the engine."""
+        self._is_ended = True
+        self._reader = None
+        self._queue.clear()
+        self._end_sequences()
+
+    def _end_sequences(self) -> None:
+        running = [output.handle for output in self.outputs if not output.is_finished]
+        if running:
+            self._close_handles(running)

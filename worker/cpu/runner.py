@@ -1,0 +1,78 @@
+"""Runs steps on the CPU: slot state, batch, forward pass, sampling, and the token's way into the next step.
+
+Owns each slot's last token. The sampler's result is written there before `run` returns, and the next step's batch
+reads it, so that a plan made before this step's tokens were known can run at once. It decides nothing, and knows
+neither sockets nor where its model came from.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pagewire.wire.columns import Int32Array
+from pagewire.wire.plan import StepPlan
+from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.kv_cache import KVCache
+from pagewire.worker.cpu.batch_builder import BatchBuilder
+from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots, Step
+
+
+class Model(Protocol):
+    """What the runner needs of a decoder."""
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """Writes the batch's KV and returns logits_SV, float32 or bfloat16."""
+
+
+class TokenSampler(Protocol):
+    """What the runner needs of a sampler; see `pagewire.worker.sampling.sampler.Sampler`."""
+
+    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array: ...
+
+
+class CpuRunner:
+    """Executes plans one after the other; a `pagewire.worker.immediate.PlanRunner`."""
+
+    def __init__(self, model: Model, kv: KVCache, limits: SlotLimits, sampler: TokenSampler | None = None) -> None:
+        """Without `sampler`, torch and numpy draw."""
+        self._model = model
+        self._kv = kv
+        self._slots = Slots(limits)
+        self._builder = BatchBuilder(self._slots.columns, limits)
+        self._sampler: TokenSampler = sampler or Sampler(limits.vocab_size)
+        self._last_token = np.zeros(limits.max_num_seqs, np.int64)
+
+    def begin(self, epoch: int) -> None:
+        """Open an epoch: every slot is empty. What the KV cache holds no longer means anything."""
+        self._slots.begin(epoch)
+
+    def end_epoch(self) -> None:
+        """Refuse every plan until the next `begin`."""
+        self._slots.end_epoch()
+
+    def run(self, plan: StepPlan) -> Int32Array:
+        """One token per row that samples, in the plan's order. Raises PlanError, before anything is touched, for a
+        wrong plan; whatever else the model raises leaves the slots ahead of the KV cache, so it is final."""
+        step = self._slots.apply(plan)
+        if step.num_rows == 0:
+            return np.empty(0, np.int32)
+        logits_SV = self._model.forward(self._builder.build(step, self._last_token), self._kv)
+        if len(step.sample_slots) == 0:
+            return np.empty(0, np.int32)
+        tokens = self._sampler.sample(logits_SV, self._sampling_rows(step))
+        # NO_TOKEN is negative: such a slot goes on with id 0 until the engine releases it.
+        self._last_token[step.sample_slots] = np.maximum(tokens, 0)
+        return tokens
+
+    def _sampling_rows(self, step: Step) -> SamplingRows:
+        columns, slots = self._slots.columns, step.sample_slots
+        return SamplingRows(
+            temperature=columns.temperature[slots],
+            top_k=columns.top_k[slots],
+            top_p=columns.top_p[slots],
+            seed=columns.seed[slots],
+            position=step.sample_positions,
+        )

@@ -1,0 +1,83 @@
+"""Weights of ids as integers, and the arithmetic of draws: `pagewire.worker.kernels.reference.sampling` inside a
+kernel."""
+
+import triton
+import triton.language as tl
+
+from pagewire.worker.kernels.reference.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
+from pagewire.worker.kernels.sampling_workspace import NUM_BINS
+
+_LOG2_E, _MAX_RATE, _MASS_SCALE = tl.constexpr(LOG2_E), tl.constexpr(MAX_RATE), tl.constexpr(2.0**MASS_BITS)
+_DRAW_BITS, _DRAW_MASK = tl.constexpr(DRAW_BITS), tl.constexpr((1 << DRAW_BITS) - 1)
+_P_BITS, _P_MASK, _P_SCALE = tl.constexpr(P_BITS), tl.constexpr((1 << P_BITS) - 1), tl.constexpr(2.0**P_BITS)
+_NUM_BINS, _LAST_BIN = tl.constexpr(NUM_BINS), tl.constexpr(NUM_BINS - 1)
+
+
+@triton.jit
+def is_filtered(top_k, top_p, VOCAB: tl.constexpr):
+    """Whether top-k or top-p leave anything out."""
+    return ((top_k > 0) & (top_k < VOCAB)) | (top_p < 1)
+
+
+@triton.jit
+def weight_rate(temperature):
+    """log2(e) / temperature, temperature > 0, divided as IEEE has it. Once per row: per logit the division's branch and
+    special functions would take longer than the load."""
+    return tl.minimum(tl.div_rn(tl.full((), _LOG2_E, tl.float32), temperature), _MAX_RATE)
+
+
+@triton.jit
+def weight_of(logits, largest, rate):
+    """int64: floor(2^42 · 2^((logit - largest) · rate))."""
+    return (tl.exp2((logits - largest) * rate) * _MASS_SCALE).to(tl.int64)
+
+
+@triton.jit
+def top_p_target(total, top_p):
+    """ceil(p · total) for p < 1, p to 31 bits below the point; at least 1, so that one id is kept."""
+    p = (top_p * _P_SCALE).to(tl.int64)
+    low = total & _P_MASK
+    target = p * (total >> _P_BITS) + ((p * low + _P_MASK) >> _P_BITS)
+    return tl.maximum(target, 1)
+
+
+@triton.jit
+def scaled_draw(total, draw):
+    """floor(draw · total / 2^24)."""
+    low = total & _DRAW_MASK
+    return draw * (total >> _DRAW_BITS) + ((draw * low) >> _DRAW_BITS)
+
+
+@triton.jit
+def bin_scale(chunk_maxima, largest):
+    """Bins per unit of logit, so that they reach as far below the least of the chunks' maxima as that is below the
+    row's largest: the scale is the row's own. Of a normal distribution that is the upper tenth, of a model's usually
+    everything."""
+    least = tl.min(tl.where(chunk_maxima > -float("inf"), chunk_maxima, largest), 0)
+    reach = tl.minimum(tl.maximum(2 * (largest - least), 1e-30), 1e38)
+    return 1.0 / reach * _LAST_BIN
+
+
+@triton.jit
+def bin_of(logits, largest, scale):
+    """int32: 0 holds the row's largest logit, the last one everything that lies too far below it."""
+    return tl.minimum((largest - logits) * scale, _LAST_BIN).to(tl.int32)
+
+
+@triton.jit
+def last_bin_of_top_k(bins_ptr, top_k):
+    """The bin by which the largest logits are at least top_k."""
+    counts = tl.load(bins_ptr + tl.arange(0, _NUM_BINS))
+    return tl.sum((tl.cumsum(counts, 0) < top_k).to(tl.int32), 0)
+
+
+@triton.jit
+def last_bin_of_top_p(bins_ptr, scale, rate, spare):
+    """The bin after which all logits together weigh no more than `spare`, which is what top-p may leave out."""
+    bins = tl.arange(0, _NUM_BINS) ^ _LAST_BIN  # the least first
+    counts = tl.load(bins_ptr + bins).to(tl.float32)
+    # No logit of a bin weighs more than one at its upper border; what rounding may add is far below the 1.001.
+    border = tl.div_rn(bins.to(tl.float32), scale + tl.zeros_like(counts))
+    tails = tl.cumsum(counts * tl.exp2(-border * rate), 0) * 1.001 * _MASS_SCALE
+    num_needed = tl.sum((tails > spare.to(tl.float32)).to(tl.int32), 0)
+    return tl.maximum(num_needed - 1, 0)

@@ -1,0 +1,109 @@
+"""Linears by the native library, and the embedding that a tied head holds.
+
+A weight is packed once into panels. One kind of memory serves every number of rows, and rows of the weight can still be
+looked up, so a tied head needs no copy of its own beside the embedding.
+"""
+
+import ctypes
+from typing import ClassVar
+
+import torch
+
+from pagewire.worker.model.embedding import Embedding
+from pagewire.worker.model.linear import Linear
+from pagewire.worker.native.huge_pages import HugePages
+from pagewire.worker.native.library import LinearArgs, NativeLibrary
+from pagewire.worker.native.memory import Buffer, dtype_code
+from pagewire.worker.native.panels import CompactPanels, Panels, PlainPanels
+
+
+class NativeLinears:
+    """A `LinearKind`, and what the linears of one decoder share: the library, the weights' and the results' memory."""
+
+    def __init__(self, library: NativeLibrary, dtype: torch.dtype) -> None:
+        """Raises ValueError for a dtype that is neither float32 nor bfloat16."""
+        self.library = library
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+        self.dtype_code = dtype_code(dtype)
+        self.memory = HugePages()
+        self._results: dict[tuple[int, torch.dtype], Buffer] = {}
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return NativeLinear(self, weight, bias, self.dtype)
+
+    def head(self, weight_VE: torch.Tensor) -> Linear:
+        return NativeLinear(self, weight_VE, None, torch.float32)
+
+    def tied(self, weight_VE: torch.Tensor) -> tuple[Embedding, Linear]:
+        head = NativeLinear(self, weight_VE, None, torch.float32)
+        return TiedEmbedding(head), head
+
+    def pack(self, weight: torch.Tensor) -> Panels:
+        """[out, in] in this kind's dtype, on the calling thread."""
+        weight = weight.contiguous()
+        kind = CompactPanels if CompactPanels.fit(self.library, weight) else PlainPanels
+        return kind(self.library, weight, self.memory)
+
+    def result(self, num_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """[num_rows, width] of no particular content, the same memory in every call for this width and dtype."""
+        buffer = self._results.get((width, dtype))
+        if buffer is None:
+            buffer = self._results[width, dtype] = Buffer(dtype)
+        return buffer.take(num_rows, width)
+
+
+class NativeLinear:
+    """A `Linear` whose weight is packed."""
+
+    name: ClassVar[str] = "native-packed"
+
+    def __init__(
+        self, shared: NativeLinears, weight: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> None:
+        """Packs on the calling thread; several may be made at the same time."""
+        self.out_features, self.in_features = weight.shape
+        self._panels = shared.pack(weight)
+        self._bias = bias
+        self.num_bytes = self._panels.memory.nbytes + (0 if bias is None else bias.nbytes)
+        self._shared = shared
+        self._out_dtype = out_dtype
+        self._multiply = self._panels.multiply
+        self._args = LinearArgs(
+            weight=self._panels.memory.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            k=self.in_features,
+            n=self.out_features,
+            dtype=shared.dtype_code,
+            out_dtype=dtype_code(out_dtype),
+        )
+        self._args_ref = ctypes.byref(self._args)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        args = self._args
+        num_rows = x.shape[0]
+        out = self._shared.result(num_rows, self.out_features, self._out_dtype)
+        args.x = x.data_ptr()
+        args.x_stride = x.stride(0)
+        args.out = out.data_ptr()
+        args.num_rows = num_rows
+        self._multiply(self._args_ref)
+        return out
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight: int64 [T] → [T, in], a new tensor."""
+        out = torch.empty((ids.shape[0], self.in_features), dtype=self._shared.dtype)
+        self._panels.unpack_rows(ids, out)
+        return out
+
+
+class TiedEmbedding:
+    """The `Embedding` whose table is the head's weight."""
+
+    num_bytes = 0
+
+    def __init__(self, head: NativeLinear) -> None:
+        self._head = head
+
+    def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
+        return self._head.rows(ids_T)

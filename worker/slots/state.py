@@ -1,0 +1,187 @@
+"""The worker's resident slot state, derived from the stream of plans alone.
+
+Owns what every slot holds: lengths, block table, sampling parameters, admitted tokens still to compute. It knows no
+tensors and no tokens that were sampled; a runner keeps each slot's last token, which nobody but it ever needs. The
+same class is the shadow worker that property tests replay an engine's plans into.
+
+Invariants: a plan is checked in full before anything changes, so a refused plan leaves no trace; after `apply` the
+columns say how things stand once the returned step has run; a decoding slot's last token was sampled by an earlier
+step, since only the end of a prefill makes a slot decode, and that row samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pagewire.wire.columns import Int32Array
+from pagewire.wire.plan import StepPlan
+from pagewire.worker.slots.admission_check import CheckedAdmit
+from pagewire.worker.slots.columns import SlotColumns, SlotLimits
+from pagewire.worker.slots.plan_check import CheckedPlan, check_plan
+from pagewire.worker.slots.plan_fields import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Part of a slot's prefill, computed in one step: positions start … start + len(tokens) - 1."""
+
+    slot: int
+    start: int
+    tokens: Int32Array
+    ends_prefill: bool
+    """The last of these rows samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows of one step, in the plan's order: decoding slots ascending, then chunks as listed."""
+
+    decode_slots: Int32Array
+    decode_positions: Int32Array
+    """Where each decoding slot's input, its last token, stands in its sequence."""
+    chunks: list[Chunk]
+    sample_slots: Int32Array
+    """Slots that sample: the decoding ones, then those whose prefill ends."""
+    sample_positions: Int32Array
+    """Where each sampled token will stand in its sequence."""
+    admitted: list[int]
+    """Slots that hold a new sequence since this plan."""
+    grow_slots: Int32Array
+    """Slots whose tables got a block, once per block."""
+    grow_indices: Int32Array
+    """Where in its slot's table each such block stands."""
+    grow_blocks: Int32Array
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens computed in this step."""
+        return len(self.decode_slots) + sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+class Slots:
+    """The only writer of slot columns."""
+
+    def __init__(self, limits: SlotLimits) -> None:
+        self.limits = limits
+        self._columns = SlotColumns.empty(limits)
+        self._to_compute: dict[int, Int32Array] = {}
+        """Of every prefilling slot: ids of positions num_computed … num_tokens - 1."""
+        self._epoch: int | None = None
+        self._next_step_id = 0
+        self.columns = self._columns.read_only()
+        """What everyone else may read. Shares memory: it changes with the next `apply` or `begin`."""
+
+    def begin(self, epoch: int) -> None:
+        """Open an epoch: every slot is empty and step 0 comes next."""
+        self._clear()
+        self._epoch = epoch
+
+    def end_epoch(self) -> None:
+        """Refuse every plan until the next `begin`."""
+        self._clear()
+        self._epoch = None
+
+    def block_table(self, slot: int) -> list[int]:
+        """Block ids of an occupied slot."""
+        table: list[int] = self._columns.block_tables[slot, : self._columns.num_blocks[slot]].tolist()
+        return table
+
+    def apply(self, plan: StepPlan) -> Step:
+        """Take over what changed and return what to run. Raises PlanError and changes nothing for a wrong plan."""
+        if self._epoch is None:
+            raise PlanError(f"plan {plan.step_id} of epoch {plan.epoch} came before any Begin")
+        if (plan.epoch, plan.step_id) != (self._epoch, self._next_step_id):
+            raise PlanError(
+                f"plan {plan.step_id} of epoch {plan.epoch} came where plan {self._next_step_id} "
+                f"of epoch {self._epoch} was next"
+            )
+        checked = check_plan(plan, self._columns, self.limits)
+        if len(checked.release):
+            self._release(checked.release)
+        for checked_admit in checked.admits:
+            self._admit(checked_admit)
+        if len(checked.grow_slots):
+            self._grow(checked)
+        self._next_step_id += 1
+        return self._advance(checked)
+
+    def _clear(self) -> None:
+        self._release(np.flatnonzero(self._columns.occupied).astype(np.int32))
+        self._next_step_id = 0
+
+    def _release(self, slots: Int32Array) -> None:
+        columns = self._columns
+        for slot in slots.tolist():
+            num_blocks = columns.num_blocks[slot]
+            columns.references[columns.block_tables[slot, :num_blocks]] -= 1
+            columns.block_tables[slot, :num_blocks] = 0
+            self._to_compute.pop(slot, None)
+        columns.occupied[slots] = False
+        columns.num_tokens[slots] = 0
+        columns.num_computed[slots] = 0
+        columns.write_floor[slots] = 0
+        columns.num_blocks[slots] = 0
+        columns.temperature[slots] = 0
+        columns.top_k[slots] = 0
+        columns.top_p[slots] = 0
+        columns.seed[slots] = 0
+
+    def _admit(self, checked: CheckedAdmit) -> None:
+        columns = self._columns
+        admit, blocks, slot = checked.admit, checked.blocks, checked.admit.slot
+        columns.occupied[slot] = True
+        columns.num_tokens[slot] = admit.num_tokens
+        columns.num_computed[slot] = checked.start
+        columns.write_floor[slot] = admit.num_cached
+        columns.num_blocks[slot] = len(blocks)
+        columns.block_tables[slot, : len(blocks)] = blocks
+        columns.references[blocks] += 1
+        columns.temperature[slot] = admit.sampling.temperature
+        # A top_k of the whole vocabulary keeps all, and need not fit the column then.
+        columns.top_k[slot] = admit.sampling.top_k if admit.sampling.top_k < self.limits.vocab_size else 0
+        columns.top_p[slot] = admit.sampling.top_p
+        columns.seed[slot] = admit.sampling.seed
+        self._to_compute[slot] = checked.tokens
+
+    def _grow(self, checked: CheckedPlan) -> None:
+        columns = self._columns
+        columns.block_tables[checked.grow_slots, checked.grow_indices] = checked.grow_blocks
+        np.add.at(columns.num_blocks, checked.grow_slots, 1)
+        columns.references[checked.grow_blocks] += 1
+
+    def _advance(self, checked: CheckedPlan) -> Step:
+        num_computed = self._columns.num_computed
+        decode_slots = checked.decode_slots
+        decode_positions = num_computed[decode_slots]
+        next_positions = decode_positions + 1
+        num_computed[decode_slots] = next_positions
+        chunks: list[Chunk] = []
+        sample_slots, sample_positions = decode_slots, next_positions
+        if checked.chunk_slots:
+            chunks = [
+                self._take_chunk(slot, size)
+                for slot, size in zip(checked.chunk_slots, checked.chunk_sizes, strict=True)
+            ]
+            ended = np.asarray([chunk.slot for chunk in chunks if chunk.ends_prefill], np.int32)
+            sample_slots = np.concatenate([decode_slots, ended])
+            sample_positions = np.concatenate([next_positions, num_computed[ended]])
+        return Step(
+            decode_slots=decode_slots,
+            decode_positions=decode_positions,
+            chunks=chunks,
+            sample_slots=sample_slots,
+            sample_positions=sample_positions,
+            admitted=[checked_admit.admit.slot for checked_admit in checked.admits],
+            grow_slots=checked.grow_slots,
+            grow_indices=checked.grow_indices,
+            grow_blocks=checked.grow_blocks,
+        )
+
+    def _take_chunk(self, slot: int, size: int) -> Chunk:
+        start = int(self._columns.num_computed[slot])
+        self._columns.num_computed[slot] = start + size
+        waiting = self._to_compute.pop(slot)
+        ends_prefill = size == len(waiting)
+        if not ends_prefill:
+            self._to_compute[slot] = waiting[size:]
+        return Chunk(slot, start, waiting[:size], ends_prefill)

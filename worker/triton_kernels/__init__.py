@@ -1,1 +1,0 @@
-"""Kernels in Triton. Each has a definition of the same name and signature in `pagewire.worker.torch_kernels`."""
