@@ -1,4 +1,4 @@
-"""The Python client, its command line, and everything that uses the service through gRPC.
+"""Client library: the Python client, its command line, and everything that uses the service through gRPC.
 
     from pagewire.client import Client
 

@@ -1,4 +1,4 @@
-"""A stream of the asyncio client, and the connection that it and the client's other calls go over.
+"""The asyncio client's stream, and the connection that it and the client's other calls go over.
 
 The same decisions as `sync_stream`, which `resume`, `retry` and `transcript` hold for both; only the waiting differs.
 """

@@ -1,4 +1,4 @@
-"""Several prompts at once over the synchronous client: threads, and a way to end what they wait for."""
+"""Concurrent calls of the synchronous client: several prompts in threads, and a way to end what they wait for."""
 
 from __future__ import annotations
 

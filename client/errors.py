@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree of exceptions.
+"""Errors: what can go wrong, as one tree of exceptions.
 
 gRPC's errors are turned into these at one border, `from_rpc_error`; nothing else in the client raises or catches a
 `grpc.RpcError` past it. Every gRPC status has its place in `_BY_STATUS`, which a test holds.

@@ -1,4 +1,4 @@
-"""Python values as JSON text, exactly or not at all, and JSON text that somebody else wrote back into values, likewise.
+"""JSON text: Python values as it, and what somebody else wrote back into values, exactly or not at all.
 
 Python's `json` writes what is no JSON (NaN), makes text of keys that are none, and keeps the last of two equal keys;
 here each is an `InvalidRequest` with its path. Keys keep their order and integers their digits.

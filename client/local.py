@@ -1,4 +1,4 @@
-"""A service of one's own on this machine, for as long as a block runs.
+"""Local service: one of the caller's own on this machine, for as long as a block runs.
 
 The service is a child process, `python -m pagewire.scheduler_svc serve`, on free ports of 127.0.0.1. It ends with the
 block; it ends too when this process is killed, because it watches a pipe whose other end only this process holds. It

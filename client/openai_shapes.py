@@ -1,4 +1,4 @@
-"""Messages, tools and tool calls as mappings in the shape of OpenAI's clients, read into this client's own types.
+"""OpenAI's shapes: messages, tools and tool calls as mappings, read into this client's own types.
 
 What Pagewire does not have is refused with its path, as is a key that is misspelled; a key of OpenAI's own whose value
 is None asks for nothing and may stand. Values of JSON are passed on as they are. It knows nothing of protobuf.

@@ -1,4 +1,7 @@
-"""What goes into a generation, as Python values. Knows nothing of gRPC or protobuf: `requests` translates."""
+"""Prompts, messages, tools and parameters: what goes into a generation, as Python values.
+
+They know nothing of gRPC or protobuf: `requests` translates.
+"""
 
 from __future__ import annotations
 

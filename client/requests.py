@@ -1,4 +1,4 @@
-"""Builds the contract's messages from Python arguments, for both clients.
+"""Request building: the contract's messages from Python arguments, for both clients.
 
 Checks what Python's types cannot carry over (a number that does not fit its field, a wrong type, a misspelled name)
 and leaves ranges and meanings to the server, which alone knows the model. Every failure is an `InvalidRequest` that

@@ -1,4 +1,7 @@
-"""Turns the contract's messages into the client's values. Raises ProtocolError for what the contract does not allow."""
+"""Response reading: the contract's messages become the client's values.
+
+Raises ProtocolError for what the contract does not allow.
+"""
 
 from __future__ import annotations
 

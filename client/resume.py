@@ -1,4 +1,4 @@
-"""How a stream goes on after its connection broke.
+"""Resumption: how a stream goes on after its connection broke.
 
 A sampled token depends on the prompt, the parameters, the seed and its position alone, so a request submitted again
 with the seed that the server reported brings the same tokens. Two ways:
@@ -79,19 +79,19 @@ class Resumption:
             return self._request
         self._count += 1
         delivered = self._transcript.tokens[0]
-        given: list[Token] = []
+        generated: list[Token] = []
         prompt_ids: list[int] = []
         if not self._repeat_only and len(delivered) > _REPEAT_UP_TO:
             seam = yield from self._seam(delivered)
             if seam:
                 prompt_ids = yield from self._prompt_ids()
                 # Another count than the server's own means that this is not the prompt that it continued.
-                given = delivered[:seam] if len(prompt_ids) == started.prompt_tokens else []
-        self._transcript.rewind(len(given))
-        return self._build(started, prompt_ids, given)
+                generated = delivered[:seam] if len(prompt_ids) == started.prompt_tokens else []
+        self._transcript.rewind(len(generated))
+        return self._build(started, prompt_ids, generated)
 
     def _seam(self, delivered: list[Token]) -> Generator[Ask, Answer, int]:
-        """How many tokens to give: none, or as many as make exactly the text delivered with them."""
+        """How many tokens go into the prompt: none, or as many as make exactly the text delivered with them."""
         generation = self._request.generation
         for seam in range(len(delivered) - 1, max(0, len(delivered) - 1 - _SEAMS_TO_TRY), -1):
             if all(token.text is None for token in delivered):
@@ -118,7 +118,7 @@ class Resumption:
         return list(answer.ids) if isinstance(answer, inference_pb2.TokenizeResponse) else []
 
     def _build(
-        self, started: Started, prompt_ids: list[int], given: list[Token]
+        self, started: Started, prompt_ids: list[int], generated: list[Token]
     ) -> inference_pb2.StreamGenerateRequest:
         request = inference_pb2.StreamGenerateRequest()
         request.CopyFrom(self._request)
@@ -132,14 +132,14 @@ class Resumption:
             generation.request_id = request_id
         else:
             generation.ClearField("request_id")
-        if given:
-            ids = prompt_ids + [token.id for token in given if token.id is not None]
+        if generated:
+            ids = prompt_ids + [token.id for token in generated if token.id is not None]
             generation.prompt.token_ids.ids[:] = ids
             stopping = generation.stopping
             if stopping.HasField("max_tokens"):
-                stopping.max_tokens -= len(given)
+                stopping.max_tokens -= len(generated)
             if stopping.HasField("min_tokens"):
-                stopping.min_tokens = max(0, stopping.min_tokens - len(given))
+                stopping.min_tokens = max(0, stopping.min_tokens - len(generated))
         return request
 
 

@@ -1,4 +1,4 @@
-"""When a failed call is tried again, and how long to wait before.
+"""Retry policy: when a failed call is tried again, and how long to wait before.
 
 Only UNAVAILABLE is tried again, because only there does the server promise to have done nothing that counts, and only
 while nothing has come back (`resume` says when a stream may go on after that). RESOURCE_EXHAUSTED is the caller's to

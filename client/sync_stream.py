@@ -1,4 +1,4 @@
-"""A stream of the synchronous client, and the connection that it and the client's other calls go over."""
+"""The synchronous client's stream, and the connection that it and the client's other calls go over."""
 
 from __future__ import annotations
 

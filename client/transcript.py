@@ -1,4 +1,4 @@
-"""What one stream has delivered to its reader: each event once, whatever connections it took.
+"""Transcript: what one stream has delivered to its reader, each event once, whatever connections it took.
 
 Owns the record and the rule that a resubmitted stream (`resume`) delivers nothing twice. It does no I/O. After a
 resubmission the server repeats the tokens from some position on; those already delivered are compared with the record
@@ -26,8 +26,8 @@ class Transcript:
         self._finished: dict[int, Finished] = {}
         self._usage: Usage | None = None
         self._position = [0] * num_outputs
-        """Of each output, how many tokens the current connection has brought, those given in its prompt included."""
-        self._given = 0
+        """Of each output, how many tokens the current connection has brought, those sent in its prompt included."""
+        self._generated = 0
         self._resumed = False
 
     @property
@@ -35,12 +35,12 @@ class Transcript:
         """Whether the last event has come."""
         return self._usage is not None
 
-    def rewind(self, given: int) -> None:
-        """The request was submitted again, with the first `given` tokens of output 0 as part of its prompt."""
+    def rewind(self, generated: int) -> None:
+        """The request was submitted again, with the first `generated` tokens of output 0 as part of its prompt."""
         self._resumed = True
-        self._given = given
+        self._generated = generated
         self._position = [0] * len(self.tokens)
-        self._position[0] = given
+        self._position[0] = generated
 
     def accept(self, event: Event) -> Event | None:
         """Record an event; what of it the reader has not seen, or none.
@@ -76,7 +76,7 @@ class Transcript:
             return event
         if not self._resumed:
             raise ProtocolError("the stream started twice")
-        if (event.seed, event.prompt_tokens) != (self.started.seed, self.started.prompt_tokens + self._given):
+        if (event.seed, event.prompt_tokens) != (self.started.seed, self.started.prompt_tokens + self._generated):
             raise Diverged(f"it has seed {event.seed} and {event.prompt_tokens} prompt tokens")
         return None
 
@@ -110,9 +110,9 @@ class Transcript:
             raise ProtocolError("the stream's usage is out of place")
         self._usage = replace(
             event,
-            prompt_tokens=event.prompt_tokens - self._given,
+            prompt_tokens=event.prompt_tokens - self._generated,
             cached_tokens=self.started.cached_tokens if self._resumed else event.cached_tokens,
-            completion_tokens=event.completion_tokens + self._given,
+            completion_tokens=event.completion_tokens + self._generated,
         )
         return self._usage
 

@@ -1,4 +1,4 @@
-"""How a client reaches its server: address, TLS, API key and channel options, for both kinds of channel."""
+"""Transport: how a client reaches its server: address, TLS, API key and channel options, for both channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes out of the client, as frozen values.
+"""Result types: what comes out of the client, as frozen values.
 
 Knows nothing of gRPC or protobuf: `responses` translates. Durations are seconds; token texts are whole
 characters, so that joining them is always valid.

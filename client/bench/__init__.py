@@ -1,5 +1,9 @@
-"""What `pagewire bench` measures with: workloads, a lean load client over gRPC, statistics, and what they say together.
+"""Benchmarks: all of `pagewire bench`, from its flags to the tables that it prints.
 
-It uses the service as any client does; what it knows of the service's inside comes from AdminService. The command's
-flags and its printing are in `pagewire.client.cli`.
+A measurement is a module: `throughput`, `serve`, `engine`, `control_plane`. They share the flags and the service that
+those describe (`flags`), and how a result is told (`report`, `plot`). Beneath them: what is asked for (`workload`), how
+it comes (`load`), over which channel (`session`), whole runs and cases (`runs`, `cases`), their figures (`summary`),
+where it ran (`environment`).
+
+A benchmark uses the service as any client does; what it knows of the service's inside comes from AdminService.
 """

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran: every result says it, because figures without it cannot be compared."""
+"""Environment of a run: machine, versions and command, without which a result's figures cannot be compared."""
 
 from __future__ import annotations
 

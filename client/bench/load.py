@@ -1,4 +1,4 @@
-"""How requests come: all at once, in an open loop, in a closed loop, or in a closed loop for a stretch of time.
+"""Load generation: requests all at once, in an open loop, in a closed loop, or in a closed loop for a stretch of time.
 
 An open loop's request counts from the moment when it was due, so that a service that falls behind cannot hide it by
 being asked less. Every function returns what the streams brought, whether they ended well or not.

@@ -1,4 +1,4 @@
-"""Pictures of results, with matplotlib, which is an extra of its own."""
+"""Plots of results, with matplotlib, which is an extra of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pagewire.client.bench.distribution import percentile
 from pagewire.client.bench.runs import Outcome
-from pagewire.client.bench.summary import Reading
+from pagewire.client.bench.summary import Reading, percentile
 from pagewire.client.errors import InvalidRequest
 
 _POINTS = 400

@@ -1,4 +1,4 @@
-"""The loads that `bench throughput`, `bench serve` and `bench control-plane` put on a service, each to its summary.
+"""Runs: the loads that `bench throughput`, `bench serve` and `bench control-plane` put on a service, and summaries.
 
 Every run warms the service up with prompts that it does not measure, and empties the prefix cache where AdminService
 is known, so that a run repeated on the same service finds nothing of the one before.

@@ -1,4 +1,4 @@
-"""The service that is measured: a channel for the load, and AdminService where its address is known.
+"""Session with the service that is measured: a channel for the load, and AdminService where its address is known.
 
 The load client reads raw messages and their times and parses them after the run, because on few cores it shares them
 with the service: parsing while measuring would be charged to the service.

@@ -1,4 +1,4 @@
-"""What a benchmark asks for: prompts and lengths, the same for the same seed on every machine.
+"""Workloads: prompts and lengths, the same for the same seed on every machine.
 
 `nano_vllm` is the workload of nano-vllm's bench.py, call by call of Python's generator, so that figures of other
 engines on it can be compared. Nothing here knows time or a service.

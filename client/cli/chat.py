@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pagewire.client.cli import connection, interrupt, parameters
 from pagewire.client.cli.connection import Connected
-from pagewire.client.cli.output import complain, note, write
+from pagewire.client.cli.printing import complain, note, write
 from pagewire.client.errors import InvalidRequest, PagewireError
 from pagewire.client.prompts import Chat, Message
 
@@ -25,7 +25,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("chat", help="talk with a model", description=f"Talk with a model. {_HELP}.")
     parameters.add_flags(parser)
     connection.add_model_flags(parser)

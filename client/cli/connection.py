@@ -1,4 +1,4 @@
-"""Which service a command talks to: flags, and the client that they describe."""
+"""Connection flags: which service a command talks to, and the client that they describe."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from pagewire.client import installed
-from pagewire.client.cli import connection, parts
+from pagewire.client.cli import connection
 from pagewire.client.cli.models import known_table
-from pagewire.client.cli.output import console, size, write_json
+from pagewire.client.cli.printing import console, size, write_json
 from pagewire.client.errors import PagewireError, Unavailable
 from pagewire.client.retry import NO_RETRY
 from pagewire.client.types import HealthStatus
@@ -26,7 +26,7 @@ Report = Mapping[str, Any]
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser(
         "doctor",
         help="what this machine has and lacks",
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(args: argparse.Namespace) -> Report:
     """Everything, as JSON has it. Takes as long as importing torch does."""
-    probe = parts.worker_probe()
-    known = parts.known_models()
+    probe = installed.worker_probe()
+    known = installed.known_models()
     service = _service(args)
     extras = {name: dict(installed.requirements(extra)) for extra, name in _EXTRAS.items()}
     return {
@@ -60,13 +60,13 @@ def examine(args: argparse.Namespace) -> Report:
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "packages": extras,
-        "worker": None if isinstance(probe, parts.Absent) else probe,
-        "worker_error": probe.reason if isinstance(probe, parts.Absent) else "",
-        "models": None if isinstance(known, parts.Absent) else known,
-        "models_error": known.reason if isinstance(known, parts.Absent) else "",
+        "worker": None if isinstance(probe, installed.Absent) else probe,
+        "worker_error": probe.reason if isinstance(probe, installed.Absent) else "",
+        "models": None if isinstance(known, installed.Absent) else known,
+        "models_error": known.reason if isinstance(known, installed.Absent) else "",
         "service": service,
         "can_serve": not installed.missing("scheduler")
-        and not isinstance(probe, parts.Absent)
+        and not isinstance(probe, installed.Absent)
         and bool(probe["torch"]),
         "advice": list(_advice(probe, known, service)),
     }
@@ -88,15 +88,17 @@ def _service(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _advice(probe: Report | parts.Absent, known: Report | parts.Absent, service: Mapping[str, str]) -> Iterator[str]:
-    if isinstance(known, parts.Absent):
+def _advice(
+    probe: Report | installed.Absent, known: Report | installed.Absent, service: Mapping[str, str]
+) -> Iterator[str]:
+    if isinstance(known, installed.Absent):
         yield f"to serve, or to name models: {known.reason}"
-    if isinstance(probe, parts.Absent):
+    if isinstance(probe, installed.Absent):
         yield f"to run a model: {probe.reason}"
     else:
         for lack in probe["missing"]:
             yield f"{lack['what']} ({lack['consequence']}): {lack['install']}"
-    if not service["status"] and not isinstance(known, parts.Absent):
+    if not service["status"] and not isinstance(known, installed.Absent):
         yield f"no service answers at {service['target']}: start one with `pagewire serve`"
 
 

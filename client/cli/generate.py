@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pagewire.client.cli import connection, inputs, parameters
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.measure import Measured, as_json, measure
-from pagewire.client.cli.output import complain, note, write, write_json
+from pagewire.client.cli.printing import complain, note, write, write_json
 from pagewire.client.errors import InvalidRequest, PagewireError
 from pagewire.client.prompts import Parameters, Prompt
 
@@ -20,7 +20,7 @@ _TITLE_CHARACTERS = 60
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser(
         "generate",
         help="answer one prompt or several",

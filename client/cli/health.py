@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from pagewire.client.cli import connection
-from pagewire.client.cli.output import write_json
+from pagewire.client.cli.printing import write_json
 from pagewire.client.errors import Unavailable
 from pagewire.client.retry import NO_RETRY
 from pagewire.client.types import HealthStatus
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser(
         "health", help="whether the service takes requests", description="Exit status 0 only when it is SERVING."
     )

@@ -1,4 +1,4 @@
-"""Where `generate` has its prompts from: arguments, a file, standard input, or token ids."""
+"""Prompt inputs of `generate`: arguments, a file, standard input, or token ids."""
 
 from __future__ import annotations
 

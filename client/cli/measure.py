@@ -1,4 +1,4 @@
-"""One generation read to its end, with the times that its reader saw."""
+"""Timing of one generation: read to its end, with the times that its reader saw."""
 
 from __future__ import annotations
 

@@ -7,15 +7,16 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from pagewire.client.cli import connection, parts
-from pagewire.client.cli.output import complain, console, size, write_json
+from pagewire.client import installed
+from pagewire.client.cli import connection
+from pagewire.client.cli.printing import complain, console, size, write_json
 from pagewire.client.errors import Unavailable
 from pagewire.client.retry import NO_RETRY
 from pagewire.client.types import Model
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser(
         "models",
         help="the models served, and those that can be",
@@ -35,15 +36,15 @@ def run(args: argparse.Namespace) -> int:
             served = client.models()
         except Unavailable as error:
             why_not = str(error if error.reason else connection.unreachable(args.target, error))
-    known = parts.known_models()
+    known = installed.known_models()
     if args.json:
         write_json(
             {
                 "target": args.target,
                 "served": None if served is None else [asdict(model) for model in served],
                 "served_error": why_not,
-                "known": None if isinstance(known, parts.Absent) else known["models"],
-                "known_error": known.reason if isinstance(known, parts.Absent) else "",
+                "known": None if isinstance(known, installed.Absent) else known["models"],
+                "known_error": known.reason if isinstance(known, installed.Absent) else "",
             }
         )
     else:
@@ -52,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
             complain(why_not)
         else:
             out.print(_served_table(args.target, served))
-        if isinstance(known, parts.Absent):
+        if isinstance(known, installed.Absent):
             complain(f"what this machine could serve is not known: {known.reason}")
         else:
             out.print(known_table(known["models"]))
-    return 1 if served is None and isinstance(known, parts.Absent) else 0
+    return 1 if served is None and isinstance(known, installed.Absent) else 0
 
 
 def _served_table(target: str, models: list[Model]) -> Table:

@@ -1,4 +1,4 @@
-"""The flags of one generation, for `generate` and `chat`."""
+"""Generation flags: the parameters of one generation, for `generate` and `chat`."""
 
 from __future__ import annotations
 

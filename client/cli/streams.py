@@ -1,6 +1,6 @@
-"""The standard streams of the command, whatever it was started with: closed, full, without a reader, not UTF-8.
+"""Standard streams of the command, whatever it was started with: closed, full, without a reader, not UTF-8.
 
-Inside `standard_streams` all three can be used. What stdout does not take raises `OutputLost`, whoever writes it; a
+Inside `standard_streams` all three can be used. What stdout does not take raises `StdoutLost`, whoever writes it; a
 character that its encoding lacks is replaced. Input that is no text comes as surrogates, which are refused where they
 would be sent. It knows nothing of what is read or written.
 """
@@ -16,23 +16,23 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 
-class OutputLost(Exception):
+class StdoutLost(Exception):
     """Stdout takes no more; says why."""
 
 
-class ReaderGone(OutputLost):
+class ReaderGone(StdoutLost):
     """Whoever read stdout has gone."""
 
 
-class _Output(io.TextIOWrapper):
+class _Stdout(io.TextIOWrapper):
     """Text on stdout. Its errors are no OSError, because argparse says nothing of those and rich exits over some."""
 
     def write(self, text: str, /) -> int:
-        with _losing_output():
+        with _losing_stdout():
             return super().write(text)
 
     def flush(self) -> None:
-        with _losing_output():
+        with _losing_stdout():
             super().flush()
 
 
@@ -40,7 +40,7 @@ class _Output(io.TextIOWrapper):
 def standard_streams() -> Iterator[None]:
     """Make all three usable for the block. A stderr that is closed is stdout: the command says it on what is open."""
     given = sys.stdin, sys.stdout, sys.stderr
-    _occupy_closed_descriptors()
+    _fill_closed_descriptors()
     sys.stdin = _input(sys.stdin)
     output = _output(sys.stdout)
     sys.stdout = output or sys.stdout
@@ -50,12 +50,12 @@ def standard_streams() -> Iterator[None]:
     finally:
         sys.stdin, sys.stdout, sys.stderr = given
         if output is not None:
-            with suppress(OutputLost):
+            with suppress(StdoutLost):
                 output.detach()
 
 
-def forget_output() -> None:
-    """After OutputLost: what is buffered can go nowhere, and the interpreter would complain about it at its end."""
+def forget_stdout() -> None:
+    """After StdoutLost: what is buffered can go nowhere, and the interpreter would complain about it at its end."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -68,16 +68,16 @@ def is_unicode(stream: TextIO) -> bool:
 
 
 @contextmanager
-def _losing_output() -> Iterator[None]:
+def _losing_stdout() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
         raise ReaderGone("its reader has gone") from error
     except OSError as error:
-        raise OutputLost(error.strerror or str(error)) from error
+        raise StdoutLost(error.strerror or str(error)) from error
 
 
-def _occupy_closed_descriptors() -> None:
+def _fill_closed_descriptors() -> None:
     """The next file or socket would get a closed stream's number, and then what libraries and children write there."""
     for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is None:
@@ -100,15 +100,15 @@ def _input(stream: TextIO | None) -> TextIO:
     return stream
 
 
-def _output(stream: TextIO | None) -> _Output | None:
+def _output(stream: TextIO | None) -> _Stdout | None:
     """None for a stream that is no file's."""
     if stream is None:
         unwritable = io.FileIO(os.open(os.devnull, os.O_RDONLY), "w")  # as a closed one is: EBADF
-        return _Output(unwritable, encoding="utf-8", write_through=True)
+        return _Stdout(unwritable, encoding="utf-8", write_through=True)
     if not isinstance(stream, io.TextIOWrapper):
         return None
     stream.flush()
-    return _Output(
+    return _Stdout(
         stream.buffer,
         encoding=stream.encoding,
         errors="replace",

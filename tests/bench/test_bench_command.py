@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.service import Service, serve
 
-from pagewire.client.cli import main
+from pagewire.client.__main__ import main
 
 DISTRIBUTIONS = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 EVERYWHERE = ("hardware", "versions", "command", "workload")

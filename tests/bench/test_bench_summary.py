@@ -7,9 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pagewire.client.bench.distribution import Distribution, distribution, percentile
 from pagewire.client.bench.session import Trace, WorkerTime, idle_share
-from pagewire.client.bench.summary import Objective, read, summarize
+from pagewire.client.bench.summary import Distribution, Objective, distribution, percentile, read, summarize
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
 

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from support.scripted_service import EOS, PROMPT_IDS, SEED, Responses, ScriptedService, Stream, status, unavailable
 
 from pagewire.client import installed
-from pagewire.client.cli import main, parts
+from pagewire.client.__main__ import main
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
@@ -549,8 +549,8 @@ def test_a_part_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, command: l
 
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda _command, **options: real([sys.executable, *command], **options))
-    answer: Any = parts.known_models()
-    assert isinstance(answer, parts.Absent)
+    answer: Any = installed.known_models()
+    assert isinstance(answer, installed.Absent)
     assert reason in answer.reason
 
 

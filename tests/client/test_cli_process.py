@@ -19,7 +19,7 @@ from support.terminal import Terminal
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
-COMMAND = [sys.executable, "-m", "pagewire.client.cli"]
+COMMAND = [sys.executable, "-m", "pagewire.client"]
 ANSWER = "Hello, wörld €"
 CTRL_C, CTRL_D = "\x03", "\x04"
 

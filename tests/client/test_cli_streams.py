@@ -15,7 +15,7 @@ from support.terminal import Terminal
 
 from pagewire.v1 import inference_pb2
 
-COMMAND = [sys.executable, "-m", "pagewire.client.cli"]
+COMMAND = [sys.executable, "-m", "pagewire.client"]
 ANSWER = "é中z"
 COMMANDS = (
     ("generate", "hi"),
@@ -186,7 +186,7 @@ def test_surroundings_that_should_not_matter(
 
 def test_files_of_the_working_directory_are_no_modules_of_ours(environ: Mapping[str, str], tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('not this one')\n")
-    command = [sys.executable, "-P", "-m", "pagewire.client.cli", "doctor", "--json"]
+    command = [sys.executable, "-P", "-m", "pagewire.client", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, timeout=120, env=dict(environ), cwd=tmp_path)
     report = json.loads(done.stdout)
     assert (report["worker_error"], report["models_error"]) == ("", "")

@@ -12,7 +12,7 @@ import pytest
 from support.scripted_service import ScriptedService
 
 from pagewire.client import NO_RETRY, AsyncClient, Client, Tls, Unavailable
-from pagewire.client.cli import main
+from pagewire.client.__main__ import main
 
 NAME = "inference.example"
 

@@ -40,9 +40,8 @@ from peers.measurement import Disturbance, run_rounds, start_all
 from peers.report import case_report, print_report
 from peers.sides import Pagewire, Peer, Side
 
-from pagewire.client.bench import environment
+from pagewire.client.bench import environment, flags
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID
-from pagewire.client.cli.bench import flags
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
 

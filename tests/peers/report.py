@@ -9,7 +9,7 @@ from typing import Any
 from peers.comparison import OURS, Case, Run, median_rate
 from rich.table import Table
 
-from pagewire.client.cli.output import console
+from pagewire.client.cli.printing import console
 
 
 def case_report(case: Case, found: Mapping[str, Sequence[Run]]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def free_port() -> int:
 def remote_rank(engine: str, keys: Path, log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
     """`pagewire worker` for rank 1, as on another host."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "pagewire.client.cli", "worker", "--quiet", "--rank=1", f"--connect={engine}"]
+    command = [sys.executable, "-m", "pagewire.client", "worker", "--quiet", "--rank=1", f"--connect={engine}"]
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, f"--curve-dir={keys}", *flags], stderr=stderr)
     try:

@@ -11,7 +11,7 @@ import torch
 from support.checkpoints import build_hf_model, save_checkpoint
 from support.service import LIMIT_S, Service, generation, ids_of, serve, stream_request
 
-from pagewire.client.cli import main
+from pagewire.client.__main__ import main
 from pagewire.v1 import generation_pb2, inference_pb2, model_pb2, model_pb2_grpc
 
 STUB_ALONE = """

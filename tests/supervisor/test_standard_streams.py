@@ -153,7 +153,7 @@ def test_a_service_of_a_similar_name_beside_the_pod(name: str) -> None:
 
 def test_files_of_the_working_directory_are_no_modules_of_ours(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('not this one')\n")
-    command = [sys.executable, "-P", "-m", "pagewire.client.cli", "serve", "--print-config"]
+    command = [sys.executable, "-P", "-m", "pagewire.client", "serve", "--print-config"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

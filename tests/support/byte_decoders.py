@@ -256,7 +256,7 @@ def _client() -> Iterator[ByteDecoder]:
     line = b'{"messages": [{"role": "user", "content": "text \\u00e9"}]}'
     yield ByteDecoder("client/json_text.py", from_json, (NotJson,), (line, b'{"token_ids": [1, 2]}'))
     ready = b'{"address": "a", "admin_address": "", "model": "m", "pid": 1}'
-    for file in ("client/cli/parts.py", "client/local.py", "client/bench/engine.py"):
+    for file in ("client/installed.py", "client/local.py", "client/bench/engine.py"):
         yield ByteDecoder(file, from_json, (NotJson,), (ready,))
 
     def prompt(content: bytes) -> object:

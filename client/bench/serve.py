@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from pagewire.client.bench import cached_prefix, long_prompt, plot, runs
+from pagewire.client.bench import cases, flags, plot, report, runs
 from pagewire.client.bench.runs import Outcome, RunSettings
 from pagewire.client.bench.session import Service, Session
 from pagewire.client.bench.workload import (
@@ -23,7 +23,6 @@ from pagewire.client.bench.workload import (
     with_shared_prefix,
 )
 from pagewire.client.cli import inputs
-from pagewire.client.cli.bench import flags, report, service
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.local import DEFAULT_MODEL
 from pagewire.client.prompts import Prompt
@@ -59,7 +58,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 
 
 def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = measurements.add_parser(
         "serve",
         help="latency under load",
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     _fill_in(args)
     about = report.frame(args, _workload(args))
     needed = {"max_queued": max(1024, args.num_seqs or 0)}
-    with service.service(args, DEFAULT_MODEL, needed) as found:
+    with flags.service(args, DEFAULT_MODEL, needed) as found:
         return asyncio.run(_measure(args, found, about))
 
 
@@ -202,7 +201,7 @@ def _given_prompts(args: argparse.Namespace, found: Service) -> list[Prompt]:
 
 
 async def _long_prompt(args: argparse.Namespace, session: Session, settings: RunSettings, about: report.Frame) -> int:
-    case = long_prompt.LongPromptCase(
+    case = cases.LongPromptCase(
         long_len=args.long_prompt,
         streams=args.streams,
         input_len=_DECODE_INPUT_LEN,
@@ -211,7 +210,7 @@ async def _long_prompt(args: argparse.Namespace, session: Session, settings: Run
         prefill_share=await _prefill_share(args, session),
         trials=args.trials,
     )
-    measured = await long_prompt.measure(session, settings, case)
+    measured = await cases.measure_long_prompt(session, settings, case)
     if args.plot:
         plot.distributions(
             args.plot,
@@ -236,7 +235,9 @@ async def _prefill_share(args: argparse.Namespace, session: Session) -> int:
 
 
 async def _cached_prefix(args: argparse.Namespace, session: Session, settings: RunSettings, about: report.Frame) -> int:
-    measured = await cached_prefix.measure(session, settings, args.input_len.high, args.cached_prefix, args.trials)
+    measured = await cases.measure_cached_prefix(
+        session, settings, args.input_len.high, args.cached_prefix, args.trials
+    )
     if args.plot:
         plot.distributions(
             args.plot,

@@ -1,4 +1,4 @@
-"""How the command prints: for a person at a terminal, or for a script."""
+"""Printing: for a person at a terminal, or for a script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from pagewire.client.cli.streams import OutputLost, is_unicode
+from pagewire.client.cli.streams import StdoutLost, is_unicode
 
 _PIPE_WIDTH = 160
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -18,7 +18,7 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def say(text: str) -> None:
     """Print on stderr, or on stdout where stderr does not take it."""
     for stream in (sys.stderr, sys.stdout):
-        with suppress(OSError, OutputLost):
+        with suppress(OSError, StdoutLost):
             print(text, file=stream, end="", flush=True)
             return
 
@@ -47,7 +47,7 @@ def console() -> Console:
 def note(text: str) -> None:
     """A remark beside the result, only where a person watches."""
     if sys.stderr.isatty():
-        with suppress(OSError, OutputLost):  # a terminal that was hung up
+        with suppress(OSError, StdoutLost):  # a terminal that was hung up
             Console(stderr=True, highlight=False).print(text, style="dim", markup=False)
 
 

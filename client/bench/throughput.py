@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from pagewire.client.bench import plot, runs
+from pagewire.client.bench import flags, plot, report, runs
 from pagewire.client.bench.runs import Outcome
 from pagewire.client.bench.session import Service, Session
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, nano_vllm
-from pagewire.client.cli.bench import flags, report, service
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.local import DEFAULT_MODEL
 
@@ -17,7 +16,7 @@ _NUM_SEQS = 256
 
 
 def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = measurements.add_parser(
         "throughput",
         help="the nano-vllm workload, all requests at once",
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             "ignore_eos": True,
         },
     )
-    with service.service(args, DEFAULT_MODEL, {"max_queued": max(1024, args.num_seqs)}) as found:
+    with flags.service(args, DEFAULT_MODEL, {"max_queued": max(1024, args.num_seqs)}) as found:
         outcome = asyncio.run(_measure(args, found, about))
     if args.plot:
         plot.outcomes(args.plot, str(about["command"]), [outcome])

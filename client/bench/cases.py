@@ -1,13 +1,17 @@
-"""What a long prompt does to streams that decode while it arrives, against what the service's settings allow it.
+"""Cases: two loads of which a service promises something, the long prompt and the cached prefix.
 
-While anything decodes, a step computes at most `max_prefill_tokens_per_step` prompt tokens. So a decoding stream may
-wait, besides its usual step, for one chunk of that size and no more. What such a chunk costs is measured on the idle
-service, where it costs most: as the last chunk of the prompt, all that precedes it read from the prefix cache.
+**The long prompt** arrives while streams decode, and is held against what the service's settings allow it. While
+anything decodes, a step computes at most `max_prefill_tokens_per_step` prompt tokens. So a decoding stream may wait,
+besides its usual step, for one chunk of that size and no more. What such a chunk costs is measured on the idle service,
+where it costs most: as the last chunk of the prompt, all that precedes it read from the prefix cache.
 
     allowed p99  =  p99 without the long prompt  +  TTFT of a prompt with all but its last chunk cached
 
 All but one of a hundred waits are to keep to it, so of the chunks that were measured the slowest counts. The streams
 bring token ids alone: text that waits for the rest of a character would look like a stream that waits for its step.
+
+**A cached prefix** saves time to the first token: prompts whose beginning the service holds, against prompts that it
+has never seen. They go one at a time, so that nothing but their prefill is in the way.
 """
 
 from __future__ import annotations
@@ -18,10 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pagewire.client.bench import load
-from pagewire.client.bench.distribution import Distribution, distribution
 from pagewire.client.bench.runs import RunSettings, endless, warm_up
 from pagewire.client.bench.session import Session, Trace
-from pagewire.client.bench.summary import Reading, Summary, read, summarize
+from pagewire.client.bench.summary import Distribution, Reading, Summary, distribution, read, summarize
 from pagewire.client.bench.workload import Job, Span, random_ids
 from pagewire.client.errors import InvalidRequest, PagewireError, ServerError
 
@@ -88,7 +91,7 @@ class LongPrompt:
         }
 
 
-async def measure(session: Session, settings: RunSettings, case: LongPromptCase) -> LongPrompt:
+async def measure_long_prompt(session: Session, settings: RunSettings, case: LongPromptCase) -> LongPrompt:
     """Raises InvalidRequest for a case that the service cannot run, and the service's own errors."""
     if case.long_len <= case.prefill_share:
         raise InvalidRequest(
@@ -162,3 +165,53 @@ async def _all_decode(traces: list[Trace], streams: int) -> None:
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise PagewireError(f"not all {streams} streams had a token within {_START_TIMEOUT_S:g} s") from None
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """Both sides, and how they compare."""
+
+    uncached: list[Reading]
+    cached: list[Reading]
+
+    @property
+    def whole(self) -> Summary:
+        """Of all prompts."""
+        return summarize(self.uncached + self.cached)
+
+    def ttfts_ms(self, *, cached: bool) -> list[float]:
+        """Of one side."""
+        readings = self.cached if cached else self.uncached
+        return [reading.ttft_ms for reading in readings if reading.ttft_ms is not None]
+
+    def as_json(self) -> dict[str, object]:
+        """Medians, and what the service says that it had cached."""
+        without, beside = distribution(self.ttfts_ms(cached=False)), distribution(self.ttfts_ms(cached=True))
+        ratio = beside.p50 / without.p50 if beside.p50 is not None and without.p50 else None
+        return {
+            "ttft_uncached_ms": without.as_json(),
+            "ttft_cached_ms": beside.as_json(),
+            "ttft_ratio": None if ratio is None else round(ratio, 4),
+            "cached_tokens_of_a_prompt": max((reading.cached_tokens for reading in self.cached), default=0),
+        }
+
+
+async def measure_cached_prefix(
+    session: Session, settings: RunSettings, input_len: int, prefix_len: int, trials: int
+) -> CachedPrefix:
+    """`trials` pairs: a fresh prompt of `input_len` tokens, then one that begins with the same `prefix_len`.
+
+    One pair more goes first and does not count: a device's first prompt of a length can cost more than the next.
+    """
+    if not 0 < prefix_len < input_len:
+        raise InvalidRequest(f"a cached prefix of {prefix_len} must be shorter than the prompt of {input_len} tokens")
+    rng = random.Random(settings.seed)
+    await warm_up(session, settings)
+    fresh: list[Reading] = []
+    hits: list[Reading] = []
+    for _ in range(trials + 1):
+        prefix = random_ids(rng, prefix_len, settings.max_id)
+        for readings in (fresh, hits):
+            prompt = prefix + random_ids(rng, input_len - prefix_len, settings.max_id)
+            readings.append(read(await session.stream(session.encode(Job(prompt, 1), settings.temperature))))
+    return CachedPrefix(fresh[1:], hits[1:])

@@ -1,4 +1,4 @@
-"""How a benchmark's result is told: one JSON object, or tables; both say where, with what and on what it was made."""
+"""Report of a benchmark: one JSON object, or tables; both say where, with what and on what it was made."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from pagewire.client.bench import environment
-from pagewire.client.bench.distribution import Distribution
 from pagewire.client.bench.runs import Outcome
 from pagewire.client.bench.session import Session
-from pagewire.client.bench.summary import Summary
-from pagewire.client.cli.output import complain, console, write_json
+from pagewire.client.bench.summary import Distribution, Summary
+from pagewire.client.cli.printing import complain, console, write_json
 
 LATENCIES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 

@@ -17,12 +17,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from pagewire.client.bench import plot, runs
-from pagewire.client.bench.distribution import distribution
+from pagewire.client.bench import flags, plot, report, runs
 from pagewire.client.bench.runs import Outcome
 from pagewire.client.bench.session import Service, Session
+from pagewire.client.bench.summary import distribution
 from pagewire.client.bench.workload import Span
-from pagewire.client.cli.bench import flags, report, service
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.local import Setting
 
@@ -34,7 +33,7 @@ _PROBES = 20
 
 
 def add_parser(measurements: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The flags."""
+    """Adds the command and its flags."""
     parser = measurements.add_parser(
         "control-plane",
         help="tokens a second and added latency with a device that takes no time",
@@ -78,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         },
     )
     args.spawn = True
-    with service.service(args, _MODEL, _settings(args, 0)) as found:
+    with flags.service(args, _MODEL, _settings(args, 0)) as found:
         outcomes = asyncio.run(_loads(args, found, about))
-    with service.service(args, _MODEL, _settings(args, args.step_us)) as found:
+    with flags.service(args, _MODEL, _settings(args, args.step_us)) as found:
         added = asyncio.run(_added_latency(args, found))
     if args.plot:
         plot.outcomes(args.plot, str(about["command"]), outcomes)
