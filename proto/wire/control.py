@@ -77,7 +77,7 @@ class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
 class EngineRestarted(msgspec.Struct, frozen=True, tag="engine_restarted"):
     """To frontends and workers: the engine process ended and a new one binds the same addresses. Close the old socket
     with what it still queued, connect anew; a worker says hello again, a frontend registers and submits every open
-    sequence again with the tokens it has received as `given`."""
+    sequence again with the tokens it has received as `generated`."""
 
     incarnation: int
 

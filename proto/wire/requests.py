@@ -78,12 +78,12 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     request_id: str
     prompt: bytes
     """int32 column of token ids, at least one."""
-    given: bytes
+    generated: bytes
     """int32 column: tokens of the output that an earlier engine already delivered. They count towards max_tokens
     and are not delivered again. Usually empty."""
     sampling: SamplingParams
     max_tokens: int
-    """Most tokens of output, `given` included; prompt + max_tokens ≤ max_model_len."""
+    """Most tokens of output, `generated` included; prompt + max_tokens ≤ max_model_len."""
     stop_token_ids: Annotated[list[int], Meta(max_length=4096)]
     """End-of-sequence tokens are not among these; the engine knows the model's own."""
     ignore_eos: bool

@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
+from pagewire.scheduler_svc.engine.links import FrontendLink, RouterSockets, WorkerLink
 from pagewire.scheduler_svc.engine.loop import EngineLoop
-from pagewire.scheduler_svc.engine.sockets import RouterSockets
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
-from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
-from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.columns import Int32Array, pack, unpack
 from pagewire.wire.plan import FromWorker, SamplingParams, StepResult, ToWorker
@@ -97,7 +98,7 @@ class _Arrivals:
             handle=self._handle,
             request_id="bench",
             prompt=pack(self._ids.integers(0, _MAX_ID, length, np.int32, endpoint=True)),
-            given=b"",
+            generated=b"",
             sampling=SamplingParams(0.6, 0, 1.0, self._handle),
             max_tokens=max(1, round(share_left * self._random.randint(*self._workload.output_len))),
             stop_token_ids=[],

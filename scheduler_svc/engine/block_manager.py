@@ -68,7 +68,7 @@ class BlockManager:
         self._num_idle_cached -= num_woken
         sequence.blocks = hits + [self._take() for _ in range(num_new)]
         sequence.num_cached = len(hits) * self.block_size
-        sequence.num_registered = len(hits)
+        sequence.num_published = len(hits)
         return True
 
     def try_grow(self, sequence: Sequence) -> int | None:
@@ -79,32 +79,31 @@ class BlockManager:
         sequence.blocks.append(block)
         return block
 
-    def register(self, sequence: Sequence, num_computed: int) -> None:
-        """Offer the full blocks among the first `num_computed` tokens to others.
+    def publish(self, sequence: Sequence, num_computed: int) -> None:
+        """Put the full blocks among the first `num_computed` tokens into the prefix cache, for others to share.
 
         Those tokens must be known, and the computation of their KV planned.
         """
         if not self._caching:
             return
         num_full = num_computed // self.block_size
-        if num_full <= sequence.num_registered:
+        if num_full <= sequence.num_published:
             return
         self._extend_hashes(sequence, num_full)
-        for index in range(sequence.num_registered, num_full):
+        for index in range(sequence.num_published, num_full):
             self._cache.register(sequence.hashes[index], sequence.blocks[index])
-        sequence.num_registered = num_full
+        sequence.num_published = num_full
 
     def forget_hashes(self, sequence: Sequence) -> None:
         """Blocks will have another size: what was hashed has no meaning any more. It must hold none."""
         sequence.hashes = []
 
-    def disown(self, sequence: Sequence) -> None:
-        """Take a sequence's blocks out of the prefix cache: what it computed is not to be trusted."""
-        for block in sequence.blocks:
-            self._cache.forget(block)
-
-    def release(self, sequence: Sequence) -> None:
-        """Take a sequence's table away. Its tail goes first, so that of a cached prefix the end is evicted first."""
+    def release(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
+        """Take a sequence's table away. Its tail goes first, so that of a cached prefix the end is evicted first. Where
+        what it computed is not to be trusted, its blocks are not kept in the prefix cache."""
+        if not keep_cached:
+            for block in sequence.blocks:
+                self._cache.forget(block)
         for block in reversed(sequence.blocks):
             cached = block in self._cache
             self._pool.release(block, keep=cached)
@@ -112,7 +111,7 @@ class BlockManager:
                 self._num_idle_cached += 1
         sequence.blocks = []
         sequence.num_cached = 0
-        sequence.num_registered = 0
+        sequence.num_published = 0
 
     def flush(self) -> int:
         """Forget every cached block that no sequence holds; returns how many."""

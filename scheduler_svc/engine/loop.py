@@ -15,16 +15,15 @@ from collections.abc import Callable
 
 import zmq
 
+from pagewire.scheduler_svc.engine.admission import UnanswerableError
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.early import EarlySubmissions
-from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
-from pagewire.scheduler_svc.engine.intake import UnanswerableError, refuse_length
-from pagewire.scheduler_svc.engine.outbox import Outbox
-from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
+from pagewire.scheduler_svc.engine.events import Event, Outbox
+from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Finish, Rejection, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
-from pagewire.scheduler_svc.engine.worker_link import WorkerLink
 from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.codec import WireError
@@ -69,10 +68,10 @@ class EngineLoop:
         self._outbox = Outbox()
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
         self._scheduler: Scheduler | None = None
-        self._early = EarlySubmissions(launch.max_queued + launch.max_num_seqs)
+        self._early = EarlySubmissions(launch.max_model_len, launch.max_queued + launch.max_num_seqs)
         self._group = group
         self._draining = False
-        self._misfits = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._watchdog = Watchdog(launch.hang_timeout_s, launch.load_interval_s)
         self._next_load_s = 0.0
 
@@ -124,10 +123,14 @@ class EngineLoop:
 
     # Frontends
 
+    @property
+    def _taker(self) -> Scheduler | EarlySubmissions:
+        return self._early if self._scheduler is None else self._scheduler
+
     def _on_frontend(self, frontend: int, message: FromFrontend) -> None:
         match message:
             case Register():
-                self._drop_frontend(frontend)
+                self._taker.abort_frontend(frontend)
                 self._frontends.send(frontend, self._group.info(self._state()))
                 self._frontends.send(frontend, self._load())
             case Submit():
@@ -135,67 +138,35 @@ class EngineLoop:
             case Abort(handles=handles):
                 self._abort(frontend, handles)
             case AbortRequest(query=query, request_id=request_id):
-                finishes = [] if self._scheduler is None else self._scheduler.abort_request(request_id)
+                finishes = self._taker.abort_request(request_id)
                 self._outbox.add_finishes(finishes)
                 self._frontends.send(frontend, Answer(query, len(finishes)))
             case FlushCache(query=query):
-                flushed = 0 if self._scheduler is None else self._scheduler.flush_cache()
-                self._frontends.send(frontend, Answer(query, flushed))
+                self._frontends.send(frontend, Answer(query, self._taker.flush_cache()))
 
     def _submit(self, frontend: int, request: Submit) -> None:
-        key = SequenceKey(frontend, request.handle)
-        answer: Rejection | Finish | None
         try:
-            if self._scheduler is None:
-                answer = self._wait_for_worker(key, request)
-            else:
-                answer = self._scheduler.submit(frontend, request, self._clock())
+            answer = self._taker.submit(frontend, request, self._clock())
         except UnanswerableError as error:
             _log.error("a submission was dropped: %s", error)
-            self._misfits += 1
+            self._unexpected_messages += 1
             return
         except ValueError as error:
             _log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
-            answer = Rejection(key, RejectKind.INVALID, "", str(error))
-        match answer:
-            case Rejection():
-                self._reject(answer)
-            case Finish():
-                self._outbox.add_finishes([answer])
-            case None:
-                pass
-
-    def _wait_for_worker(self, key: SequenceKey, request: Submit) -> Rejection | None:
-        if key in self._early:
-            raise UnanswerableError(f"frontend {key.frontend} submitted handle {key.handle} twice")
-        if (rejection := refuse_length(key, request, self._launch.max_model_len)) is not None:
-            return rejection
-        if self._early.add(key, request):
-            return None
-        message = f"{len(self._early)} sequences wait for the model to load already"
-        return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
+            answer = Rejected(request.handle, RejectKind.INVALID, "", str(error), None)
+        if isinstance(answer, Rejected):
+            self._frontends.send(frontend, answer)
+        elif answer is not None:
+            self._outbox.add_finishes([Event(frontend, answer)])
 
     def _abort(self, frontend: int, handles: bytes) -> None:
         try:
             keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
         except WireError:
-            self._misfits += 1
+            self._unexpected_messages += 1
             return
-        self._early.abort(keys)
-        if self._scheduler is not None:
-            for key in keys:
-                self._scheduler.abort(key)
-
-    def _drop_frontend(self, frontend: int) -> None:
-        self._early.drop_frontend(frontend)
-        if self._scheduler is not None:
-            self._scheduler.abort_frontend(frontend)
-
-    def _reject(self, rejection: Rejection) -> None:
-        message = Rejected(
-            rejection.key.handle, rejection.kind, rejection.field, rejection.message, rejection.retry_after_s
-        )
-        self._frontends.send(rejection.key.frontend, message)
+        for key in keys:
+            self._taker.abort(key)
 
     # Workers
 
@@ -258,7 +229,7 @@ class EngineLoop:
     def _on_result(self, result: StepResult) -> None:
         step = self._pipeline.pop(result)
         if step is None or self._scheduler is None:
-            self._misfits += 1
+            self._unexpected_messages += 1
             return
         try:
             outcome = self._scheduler.apply(step, unpack(result.tokens))
@@ -271,13 +242,13 @@ class EngineLoop:
     def _turn(self) -> None:
         now_s = self._clock()
         if self._scheduler is not None:
-            for rejection in self._scheduler.expire(now_s):
-                self._reject(rejection)
+            for frontend, rejection in self._scheduler.expire(now_s):
+                self._frontends.send(frontend, rejection)
             self._advance(self._scheduler, now_s)
         for frontend, batch in self._outbox.take().items():
             self._frontends.send(frontend, batch)
         for frontend in self._frontends.take_gone():
-            self._drop_frontend(frontend)
+            self._taker.abort_frontend(frontend)
         if now_s >= self._next_load_s:
             self._next_load_s = now_s + self._launch.load_interval_s
             self._frontends.broadcast(self._load())
@@ -307,7 +278,7 @@ class EngineLoop:
 
     def _load(self) -> Load:
         scheduler = self._scheduler
-        dropped = self._frontends.dropped_frames + self._workers.dropped_frames + self._misfits
+        dropped = self._frontends.dropped_frames + self._workers.dropped_frames + self._unexpected_messages
         if scheduler is None:
             return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dropped)
         counters, blocks = scheduler.counters, scheduler.blocks

@@ -2,20 +2,123 @@
 
 Owns the slots, the block manager and the list of slots to release with the next plan. It does not know the queue, nor
 why a sequence leaves. `slots.planned` advances here and nowhere else.
+
+A slot's numbers are columns: numpy arrays of length `max_num_seqs`. A decode step touches all running slots with a
+handful of vector operations; single sequences are looked at only where one of them crosses a block border, ends,
+arrives or is preempted. That keeps the engine's step under its budget: a loop over 256 sequence objects costs more than
+everything else in the step together.
+
+    received   known tokens: the prompt and what has come back from the worker
+    planned    tokens whose KV some plan already computes; the next position to compute
+    prefill_to known tokens at admission: below it the slot is prefilling, from there on it decodes
+    max_len    prompt and output end at this length, at the latest; position max_len - 1 is sampled but never computed
+    capacity   tokens that the slot's block table can hold
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
-from pagewire.scheduler_svc.engine.slot_table import BoolArray, SlotTable
-from pagewire.scheduler_svc.engine.steps import SchedulerConfig
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import Admit
 
+BoolArray = npt.NDArray[np.bool_]
+
+
+class SlotTable:
+    """The only writer of slot columns."""
+
+    def __init__(self, max_num_seqs: int, block_size: int) -> None:
+        self._free = list(range(max_num_seqs - 1, -1, -1))
+        self._sequences: list[Sequence | None] = [None] * max_num_seqs
+        self.received: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.planned: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.prefill_to: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.max_len: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.capacity: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.frontend: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.handle: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.generation: Int32Array = np.zeros(max_num_seqs, np.int32)
+        """Counts the sequences a slot has held, so that a late result is not taken for the next holder's."""
+        self.decoding: BoolArray = np.zeros(max_num_seqs, np.bool_)
+        self.heeds_eos: BoolArray = np.zeros(max_num_seqs, np.bool_)
+        self.has_stop_ids: BoolArray = np.zeros(max_num_seqs, np.bool_)
+        self.tail: Int32Array = np.zeros((max_num_seqs, block_size), np.int32)
+        """Received tokens that are not yet in the sequence's `tokens`; position p stands in column p % block_size.
+        They never reach over a multiple of the block size, because `flush_tail` is called there."""
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a sequence."""
+        return len(self._free)
+
+    def sequence(self, slot: int) -> Sequence:
+        """The sequence in a slot that holds one."""
+        sequence = self._sequences[slot]
+        assert sequence is not None, f"slot {slot} is empty"
+        return sequence
+
+    def running(self) -> list[Sequence]:
+        """Every sequence that has a slot."""
+        return [sequence for sequence in self._sequences if sequence is not None]
+
+    def admit(self, sequence: Sequence, *, start: int, capacity: int, max_len: int) -> int:
+        """Give a sequence the lowest free slot that comes to hand; `start` is the first position it computes."""
+        slot = self._free.pop()
+        self._sequences[slot] = sequence
+        known = len(sequence.tokens)
+        self.received[slot] = known
+        self.planned[slot] = start
+        self.prefill_to[slot] = known
+        self.max_len[slot] = max_len
+        self.capacity[slot] = capacity
+        self.frontend[slot] = sequence.key.frontend
+        self.handle[slot] = sequence.key.handle
+        self.heeds_eos[slot] = not sequence.ignore_eos
+        self.has_stop_ids[slot] = bool(sequence.stop_token_ids)
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Empty a slot. What is still in flight for it no longer counts."""
+        self._sequences[slot] = None
+        self.decoding[slot] = False
+        self.generation[slot] += 1
+        self._free.append(slot)
+
+    def receive(self, slots: Int32Array, tokens: Int32Array) -> Int32Array:
+        """One token has come back for each of these slots; returns the sequences' lengths with it."""
+        size = self.tail.shape[1]
+        positions = self.received[slots]
+        self.tail[slots, positions % size] = tokens
+        lengths = positions + 1
+        self.received[slots] = lengths
+        for slot in slots[lengths % size == 0].tolist():
+            self.flush_tail(slot)
+        return lengths
+
+    def may_end(
+        self, slots: Int32Array, tokens: Int32Array, lengths: Int32Array, eos_token_ids: tuple[int, ...]
+    ) -> BoolArray:
+        """Which of these slots' sequences the token that has come back, at that length, may end; no other ends."""
+        suspects = (lengths >= self.max_len[slots]) | self.has_stop_ids[slots]
+        for eos in eos_token_ids:
+            suspects |= (tokens == eos) & self.heeds_eos[slots]
+        return suspects
+
+    def flush_tail(self, slot: int) -> None:
+        """Append what the tail column holds beyond the sequence's `tokens` to them."""
+        sequence = self.sequence(slot)
+        known, received = len(sequence.tokens), self.received.item(slot)
+        if received > known:
+            size = self.tail.shape[1]
+            first = known % size
+            sequence.tokens.frombytes(self.tail[slot, first : first + received - known].tobytes())
+
 
 class RunningBatch:
-    """Seats sequences, moves them forward, and takes their memory back."""
+    """Admits sequences, moves them forward, and takes their memory back."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._block_size = config.block_size
@@ -27,7 +130,7 @@ class RunningBatch:
         self._prefilling: list[Sequence] = []
         self._released: list[int] = []
 
-    def seat(self, sequence: Sequence, *, reserve: int) -> Admit | None:
+    def admit(self, sequence: Sequence, *, reserve: int) -> Admit | None:
         """Give a sequence a slot and blocks for all its known tokens, if `reserve` blocks stay free; a slot must be
         free. Its prefill starts behind the longest cached prefix."""
         if not self.blocks.try_admit(sequence, reserve=reserve):
@@ -35,7 +138,7 @@ class RunningBatch:
         known = len(sequence.tokens)
         # The last token is computed even where its KV is cached: only its logits can yield the next one.
         start = min(sequence.num_cached, known - 1)
-        slot = self.slots.occupy(
+        slot = self.slots.admit(
             sequence,
             start=start,
             capacity=len(sequence.blocks) * self._block_size,
@@ -52,21 +155,19 @@ class RunningBatch:
             sampling=sequence.sampling,
         )
 
-    def vacate(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
+    def release(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         """Take slot and blocks away; its `tokens` are complete then. Its KV stays cached, if that is sound."""
         self.slots.flush_tail(sequence.slot)
-        self._offer_blocks(sequence)
-        if not keep_cached:
-            self.blocks.disown(sequence)
-        self.blocks.release(sequence)
+        self._publish_blocks(sequence)
+        self.blocks.release(sequence, keep_cached=keep_cached)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
-        self.slots.vacate(sequence.slot)
+        self.slots.release(sequence.slot)
         self._released.append(sequence.slot)
         sequence.slot = NO_SLOT
 
     def take_released(self) -> list[int]:
-        """Slots vacated since the last call."""
+        """Slots released since the last call."""
         released, self._released = self._released, []
         return released
 
@@ -77,7 +178,7 @@ class RunningBatch:
     def grow(self, active: BoolArray) -> tuple[list[tuple[int, int]], list[Sequence]]:
         """Give a block to each active slot whose table is full.
 
-        Returns the (slot, block) pairs, and the sequences that had to leave for it: vacated, and out of `active`.
+        Returns the (slot, block) pairs, and the sequences that had to leave for it: released, and out of `active`.
         """
         slots = self.slots
         full = np.flatnonzero(active & (slots.planned >= slots.capacity))
@@ -85,20 +186,20 @@ class RunningBatch:
         victims: list[Sequence] = []
         needy = [slots.sequence(slot) for slot in full.tolist()]
         if len(needy) > self.blocks.num_free:
-            # The most important first: a victim is never more important than who needs its blocks, so it has no pair
-            # yet. With blocks for all there is no victim, and the order does not matter.
-            needy.sort(key=lambda s: s.importance)
+            # The first by priority first: a victim never comes before who needs its blocks, so it has no pair yet. With
+            # blocks for all there is no victim, and the order does not matter.
+            needy.sort(key=lambda s: s.priority_key)
         for sequence in needy:
             while sequence.slot != NO_SLOT:
-                self._offer_blocks(sequence)
+                self._publish_blocks(sequence)
                 block = self.blocks.try_grow(sequence)
                 if block is not None:
                     slots.capacity[sequence.slot] += self._block_size
                     pairs.append((sequence.slot, block))
                     break
-                victim = self._least_important()
+                victim = self._last_by_priority()
                 active[victim.slot] = False
-                self.vacate(victim)
+                self.release(victim)
                 victims.append(victim)
         return pairs, victims
 
@@ -107,18 +208,18 @@ class RunningBatch:
         self.slots.planned[slots] += 1
 
     def unfinished_prefills(self) -> list[Sequence]:
-        """Sequences with prompt tokens left to plan, the most important first."""
-        return sorted(self._prefilling, key=lambda s: s.importance)
+        """Sequences with prompt tokens left to plan, by priority."""
+        return sorted(self._prefilling, key=lambda s: s.priority_key)
 
     def advance_prefill(self, sequence: Sequence, budget: int) -> tuple[int, int]:
         """Plan the next chunk of a sequence, at most `budget` tokens; returns (slot, tokens).
 
-        Its full blocks are offered to others at once, so that a sequence admitted in this same step can share them.
+        Its full blocks are published at once, so that a sequence admitted in this same step can share them.
         """
         slot = sequence.slot
         size = min(budget, int(self.slots.prefill_to[slot] - self.slots.planned[slot]))
         self.slots.planned[slot] += size
-        self._offer_blocks(sequence)
+        self._publish_blocks(sequence)
         return slot, size
 
     def end_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
@@ -130,16 +231,27 @@ class RunningBatch:
             self._prefilling.remove(slots.sequence(slot))
         return ended
 
-    def _least_important(self) -> Sequence:
+    def check_integrity(self) -> None:
+        """Recount blocks and slots. Raises AssertionError; for tests."""
+        slots = self.slots
+        running = slots.running()
+        self.blocks.check_integrity(running)
+        assert len(running) + slots.num_free == len(slots.planned), "a slot is lost"
+        for sequence in running:
+            planned, received = slots.planned[sequence.slot], slots.received[sequence.slot]
+            assert planned <= slots.capacity[sequence.slot] == len(sequence.blocks) * self._block_size
+            assert received <= sequence.max_len, f"{sequence.key} went past its limit"
+
+    def _last_by_priority(self) -> Sequence:
         slots = self.slots
         # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
         ending = slots.decoding & (slots.planned >= slots.max_len - 1)
-        return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.importance)
+        return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.priority_key)
 
-    def _offer_blocks(self, sequence: Sequence) -> None:
+    def _publish_blocks(self, sequence: Sequence) -> None:
         """Put full blocks into the prefix cache, as far as tokens are known and their KV is planned.
 
         The tail need not be flushed for that: it never holds a full block.
         """
         slots, slot = self.slots, sequence.slot
-        self.blocks.register(sequence, min(slots.planned.item(slot), slots.received.item(slot)))
+        self.blocks.publish(sequence, min(slots.planned.item(slot), slots.received.item(slot)))

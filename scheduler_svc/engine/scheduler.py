@@ -6,7 +6,7 @@ status and position; blocks belong to the BlockManager, columns to the SlotTable
 One step, under one budget of `max_num_batched_tokens`:
 
 1. Every decoding slot computes one token, unless its last token is in flight already. A slot whose table is full gets a
-   block; when none is free the least important running sequence is preempted: it waits again with all its tokens
+   block; when none is free the last running sequence by priority is preempted: it waits again with all its tokens
    and is recomputed later, mostly from the prefix cache.
 2. What is left of the budget goes to prefill, running sequences first, then waiting ones in order. While anything
    decodes, prefill gets at most `max_prefill_tokens_per_step`, so that a long prompt cannot stall running streams.
@@ -14,7 +14,7 @@ One step, under one budget of `max_num_batched_tokens`:
 `plan` may be called again before the result of the plan before is applied. Positions advance when planned; tokens
 become known when their result is applied; a result for a slot that has changed hands meanwhile is dropped.
 
-Preemption and admission cannot livelock: the most important running sequence is never preempted, and it always fits
+Preemption and admission cannot livelock: the first running sequence by priority is never preempted, and it always fits
 because `submit` refuses what could not run alone, and no sequence becomes longer than that.
 """
 
@@ -22,25 +22,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from pagewire.scheduler_svc.engine.admission import UnanswerableError, check_ids, read_submission, refuse_oversized
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
-from pagewire.scheduler_svc.engine.intake import UnanswerableError, check_ids, read_submission, refuse_misfit
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.steps import (
-    Counters,
-    Finish,
-    PlannedStep,
-    Rejection,
-    SchedulerConfig,
-    Start,
-    StepOutcome,
-)
+from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import Int32Array, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
-from pagewire.wire.requests import FinishKind, RejectKind, SeqStarted, Submit
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
-MAX_FRUITLESS_LOSSES = 3
+MAX_WORKER_CRASHES = 3
 """Fewer than the supervisor's restarts in a row (`max_restarts`) plus one: the sequence goes before the server does."""
 
 
@@ -49,7 +43,6 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
-        self._eos = np.array(config.eos_token_ids, np.int32)
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting = WaitQueue()
         self._counters = Counters()
@@ -58,22 +51,22 @@ class Scheduler:
 
     # What arrives and leaves
 
-    def submit(self, frontend: int, request: Submit, now_s: float) -> Rejection | Finish | None:
+    def submit(self, frontend: int, request: Submit, now_s: float) -> Rejected | SeqFinished | None:
         """Take a sequence to wait. Returns a rejection if it can never fit or the queue is full, and its finish if the
-        tokens already given complete it. Raises UnanswerableError for the handle of an open sequence, and ValueError
+        tokens generated so far complete it. Raises UnanswerableError for the handle of an open sequence, and ValueError
         for any other message that no correct frontend sends."""
         key = SequenceKey(frontend, request.handle)
         if key in self._sequences:
             raise UnanswerableError(f"frontend {frontend} submitted handle {request.handle} twice")
         sequence = read_submission(key, request, self._config, now_s)
         # What an earlier engine had begun was accepted then, and goes on as far as memory holds it.
-        if not request.given and (rejection := refuse_misfit(sequence, self._config)) is not None:
+        if not request.generated and (rejection := refuse_oversized(sequence, self._config)) is not None:
             return rejection
         if len(self._waiting) >= self._config.max_queued:
             message = f"{len(self._waiting)} sequences wait already; the limit is {self._config.max_queued}"
-            return Rejection(key, RejectKind.QUEUE_FULL, "", message, 1.0)
-        if request.given and (kind := self._end_of(sequence, sequence.tokens[-1], len(sequence.tokens))) is not None:
-            return Finish(key, kind)
+            return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
+        if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
+            return SeqFinished(key.handle, kind)
         sequence.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._sequences[key] = sequence
@@ -88,7 +81,7 @@ class Scheduler:
         self._end(sequence)
         return True
 
-    def abort_request(self, request_id: str) -> list[Finish]:
+    def abort_request(self, request_id: str) -> list[Event[SeqFinished]]:
         """End every sequence of a request."""
         return [
             self._finish(sequence, FinishKind.ABORTED)
@@ -107,39 +100,40 @@ class Scheduler:
         """When `expire` next has something to do."""
         return self._waiting.next_deadline_s()
 
-    def expire(self, now_s: float) -> list[Rejection]:
+    def expire(self, now_s: float) -> list[Event[Rejected]]:
         """Give up on sequences that waited longer than they wished to."""
         rejections = []
         for sequence in self._waiting.expire(now_s):
             sequence.status = SequenceStatus.FINISHED
             del self._sequences[sequence.key]
             message = f"no step came free within max_queue_time, {now_s - sequence.arrived_s:.3f} s after arrival"
-            rejections.append(Rejection(sequence.key, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, 1.0))
+            rejected = Rejected(sequence.key.handle, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, 1.0)
+            rejections.append(Event(sequence.key.frontend, rejected))
         return rejections
 
     def flush_cache(self) -> int:
         """Forget cached blocks that no sequence holds; returns how many."""
         return self.blocks.flush()
 
-    def restart(self) -> list[Finish]:
+    def restart(self) -> list[Event[SeqFinished]]:
         """The worker and everything in it is gone: every running sequence waits again, with the tokens received.
 
-        One that was running each time a worker was lost, MAX_FRUITLESS_LOSSES times, and never got a token in between,
+        One that was running each time a worker was lost, MAX_WORKER_CRASHES times, and never got a token in between,
         may be what ends them. It fails, so that it cannot end the server.
         """
         finishes = []
         for sequence in self._batch.slots.running():
-            self._batch.vacate(sequence)
+            self._batch.release(sequence)
             known = len(sequence.tokens)
-            sequence.fruitless_losses = sequence.fruitless_losses + 1 if known == sequence.known_at_loss else 1
-            sequence.known_at_loss = known
+            sequence.worker_crashes = sequence.worker_crashes + 1 if known == sequence.known_at_crash else 1
+            sequence.known_at_crash = known
             self._wait_again(sequence)
-            if sequence.fruitless_losses >= MAX_FRUITLESS_LOSSES:
+            if sequence.worker_crashes >= MAX_WORKER_CRASHES:
                 finishes.append(self._finish(sequence, FinishKind.FAILED))
         self._batch = RunningBatch(self._config)
         return finishes
 
-    def resize(self, config: SchedulerConfig) -> list[Finish]:
+    def resize(self, config: SchedulerConfig) -> list[Event[SeqFinished]]:
         """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
         too long for it now. Others go on, and end where they become too long: most end before."""
         if config.block_size != self._config.block_size:
@@ -187,7 +181,7 @@ class Scheduler:
             idle=pack(idle),
         )
         self._counters.steps += 1
-        return PlannedStep(plan, rows, batch.slots.tenure[rows], starts)
+        return PlannedStep(plan, rows, batch.slots.generation[rows], starts)
 
     def apply(self, step: PlannedStep, tokens: Int32Array) -> StepOutcome:
         """Take in a step's tokens, one per row that samples. Steps must be applied in the order planned.
@@ -198,19 +192,14 @@ class Scheduler:
             raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
         drawn = tokens != NO_TOKEN
         check_ids(tokens[drawn], self._config.vocab_size)
-        slots, size = self._batch.slots, self._config.block_size
-        live = slots.tenure[step.rows] == step.tenures
+        slots = self._batch.slots
+        live = slots.generation[step.rows] == step.generations
         failed = [self._finish(slots.sequence(slot), FinishKind.FAILED) for slot in step.rows[live & ~drawn].tolist()]
         live &= drawn
         rows, tokens = step.rows[live], tokens[live]
-        positions = slots.received[rows]
-        slots.tail[rows, positions % size] = tokens
-        lengths = positions + 1
-        slots.received[rows] = lengths
+        lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
         frontends, handles = slots.frontend[rows], slots.handle[rows]
-        for slot in rows[lengths % size == 0].tolist():
-            slots.flush_tail(slot)
         return StepOutcome(frontends, handles, tokens, failed + self._ends(rows, tokens, lengths))
 
     # How busy
@@ -245,35 +234,25 @@ class Scheduler:
         """A copy of the totals."""
         return replace(self._counters)
 
-    def block_tables(self) -> dict[int, list[int]]:
-        """Slot → block table of every running sequence; for tests that compare with a worker's."""
-        return {sequence.slot: list(sequence.blocks) for sequence in self._batch.slots.running()}
-
     def check_integrity(self) -> None:
         """Recount everything. Raises AssertionError; for tests."""
-        slots = self._batch.slots
-        running = slots.running()
+        running = self._batch.slots.running()
         waiting = list(self._waiting)
-        self.blocks.check_integrity(running)
+        self._batch.check_integrity()
         assert {id(s) for s in running + waiting} == {id(s) for s in self._sequences.values()}, "a sequence is lost"
-        assert len(running) + slots.num_free == self._config.max_num_seqs, "a slot is lost"
-        assert all(not sequence.blocks and sequence.slot == NO_SLOT for sequence in waiting), (
-            "a waiting one holds memory"
-        )
-        for sequence in running:
-            planned, received = slots.planned[sequence.slot], slots.received[sequence.slot]
-            assert planned <= slots.capacity[sequence.slot] == len(sequence.blocks) * self._config.block_size
-            assert received <= sequence.max_len, f"{sequence.key} went past its limit"
+        assert all(not s.blocks and s.slot == NO_SLOT for s in waiting), "a waiting one holds memory"
 
     # Inside
 
-    def _admit(self, chunks: list[tuple[int, int]], budget: int, now_s: float) -> tuple[list[Admit], list[Start]]:
+    def _admit(
+        self, chunks: list[tuple[int, int]], budget: int, now_s: float
+    ) -> tuple[list[Admit], list[Event[SeqStarted]]]:
         """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""
         admits: list[Admit] = []
-        starts: list[Start] = []
+        starts: list[Event[SeqStarted]] = []
         while budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
             # One block for each running sequence stays free: without it an admission would soon be undone.
-            admit = self._batch.seat(sequence, reserve=self.num_running)
+            admit = self._batch.admit(sequence, reserve=self.num_running)
             if admit is None:
                 break
             self._waiting.remove(sequence)
@@ -285,44 +264,32 @@ class Scheduler:
                 starts.append(self._start(sequence, now_s))
         return admits, starts
 
-    def _start(self, sequence: Sequence, now_s: float) -> Start:
+    def _start(self, sequence: Sequence, now_s: float) -> Event[SeqStarted]:
         sequence.started = True
         self._counters.prompt_tokens += sequence.prompt_len
         cached = min(sequence.num_cached, sequence.prompt_len)
         self._counters.cached_prompt_tokens += cached
-        return Start(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
+        return Event(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
 
-    def _ends(self, rows: Int32Array, tokens: Int32Array, lengths: Int32Array) -> list[Finish]:
+    def _ends(self, rows: Int32Array, tokens: Int32Array, lengths: Int32Array) -> list[Event[SeqFinished]]:
         """Find and end the sequences that their new token ends."""
         slots = self._batch.slots
-        suspects = (lengths >= slots.max_len[rows]) | slots.has_stop_ids[rows]
-        for eos in self._eos:
-            suspects |= (tokens == eos) & slots.heeds_eos[rows]
         finishes = []
-        for index in np.flatnonzero(suspects).tolist():
+        for index in np.flatnonzero(slots.may_end(rows, tokens, lengths, self._config.eos_token_ids)).tolist():
             sequence = slots.sequence(int(rows[index]))
-            kind = self._end_of(sequence, int(tokens[index]), int(lengths[index]))
-            if kind is not None:
+            if kind := sequence.end_with(int(tokens[index]), int(lengths[index]), self._config):
                 finishes.append(self._finish(sequence, kind))
         return finishes
 
-    def _end_of(self, sequence: Sequence, token: int, length: int) -> FinishKind | None:
-        if not sequence.ignore_eos and token in self._config.eos_token_ids:
-            return FinishKind.EOS
-        if token in sequence.stop_token_ids:
-            return FinishKind.STOP_TOKEN
-        if length >= sequence.max_len:
-            return FinishKind.LENGTH
-        return FinishKind.NO_ROOM if length >= self._config.longest else None
-
-    def _finish(self, sequence: Sequence, kind: FinishKind) -> Finish:
+    def _finish(self, sequence: Sequence, kind: FinishKind) -> Event[SeqFinished]:
         # Logits that are not numbers come from KV that is not: nobody else should find it.
         self._end(sequence, keep_cached=kind is not FinishKind.FAILED)
-        return Finish(sequence.key, kind, self._config.longest if kind is FinishKind.NO_ROOM else 0)
+        limit = self._config.longest if kind is FinishKind.NO_ROOM else 0
+        return Event(sequence.key.frontend, SeqFinished(sequence.key.handle, kind, limit))
 
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:
-            self._batch.vacate(sequence, keep_cached=keep_cached)
+            self._batch.release(sequence, keep_cached=keep_cached)
         else:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED

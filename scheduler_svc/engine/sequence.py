@@ -1,13 +1,16 @@
 """A sequence: one output being generated, from arrival to its single end.
 
-Owns nothing but the record. Who may write which field is stated at the field (DESIGN, section 4).
+Owns nothing but the record, and the rule by which a token ends it. Who may write which field is stated at the field
+(DESIGN, section 4).
 """
 
 import enum
 from array import array
 from dataclasses import dataclass, field
 
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.wire.plan import SamplingParams
+from pagewire.wire.requests import FinishKind
 
 NO_SLOT = -1
 
@@ -54,9 +57,9 @@ class Sequence:
     slot: int = NO_SLOT
     started: bool = False
     """Its first step has been planned; stays true through preemptions."""
-    known_at_loss: int = -1
+    known_at_crash: int = -1
     """Length of `tokens` when a worker was last lost under it."""
-    fruitless_losses: int = 0
+    worker_crashes: int = 0
     """Workers lost under it in a row without a token between them."""
 
     # Written by the BlockManager alone.
@@ -66,10 +69,20 @@ class Sequence:
     """Leading tokens whose KV was already in the blocks at admission."""
     hashes: list[bytes] = field(default_factory=list)
     """Chained hash of each full block of `tokens`, as far as computed."""
-    num_registered: int = 0
+    num_published: int = 0
     """Leading blocks that are in the prefix cache, or need not be since an equal block is."""
 
     @property
-    def importance(self) -> tuple[int, int]:
-        """Sort key: the smallest runs first, the largest is preempted first."""
+    def priority_key(self) -> tuple[int, int]:
+        """The smallest runs first, the largest is preempted first."""
         return (-self.priority, self.arrival)
+
+    def end_with(self, token: int, length: int, config: SchedulerConfig) -> FinishKind | None:
+        """Why the sequence ends with this token, by which it came to this length; none where it goes on."""
+        if not self.ignore_eos and token in config.eos_token_ids:
+            return FinishKind.EOS
+        if token in self.stop_token_ids:
+            return FinishKind.STOP_TOKEN
+        if length >= self.max_len:
+            return FinishKind.LENGTH
+        return FinishKind.NO_ROOM if length >= config.longest else None

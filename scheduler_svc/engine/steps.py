@@ -1,73 +1,17 @@
-"""What the scheduler is built with, what it plans and what comes of it: records without behaviour."""
+"""Steps: what the scheduler plans, which plans are with the worker, and in what order their results must come.
 
+The pipeline owns epoch, step ids and the plans whose results are missing. It does not know sequences or sockets.
+"""
+
+from collections import deque
 from dataclasses import dataclass
 
-import msgspec
-
-from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.scheduler_svc.engine.events import Event
 from pagewire.wire.columns import Int32Array
-from pagewire.wire.plan import StepPlan
-from pagewire.wire.requests import FinishKind, RejectKind, SeqStarted
+from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.wire.requests import SeqStarted
 
-
-class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits that the scheduler keeps to. Raises ValueError where they contradict each other."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_prefill_tokens_per_step: int
-    max_model_len: int
-    max_queued: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    num_blocks: int
-    block_size: int
-    enable_prefix_caching: bool
-
-    @property
-    def longest(self) -> int:
-        """How long a sequence can become: one alone must fit the memory; its last token is sampled, never computed."""
-        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
-
-    def __post_init__(self) -> None:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs, "
-                f"{self.max_num_seqs}, so that every running sequence can decode in every step"
-            )
-        if self.max_prefill_tokens_per_step < 1:
-            raise ValueError(
-                f"max_prefill_tokens_per_step is {self.max_prefill_tokens_per_step}; it must be at least 1"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A sequence that was not taken, or gave up waiting."""
-
-    key: SequenceKey
-    kind: RejectKind
-    field: str
-    message: str
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A sequence's end."""
-
-    key: SequenceKey
-    kind: FinishKind
-    limit: int = 0
-    """As `SeqFinished.limit`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A sequence's first step has been planned."""
-
-    frontend: int
-    event: SeqStarted
+_MAX_STEP_US = 24 * 3600 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,19 +21,9 @@ class PlannedStep:
     plan: StepPlan
     rows: Int32Array
     """Slots that sample, in the order of the result's tokens."""
-    tenures: Int32Array
-    """`SlotTable.tenure` of those slots when the plan was made."""
-    starts: list[Start]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepOutcome:
-    """New tokens, as columns of equal length, and the sequences that they ended."""
-
-    frontends: Int32Array
-    handles: Int32Array
-    tokens: Int32Array
-    finishes: list[Finish]
+    generations: Int32Array
+    """`SlotTable.generation` of those slots when the plan was made."""
+    starts: list[Event[SeqStarted]]
 
 
 @dataclass(slots=True)
@@ -101,3 +35,64 @@ class Counters:
     output_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+
+
+class PipelineError(Exception):
+    """A worker answered something other than the next step: it and the engine no longer agree on anything."""
+
+
+class Pipeline:
+    """At most `depth` plans in flight, answered in order."""
+
+    def __init__(self, depth: int, first_epoch: int) -> None:
+        self._depth = depth
+        self._in_flight: deque[PlannedStep] = deque()
+        self._rested_before: int | None = None
+        self.epoch = first_epoch - 1
+        self.next_step_id = 0
+        self.busy_us = 0
+        self.idle_us = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another plan may be sent now."""
+        return len(self._in_flight) < self._depth
+
+    @property
+    def oldest(self) -> tuple[int, int] | None:
+        """(epoch, step id) of the step that is answered next; none where none is in flight."""
+        return (self.epoch, self._in_flight[0].plan.step_id) if self._in_flight else None
+
+    def begin(self) -> int:
+        """Open the next epoch, forgetting what was in flight; returns its number."""
+        self.epoch += 1
+        self.next_step_id = 0
+        self._in_flight.clear()
+        self._rested_before = None
+        return self.epoch
+
+    def rest(self) -> None:
+        """No sequence is left: what the worker idles until the next step is nobody's loss and does not count."""
+        self._rested_before = self.next_step_id
+
+    def push(self, step: PlannedStep) -> None:
+        """A plan has been sent."""
+        self._in_flight.append(step)
+        self.next_step_id += 1
+
+    def pop(self, result: StepResult) -> PlannedStep | None:
+        """The step that a result answers; none for a result of an earlier epoch. Raises PipelineError."""
+        if result.epoch != self.epoch:
+            return None
+        if not self._in_flight or self._in_flight[0].plan.step_id != result.step_id:
+            expected = self._in_flight[0].plan.step_id if self._in_flight else "no step"
+            raise PipelineError(f"a result of step {result.step_id} came where {expected} was awaited")
+        self.busy_us += _plausible(result.busy_us)
+        if result.step_id != self._rested_before:
+            self.idle_us += _plausible(result.idle_us)
+        return self._in_flight.popleft()
+
+
+def _plausible(duration_us: int) -> int:
+    """What a step can have taken: a clock that is wrong must not spoil the totals, nor a message that holds them."""
+    return min(max(0, duration_us), _MAX_STEP_US)

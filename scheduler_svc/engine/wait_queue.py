@@ -1,4 +1,4 @@
-"""Sequences that wait for a slot: the most important first, with a time limit for those that have one.
+"""The wait queue: sequences that wait for a slot, by priority, with a time limit for those that have one.
 
 Owns the order of waiting. It reads no clock: `expire` is told the time.
 """
@@ -14,7 +14,7 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[SequenceKey, Sequence] = {}
-        self._by_importance: list[tuple[tuple[int, int], int, Sequence]] = []
+        self._by_priority: list[tuple[tuple[int, int], int, Sequence]] = []
         self._by_deadline: list[tuple[float, int, Sequence]] = []
         self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
@@ -28,17 +28,17 @@ class WaitQueue:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence
         self._pushes += 1
-        heapq.heappush(self._by_importance, (sequence.importance, self._pushes, sequence))
+        heapq.heappush(self._by_priority, (sequence.priority_key, self._pushes, sequence))
         if sequence.queue_deadline_s is not None and not sequence.started:
             heapq.heappush(self._by_deadline, (sequence.queue_deadline_s, self._pushes, sequence))
 
     def peek(self) -> Sequence | None:
-        """The most important sequence."""
-        while self._by_importance:
-            sequence = self._by_importance[0][2]
+        """The first sequence by priority."""
+        while self._by_priority:
+            sequence = self._by_priority[0][2]
             if self._waiting.get(sequence.key) is sequence:
                 return sequence
-            heapq.heappop(self._by_importance)
+            heapq.heappop(self._by_priority)
         return None
 
     def remove(self, sequence: Sequence) -> None:

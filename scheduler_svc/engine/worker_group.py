@@ -5,7 +5,7 @@ Owns the hellos. It does not know sockets, steps or sequences.
 
 import msgspec
 
-from pagewire.scheduler_svc.engine.steps import SchedulerConfig
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.wire.plan import DeviceMemory, WorkerHello
 from pagewire.wire.requests import EngineInfo, EngineState

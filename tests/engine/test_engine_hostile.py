@@ -97,14 +97,14 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "top_p is 0.0": {"sampling": msgspec.structs.replace(GOOD, top_p=0.0)},
     "seed is -1": {"sampling": msgspec.structs.replace(GOOD, seed=-1)},
     "token ids 101 to 101": {"prompt": pack([VOCAB_SIZE])},
-    "token ids -1 to -1": {"given": pack([-1])},
+    "token ids -1 to -1": {"generated": pack([-1])},
     "no column of int32": {"prompt": b"abcde"},
-    "3 bytes are no column": {"given": b"abc"},
+    "3 bytes are no column": {"generated": b"abc"},
     "0 prompt tokens": {"prompt": b""},
     "max_tokens 0": {"max_tokens": 0},
     "exceed 200": {"max_tokens": 2**62},
-    "5 tokens are given; max_tokens is 4": {"given": pack([1] * 5), "max_tokens": 4},
-    "token 0 of 2 given ends the output": {"given": pack([7, 8]), "stop_token_ids": [7]},
+    "5 tokens are generated; max_tokens is 4": {"generated": pack([1] * 5), "max_tokens": 4},
+    "token 0 of 2 generated ends the output": {"generated": pack([7, 8]), "stop_token_ids": [7]},
     "stop_token_ids has 101": {"stop_token_ids": [VOCAB_SIZE]},
     "stop_token_ids has -1": {"stop_token_ids": [-1]},
     "priority is 4611686018427387904": {"priority": 2**62},
@@ -315,10 +315,10 @@ def test_a_new_engine_continues_a_stream_as_far_as_less_memory_holds_it() -> Non
         frontend = registered(engine)
         worker = PlayedWorker(engine.workers, num_blocks=8)
         ready(frontend, 8)
-        frontend.send(submit(4, [1] * 20, 40, given=tuple(whole[:7])))
+        frontend.send(submit(4, [1] * 20, 40, generated=tuple(whole[:7])))
         got: dict[int, list[int]] = {}
         assert collect(frontend, worker, got, 1) == {4: FinishKind.NO_ROOM}
         assert got == {4: whole[7:13]}, "33 tokens fit"
-        frontend.send(submit(5, [1] * 20, 40, given=tuple(whole[:20])))
+        frontend.send(submit(5, [1] * 20, 40, generated=tuple(whole[:20])))
         assert collect(frontend, worker, got, 1) == {5: FinishKind.NO_ROOM}
         assert engine.process.poll() is None

@@ -43,11 +43,11 @@ Frontend = Peer[FromFrontend, ToFrontend]
 
 
 def submit(
-    handle: int, prompt: list[int], max_tokens: int, request_id: str = "r", given: tuple[int, ...] = ()
+    handle: int, prompt: list[int], max_tokens: int, request_id: str = "r", generated: tuple[int, ...] = ()
 ) -> Submit:
     sampling = SamplingParams(0.0, 0, 1.0, handle)
     return Submit(
-        handle, request_id, pack(prompt), pack(given), sampling, max_tokens, [], True, 0, b"", None
+        handle, request_id, pack(prompt), pack(generated), sampling, max_tokens, [], True, 0, b"", None
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_a_new_engine_continues_from_the_given_tokens() -> None:
     with engine_process(incarnation=1) as engine:
         frontend = registered(engine)
         worker = PlayedWorker(engine.workers)
-        frontend.send(submit(4, [1, 2, 3], 10, given=tuple(whole[:7])))
+        frontend.send(submit(4, [1, 2, 3], 10, generated=tuple(whole[:7])))
         got: dict[int, list[int]] = {}
         assert collect(frontend, worker, got, 1) == {4: FinishKind.LENGTH}
         assert got == {4: whole[7:]}

@@ -7,9 +7,7 @@ import msgspec
 import pytest
 import zmq
 
-from pagewire.scheduler_svc.engine.frontend_link import FrontendLink
-from pagewire.scheduler_svc.engine.sockets import RouterSockets
-from pagewire.scheduler_svc.engine.worker_link import WorkerLink
+from pagewire.scheduler_svc.engine.links import FrontendLink, RouterSockets, WorkerLink
 from pagewire.wire.codec import Codec
 from pagewire.wire.columns import pack
 from pagewire.wire.launch import Endpoint

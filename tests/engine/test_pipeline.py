@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from pagewire.scheduler_svc.engine.pipeline import Pipeline, PipelineError
-from pagewire.scheduler_svc.engine.steps import PlannedStep
+from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, PlannedStep
 from pagewire.wire.plan import StepPlan, StepResult
 
 

@@ -4,8 +4,9 @@ import pytest
 from support.scheduler_world import FRONTEND, World
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.plan import NO_TOKEN, SamplingParams
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
@@ -253,17 +254,17 @@ def test_waiting_longer_than_wished_is_a_rejection_and_running_is_not_waiting() 
     plan(w)
     waiting = w.submit(prompt(4), 5, ignore_eos=True, max_queue_time_s=1.0)
     w.expire(2.0)
-    assert [rejection.key for rejection in w.rejections] == [SequenceKey(FRONTEND, waiting)]
+    assert [rejection.handle for rejection in w.rejections] == [waiting]
     w.drain()
     assert w.sequences[running].ended is FinishKind.LENGTH
 
 
 def test_tokens_already_given_count_and_are_not_repeated() -> None:
     w = world()
-    handle = w.submit(prompt(5), 10, ignore_eos=True, given=6)
+    handle = w.submit(prompt(5), 10, ignore_eos=True, generated=6)
     w.drain()
     assert w.sequences[handle].got == w.sequences[handle].output
-    whole = w.submit(prompt(5), 10, ignore_eos=True, given=10)
+    whole = w.submit(prompt(5), 10, ignore_eos=True, generated=10)
     assert w.sequences[whole].ended is FinishKind.LENGTH, "nothing is left to generate"
 
 
@@ -276,7 +277,9 @@ def test_a_row_without_numbers_fails_alone() -> None:
     tokens = tokens.copy()
     tokens[0] = NO_TOKEN
     outcome = w.scheduler.apply(step, tokens)
-    assert [(f.key.handle, f.kind) for f in outcome.finishes] == [(bad, FinishKind.FAILED)]
+    assert [(f.frontend, f.message.handle, f.message.kind) for f in outcome.finishes] == [
+        (FRONTEND, bad, FinishKind.FAILED)
+    ]
     assert outcome.handles.tolist() == [good]
     w.submit(prompt(4), 5, ignore_eos=True)
     assert w.scheduler.plan(0, 99, 0.0).plan.admit[0].num_cached == 0, "nobody finds what it computed"
@@ -290,9 +293,9 @@ def test_a_sequence_under_which_workers_keep_dying_fails_before_the_server_does(
     assert w.lose_worker() == []
     plan(w)
     assert w.lose_worker() == []
-    w.scheduler._sequences[SequenceKey(FRONTEND, survivor)].known_at_loss = 0  # as if it had got a token meanwhile
+    w.scheduler._sequences[SequenceKey(FRONTEND, survivor)].known_at_crash = 0  # as if it had got a token meanwhile
     plan(w)
-    assert [(finish.key.handle, finish.kind) for finish in w.lose_worker()] == [(poison, FinishKind.FAILED)]
+    assert [(end.handle, end.kind) for _, end in w.lose_worker()] == [(poison, FinishKind.FAILED)]
     w.drain()
     assert w.sequences[survivor].got == w.sequences[survivor].output
 

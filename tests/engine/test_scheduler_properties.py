@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.scheduler_world import World
 
-from pagewire.scheduler_svc.engine.steps import SchedulerConfig
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 
 RUNS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "2000"))
 BYTES_PER_EVENT = 3

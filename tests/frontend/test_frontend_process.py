@@ -47,7 +47,7 @@ def test_a_request_a_new_engine_a_drain_and_a_stop(spec: ModelSpec, run: Run, tm
                 frontend.send(EngineRestarted(1))
                 await engine.act(Register)
                 again = await engine.act(Submit)
-                assert len(again.given) == 4
+                assert len(again.generated) == 4
                 frontend.send(Drain(delay_s=0.0, grace_s=0.2))
                 assert await frontend.news() == Drained(1)
                 assert detail(await failure(call), error_details_pb2.ErrorInfo).reason == "DRAINING"

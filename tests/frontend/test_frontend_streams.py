@@ -340,10 +340,10 @@ def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: To
             await world.engine.info(EngineState.READY)
             again = {tuple(unpack(s.prompt).tolist()): s for s in [await world.engine.act(Submit) for _ in range(2)]}
             new = again[8, 9]
-            assert unpack(new.given).tolist() == ids[:cut]
+            assert unpack(new.generated).tolist() == ids[:cut]
             assert (new.sampling, new.max_tokens, new.salt) == (old.sampling, old.max_tokens, old.salt)
             assert new.max_queue_time_s is None
-            assert again[7,].given == b""
+            assert again[7,].generated == b""
             # The queue of a new engine may be full for a moment: an accepted stream waits, and is not lost.
             await world.engine.reject(new.handle, RejectKind.QUEUE_FULL, retry_after_s=0.01)
             new = await world.engine.act(Submit)
@@ -545,7 +545,7 @@ def test_an_engine_that_gave_the_frontend_up_without_a_word_gets_its_streams_aga
             await world.engine.act(Register)
             assert world.engine.identity != identity
             again = await world.engine.act(Submit)
-            assert unpack(again.given).tolist() == [40]
+            assert unpack(again.generated).tolist() == [40]
             await world.engine.step([(submit.handle, 41)], [(submit.handle, FinishKind.EOS)])
             assert ids_of([*begun, *await read_all(call)]) == [40, 41]
 

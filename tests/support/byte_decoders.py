@@ -16,10 +16,10 @@ from pagewire.client.cli import inputs
 from pagewire.client.cli.parameters import _json_object
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.json_text import NotJson, from_json
+from pagewire.scheduler_svc.engine.admission import read_submission
 from pagewire.scheduler_svc.engine.bench import EngineWorkload
-from pagewire.scheduler_svc.engine.intake import read_submission
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import SchedulerConfig
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.request.json_text import JsonReader
 from pagewire.scheduler_svc.frontend.request.template_variables import JsonText, Variables

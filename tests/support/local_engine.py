@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from support.decoders import ServedModel
 
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
-from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import Submit
@@ -72,7 +73,7 @@ class LocalEngine:
             handle=handle,
             request_id="r",
             prompt=pack(prompt),
-            given=b"",
+            generated=b"",
             sampling=sampling,
             max_tokens=max_tokens,
             stop_token_ids=[],

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 import msgspec
 from support.content_worker import ContentWorker, expected_output
 
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Finish, PlannedStep, Rejection, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import SamplingParams
-from pagewire.wire.requests import FinishKind, Submit
+from pagewire.wire.requests import FinishKind, Rejected, SeqFinished, Submit
 from pagewire.worker.slots.columns import SlotLimits
 
 FRONTEND = 3
@@ -44,7 +46,7 @@ class World:
         self.worker = _worker(config)
         self.now_s = 0.0
         self.sequences: dict[int, Expectation] = {}
-        self.rejections: list[Rejection] = []
+        self.rejections: list[Rejected] = []
         self._depth = depth
         self._in_flight: deque[tuple[PlannedStep, Int32Array]] = deque()
         self._epoch = 0
@@ -64,9 +66,9 @@ class World:
         salt: bytes = b"",
         max_queue_time_s: float | None = None,
         request_id: str = "request",
-        given: int = 0,
+        generated: int = 0,
     ) -> int:
-        """Submit a sequence, with the first `given` tokens of its output already delivered; returns its handle."""
+        """Submit a sequence, with the first `generated` tokens of its output already delivered; returns its handle."""
         handle = len(self.sequences)
         ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else frozenset(self.config.eos_token_ids))
         output = expected_output(prompt, handle, max_tokens, ends, self.config.vocab_size)
@@ -75,13 +77,13 @@ class World:
             kind = FinishKind.EOS
         elif output[-1] in stop_token_ids:
             kind = FinishKind.STOP_TOKEN
-        expectation = Expectation(prompt, output, kind, request_id, got=output[:given])
+        expectation = Expectation(prompt, output, kind, request_id, got=output[:generated])
         self.sequences[handle] = expectation
         message = Submit(
             handle=handle,
             request_id=request_id,
             prompt=pack(prompt),
-            given=pack(output[:given]),
+            generated=pack(output[:generated]),
             sampling=SamplingParams(0.0, 0, 1.0, handle),
             max_tokens=max_tokens,
             stop_token_ids=list(stop_token_ids),
@@ -91,10 +93,10 @@ class World:
             max_queue_time_s=max_queue_time_s,
         )
         answer = self.scheduler.submit(FRONTEND, message, self.now_s)
-        if isinstance(answer, Rejection):
-            self._reject(answer)
-        elif isinstance(answer, Finish):
-            self._finish(answer)
+        if isinstance(answer, Rejected):
+            self._reject(Event(FRONTEND, answer))
+        elif isinstance(answer, SeqFinished):
+            self._finish(Event(FRONTEND, answer))
         return handle
 
     def cancel(self, handle: int) -> None:
@@ -108,7 +110,7 @@ class World:
     def abort_request(self, request_id: str) -> None:
         """An operator ends a request."""
         for finish in self.scheduler.abort_request(request_id):
-            self.sequences[finish.key.handle].kind = FinishKind.ABORTED
+            self.sequences[finish.message.handle].kind = FinishKind.ABORTED
             self._finish(finish)
 
     def plan(self) -> bool:
@@ -120,7 +122,7 @@ class World:
             return False
         self._step_id += 1
         for start in step.starts:
-            self.sequences[start.event.handle].starts += 1
+            self.sequences[start.message.handle].starts += 1
         tokens = self.worker.execute(step.plan)
         self._in_flight.append((step, tokens))
         self._compare_tables()
@@ -147,12 +149,12 @@ class World:
         for rejection in self.scheduler.expire(self.now_s):
             self._reject(rejection)
 
-    def lose_worker(self) -> list[Finish]:
+    def lose_worker(self) -> list[Event[SeqFinished]]:
         """The worker dies, results in flight with it, and a new one comes; returns the sequences that end by it."""
         self._in_flight.clear()
         failed = self.scheduler.restart()
         for finish in failed:
-            self.sequences[finish.key.handle].kind = finish.kind
+            self.sequences[finish.message.handle].kind = finish.message.kind
             self._finish(finish)
         self._epoch += 1
         self._step_id = 0
@@ -193,7 +195,7 @@ class World:
     def check_end(self) -> None:
         """What must hold when nothing runs any more."""
         self.check()
-        rejected = {rejection.key.handle for rejection in self.rejections}
+        rejected = {rejection.handle for rejection in self.rejections}
         for handle, expectation in self.sequences.items():
             if expectation.cancelled or handle in rejected:
                 continue
@@ -206,23 +208,30 @@ class World:
     def _compare_tables(self) -> None:
         slots = self.worker.slots
         tables = {slot: slots.block_table(slot) for slot in range(self.config.max_num_seqs) if slots.block_table(slot)}
-        assert tables == self.scheduler.block_tables(), "worker and scheduler disagree about block tables"
+        running = self.scheduler._batch.slots.running()
+        assert tables == {sequence.slot: sequence.blocks for sequence in running}, (
+            "worker and scheduler disagree about block tables"
+        )
         for slot in tables:
             expectation = self.sequences[int(slots.columns.seed[slot])]
             computed = int(slots.columns.num_computed[slot])
             self.worker.check_context(slot, (expectation.prompt + expectation.output)[:computed])
 
-    def _finish(self, finish: Finish) -> None:
-        expectation = self.sequences[finish.key.handle]
-        assert expectation.ended is None, f"{finish.key} ended twice"
-        assert not expectation.cancelled, f"{finish.key} ended after it was cancelled"
+    def _finish(self, event: Event[SeqFinished]) -> None:
+        frontend, finish = event
+        assert frontend == FRONTEND
+        expectation = self.sequences[finish.handle]
+        assert expectation.ended is None, f"{finish.handle} ended twice"
+        assert not expectation.cancelled, f"{finish.handle} ended after it was cancelled"
         if finish.kind is FinishKind.NO_ROOM:
             assert len(expectation.prompt) + len(expectation.got) >= finish.limit == self.config.longest
             expectation.kind = finish.kind
         expectation.ended = finish.kind
 
-    def _reject(self, rejection: Rejection) -> None:
-        expectation = self.sequences[rejection.key.handle]
+    def _reject(self, event: Event[Rejected]) -> None:
+        frontend, rejection = event
+        assert frontend == FRONTEND
+        expectation = self.sequences[rejection.handle]
         assert expectation.ended is None
         assert not expectation.got
         expectation.cancelled = True

@@ -192,7 +192,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 handle=parts.engine.sequences.new_handle(),
                 request_id=request_id,
                 prompt=prompt,
-                given=b"",
+                generated=b"",
                 sampling=SamplingParams(valid.temperature, valid.top_k, valid.top_p, (seed + index) % _SEED_RANGE),
                 max_tokens=max_tokens,
                 stop_token_ids=list(valid.stop_token_ids),

@@ -132,6 +132,6 @@ class Output:
         queued once already."""
         return msgspec.structs.replace(
             self.submit,
-            given=pack(np.frombuffer(self.received, dtype=np.intc)),
+            generated=pack(np.frombuffer(self.received, dtype=np.intc)),
             max_queue_time_s=None if self.is_request_started else self.submit.max_queue_time_s,
         )

@@ -17,8 +17,9 @@ from gpu.report.scale import Scale
 from support.worker_process import sim_launch
 
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
-from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
 from pagewire.wire.columns import pack, unpack
 from pagewire.wire.plan import SamplingParams, StepResult
@@ -136,7 +137,7 @@ def _submission(handle: int, job: Job, temperature: float) -> Submit:
         handle=handle,
         request_id="direct",
         prompt=pack([token for token in job.prompt if isinstance(token, int)]),
-        given=b"",
+        generated=b"",
         sampling=SamplingParams(temperature=temperature, top_k=0, top_p=1.0, seed=handle),
         max_tokens=job.max_tokens,
         stop_token_ids=[],

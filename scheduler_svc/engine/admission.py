@@ -1,4 +1,4 @@
-"""From a submission to a sequence: what the engine checks before it lets anything wait.
+"""Admission: from a submission to a sequence, and what is checked before anything may wait.
 
 Knows the limits and nothing else; it changes no state. A frontend has checked the same against the public contract
 already; these checks hold whatever a frontend does. What comes out of here can be planned, sent to a worker and sampled
@@ -10,10 +10,10 @@ from array import array
 
 import numpy as np
 
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
-from pagewire.scheduler_svc.engine.steps import Rejection, SchedulerConfig
 from pagewire.wire.columns import ID_BYTES, Int32Array, unpack
-from pagewire.wire.requests import RejectKind, Submit
+from pagewire.wire.requests import Rejected, RejectKind, Submit
 
 _MAX_REQUEST_ID_CHARACTERS = 1024
 _MAX_SALT_BYTES = 1024
@@ -25,13 +25,12 @@ class UnanswerableError(ValueError):
     """A submission under the handle of an open sequence: an answer would be taken for that one's."""
 
 
-def refuse_length(key: SequenceKey, request: Submit, max_model_len: int) -> Rejection | None:
+def refuse_length(request: Submit, max_model_len: int) -> Rejected | None:
     """A rejection of what is too long before anything else is known of it, so that it need not be kept."""
-    num_tokens = (len(request.prompt) + len(request.given)) // ID_BYTES
+    num_tokens = (len(request.prompt) + len(request.generated)) // ID_BYTES
     if num_tokens <= max_model_len:
         return None
-    message = f"{num_tokens} known tokens exceed {max_model_len}, the longest sequence"
-    return Rejection(key, RejectKind.INVALID, "stopping.max_tokens", message)
+    return _too_long(request.handle, f"{num_tokens} known tokens exceed {max_model_len}, the longest sequence")
 
 
 def check_ids(ids: Int32Array, vocab_size: int) -> None:
@@ -42,9 +41,9 @@ def check_ids(ids: Int32Array, vocab_size: int) -> None:
 
 def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, now_s: float) -> Sequence:
     """The sequence that a submission asks for. Raises ValueError for a message that no correct frontend sends."""
-    prompt, given = unpack(request.prompt), unpack(request.given)
+    prompt, generated = unpack(request.prompt), unpack(request.generated)
     check_ids(prompt, config.vocab_size)
-    check_ids(given, config.vocab_size)
+    check_ids(generated, config.vocab_size)
     if request.max_tokens < 1 or not len(prompt):
         raise ValueError(f"{len(prompt)} prompt tokens and max_tokens {request.max_tokens}: both must be at least 1")
     if (problem := request.sampling.problem() or _problem(request, config)) is not None:
@@ -61,9 +60,9 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
         salt=request.salt,
         arrived_s=now_s,
         queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
-        tokens=array("i", request.prompt + request.given),
+        tokens=array("i", request.prompt + request.generated),
     )
-    _check_given(given, sequence, config)
+    _check_generated(generated, sequence, config)
     return sequence
 
 
@@ -84,25 +83,29 @@ def _problem(request: Submit, config: SchedulerConfig) -> str | None:
     return None
 
 
-def _check_given(given: Int32Array, sequence: Sequence, config: SchedulerConfig) -> None:
+def _check_generated(generated: Int32Array, sequence: Sequence, config: SchedulerConfig) -> None:
     """What an earlier engine delivered is an output that went on: only its last token may end it. Raises ValueError."""
     max_tokens = sequence.max_len - sequence.prompt_len
-    if len(given) > max_tokens:
-        raise ValueError(f"{len(given)} tokens are given; max_tokens is {max_tokens}")
+    if len(generated) > max_tokens:
+        raise ValueError(f"{len(generated)} tokens are generated; max_tokens is {max_tokens}")
     ends = sequence.stop_token_ids if sequence.ignore_eos else sequence.stop_token_ids.union(config.eos_token_ids)
-    ended = np.flatnonzero(np.isin(given[:-1], list(ends)))
+    ended = np.flatnonzero(np.isin(generated[:-1], list(ends)))
     if len(ended):
-        raise ValueError(f"token {ended[0]} of {len(given)} given ends the output")
+        raise ValueError(f"token {ended[0]} of {len(generated)} generated ends the output")
 
 
-def refuse_misfit(sequence: Sequence, config: SchedulerConfig) -> Rejection | None:
+def refuse_oversized(sequence: Sequence, config: SchedulerConfig) -> Rejected | None:
     """A rejection with the numbers, if the sequence could not even run alone."""
     prompt_len, max_len = sequence.prompt_len, sequence.max_len
     if max_len > config.max_model_len:
         message = f"{prompt_len} prompt tokens and {max_len - prompt_len} of output exceed {config.max_model_len}"
-        return Rejection(sequence.key, RejectKind.INVALID, "stopping.max_tokens", f"{message}, the longest sequence")
+        return _too_long(sequence.key.handle, f"{message}, the longest sequence")
     num_blocks = -(-(max_len - 1) // config.block_size)  # the last token is sampled but never computed
     if num_blocks > config.num_blocks:
         message = f"{max_len} tokens need {num_blocks} blocks of {config.block_size}; all memory holds"
-        return Rejection(sequence.key, RejectKind.INVALID, "stopping.max_tokens", f"{message} {config.num_blocks}")
+        return _too_long(sequence.key.handle, f"{message} {config.num_blocks}")
     return None
+
+
+def _too_long(handle: int, message: str) -> Rejected:
+    return Rejected(handle, RejectKind.INVALID, "stopping.max_tokens", message, None)
