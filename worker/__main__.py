@@ -19,10 +19,9 @@ from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.devices import load_device
-from pagewire.worker.inbox import Inbox
 from pagewire.worker.launch_file import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
-from pagewire.worker.loop import WorkerLoop
+from pagewire.worker.loop import Inbox, WorkerLoop
 
 STOPPED_STATUS = 0
 LOAD_FAILED_STATUS = 1

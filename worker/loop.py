@@ -3,15 +3,20 @@
 Owns the order of things. It knows neither what a step computes, nor whether a device computes it while the loop goes
 on, nor how frames travel. While it waits it sleeps in a poller: a spinning process would take a core from the threads
 of the model's own products. Whoever is done with a step in the meantime wakes it through the inbox.
+
+A step may run for a second, so commands cannot be read where steps run: the lifeline's thread and signal handlers put
+them into the inbox. Both `queue.SimpleQueue.put` and a write to a non-blocking pipe are safe in a signal handler.
 """
 
+import contextlib
+import os
+import queue
 import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from pagewire.wire.control import Drain, EngineRestarted, Stop, WorkerLost
+from pagewire.wire.control import Drain, EngineRestarted, Stop, ToChild, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
-from pagewire.worker.inbox import Inbox
 from pagewire.worker.slots.plan_fields import PlanError
 
 
@@ -46,6 +51,43 @@ class Link(Protocol):
     def receive(self) -> ToWorker | None: ...
     def wait(self, wakeup_fd: int) -> None: ...
     def reconnect(self) -> None: ...
+
+
+class Inbox:
+    """Commands for the worker's main thread, and its alarm: any thread puts, the main thread takes."""
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[ToChild] = queue.SimpleQueue()
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def put(self, command: ToChild) -> None:
+        """Add a command and wake whoever polls `fileno`."""
+        self._commands.put(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake whoever polls `fileno`, from any thread."""
+        # A full pipe wakes just as well.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write_fd, b"\0")
+
+    def take(self) -> ToChild | None:
+        """The oldest command, or None at once."""
+        try:
+            return self._commands.get_nowait()
+        except queue.Empty:
+            return None
+
+    def fileno(self) -> int:
+        """Readable after a `put` or `wake`, until `rest`."""
+        return self._read_fd
+
+    def rest(self) -> None:
+        """Call after waking and before `take`: the descriptor is quiet until the next `put` or `wake`."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read_fd, 4096)
 
 
 class WorkerLoop:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pagewire.worker.loaded import installed_version
-from pagewire.worker.native.processor import instruction_sets, usable_cores
+from pagewire.worker.native.processor import available_memory_bytes, instruction_sets, processor_name, usable_cores
 
 if TYPE_CHECKING:
     from pagewire.worker.attention.choice import CudaCard, Rung
@@ -77,7 +77,7 @@ def probe() -> ProbeReport:
     except (ImportError, OSError) as error:  # OSError: a shared library of torch's that does not load
         found = installed_version("torch")
         consequence = f"torch {found} does not import: {error}" if found else "a worker can run on device sim only"
-        cpu = DeviceReport(device="cpu", name=_cpu_name(), memory_bytes=None, usable=False, note="needs torch")
+        cpu = DeviceReport(device="cpu", name=processor_name(), memory_bytes=None, usable=False, note="needs torch")
         return ProbeReport(
             usable_cores=usable_cores(),
             instruction_sets=instruction_sets(),
@@ -93,11 +93,10 @@ def _probe_with_torch() -> ProbeReport:
     import torch
 
     from pagewire.worker.attention.choice import CudaCard, attention_ladder
-    from pagewire.worker.attention.kv_cache import available_memory_bytes
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
+    from pagewire.worker.cpu.kernels import cpu_linears
     from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
-    from pagewire.worker.linears.available import cpu_linears
     from pagewire.worker.linears.torch import OneDnnLinear, TorchLinear
     from pagewire.worker.native.library import NativeUnavailable, load_library
 
@@ -105,7 +104,11 @@ def _probe_with_torch() -> ProbeReport:
     torch.set_num_threads(cores)
     card = CudaCard.of(torch.device("cuda", 0)) if torch.cuda.is_available() else None
     cpu = DeviceReport(
-        device="cpu", name=_cpu_name(), memory_bytes=available_memory_bytes(), usable=True, note="memory available now"
+        device="cpu",
+        name=processor_name(),
+        memory_bytes=available_memory_bytes(),
+        usable=True,
+        note="memory available now",
     )
     library, native_error = None, ""
     try:
@@ -218,14 +221,3 @@ def cuda_report(
         usable=not triton.missing,
         note=triton.missing or f"{triton.found}; --device cuda",
     )
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return "CPU"

@@ -18,7 +18,7 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.cuda.waker import Waker
-from pagewire.worker.inbox import Inbox
+from pagewire.worker.loop import Inbox
 
 
 def counting_runner(timeline: HeldTimeline, **options: object) -> CudaRunner:

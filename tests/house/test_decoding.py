@@ -63,14 +63,14 @@ SAFE = {
     },
     "worker/attention/triton.py": {KERNEL},
     # The kernel's own files.
-    "worker/native/processor.py": {"path.read_text()"},
-    "worker/attention/kv_cache.py": {
+    "worker/native/processor.py": {
+        "path.read_text()",
         "Path('/proc/meminfo').read_text()",
         "Path('/sys/fs/cgroup/memory.max').read_text()",
         "Path('/sys/fs/cgroup/memory.current').read_text()",
     },
 }
-MODEL_FILES = ("scheduler_svc/models/", "worker/model/", "proto/wire/gguf_header.py")
+MODEL_FILES = ("scheduler_svc/models/", "worker/weights/", "proto/wire/gguf_header.py")
 """Their readers have a door of their own, with ModelError, and a fuzz of their own."""
 
 

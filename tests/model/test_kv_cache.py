@@ -8,7 +8,8 @@ import torch
 from support.checkpoints import build_hf_model, decoder_config
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.kv_cache import KVCache, available_memory_bytes, bytes_per_block, plan_num_blocks
+from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block, plan_num_blocks
+from pagewire.worker.native.processor import available_memory_bytes
 
 GIB = 1 << 30
 

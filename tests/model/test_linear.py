@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pagewire.worker.linears import torch as torch_linears
 from pagewire.worker.linears.torch import Float32Head, OneDnnLinear, TorchLinear, TorchLinears, choose_linear
-from pagewire.worker.model import linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,7 +42,7 @@ class _Wrong(OneDnnLinear):
 
 @pytest.mark.parametrize("broken", [_Refusing, _Wrong])
 def test_a_kind_that_fails_its_trial_is_not_chosen(monkeypatch: pytest.MonkeyPatch, broken: type) -> None:
-    monkeypatch.setattr(linear, "OneDnnLinear", broken)
+    monkeypatch.setattr(torch_linears, "OneDnnLinear", broken)
     assert choose_linear(torch.device("cpu"), torch.float32) is TorchLinear
 
 

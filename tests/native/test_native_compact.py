@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagewire.worker.linears.native import NativeLinears
-from pagewire.worker.native.huge_pages import HugePages
+from pagewire.worker.linears.native import CompactPanels, NativeLinears, PlainPanels
 from pagewire.worker.native.library import LIBRARY_FILE, NativeLibrary, load_library
-from pagewire.worker.native.panels import CompactPanels, PlainPanels
+from pagewire.worker.native.memory import HugePages
 
 if not LIBRARY_FILE.exists():
     pytest.skip("built without the native library", allow_module_level=True)

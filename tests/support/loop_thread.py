@@ -6,9 +6,8 @@ from support.worker_process import TIMEOUT_S
 
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import WorkerHello
-from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink
-from pagewire.worker.loop import Runner, WorkerLoop
+from pagewire.worker.loop import Inbox, Runner, WorkerLoop
 
 HELLO = WorkerHello(
     protocol_version=1,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pagewire.worker.native.huge_pages import HugePages
+from pagewire.worker.native.memory import HugePages
 
 MB = 1 << 20
 

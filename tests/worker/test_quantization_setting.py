@@ -9,10 +9,9 @@ from support.worker_process import sim_launch
 
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.worker.cpu import kernels as cpu_kernels
-from pagewire.worker.cpu.kernels import choose_kernels
+from pagewire.worker.cpu.kernels import choose_kernels, cpu_linears
 from pagewire.worker.devices import load_device
 from pagewire.worker.launch_file import LaunchError, read_launch
-from pagewire.worker.linears.available import cpu_linears
 from pagewire.worker.linears.int8 import Int8Unavailable, OneDnnInt8Linears
 from pagewire.worker.loaded import LoadedDevice
 from pagewire.worker.native.library import LIBRARY_FILE
@@ -57,7 +56,7 @@ def test_a_machine_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_report_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagewire.worker.linears.available.int8_on_torch", refused)
+    monkeypatch.setattr("pagewire.worker.cpu.kernels.int8_on_torch", refused)
     kinds = {kind.name: kind for kind in cpu_linears(None, "built without a compiler")}
     assert not kinds["native-packed"].available
     assert not kinds["native-int8"].available

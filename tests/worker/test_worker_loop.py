@@ -12,8 +12,8 @@ from pagewire.wire.control import Stop
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import Begin, StepPlan, StepResult, WorkerFailed
 from pagewire.worker.immediate import ImmediateRunner
-from pagewire.worker.inbox import Inbox
 from pagewire.worker.link import EngineLink, LinkError
+from pagewire.worker.loop import Inbox
 
 
 class ScriptedRunner:

@@ -12,13 +12,11 @@ it when a block is first written, or before, when the machine has time for that.
 """
 
 import math
-import os
-from pathlib import Path
 
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.native.huge_pages import HugePages
+from pagewire.worker.native.memory import HugePages
 
 _CPU = torch.device("cpu")
 
@@ -105,22 +103,6 @@ def num_blocks_within(
             f"set kv_cache_bytes to at least {one_seq_bytes} or max_model_len to at most {fitting}"
         )
     return min(budget // per_block, max_num_seqs * blocks_per_seq)
-
-
-def available_memory_bytes() -> int:
-    """What a process may still allocate without swapping: the kernel's MemAvailable, less where a control group
-    limits this process. Half the machine's memory where the kernel does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no control group of version 2, or "max"
-        return available
-    return max(0, min(available, limit - used))
 
 
 class KVCache:

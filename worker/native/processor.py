@@ -1,4 +1,4 @@
-"""What the machine's processor offers. Reads /proc and /sys where there are any; imports no torch."""
+"""The machine: what its processor and its memory offer. Reads /proc and /sys where there are any; imports no torch."""
 
 import os
 from pathlib import Path
@@ -42,3 +42,31 @@ def instruction_sets() -> list[str]:
     """Which of INSTRUCTION_SETS this processor has."""
     flags = cpu_flags()
     return [name for name in INSTRUCTION_SETS if name in flags]
+
+
+def processor_name() -> str:
+    """The first core's model, as the kernel names it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return "CPU"
+
+
+def available_memory_bytes() -> int:
+    """What a process may still allocate without swapping: the kernel's MemAvailable, less where a control group
+    limits this process. Half the machine's memory where the kernel does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no control group of version 2, or "max"
+        return available
+    return max(0, min(available, limit - used))

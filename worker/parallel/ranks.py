@@ -18,8 +18,7 @@ from pagewire.worker.parallel.parallel_linear import parallel_decoder
 from pagewire.worker.parallel.rendezvous import Progress, RendezvousError, meet, watch
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
 from pagewire.worker.weights.build import TORCH_DTYPES, build_decoder, open_source
-from pagewire.worker.weights.source import check_tensors
-from pagewire.worker.weights.tying import settle_tying
+from pagewire.worker.weights.source import check_tensors, settle_tying
 
 
 class RankStart:

@@ -21,8 +21,7 @@ from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.weights.random_source import RandomSource
 from pagewire.worker.weights.safetensors_source import SafetensorsSource
-from pagewire.worker.weights.source import EMBEDDING, HEAD, ROPE_FACTORS, TensorSource, check_tensors
-from pagewire.worker.weights.tying import settle_tying
+from pagewire.worker.weights.source import EMBEDDING, HEAD, ROPE_FACTORS, TensorSource, check_tensors, settle_tying
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

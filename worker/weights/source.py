@@ -1,13 +1,18 @@
-"""Where tensors come from, and which ones a decoder needs.
+"""Tensor sources: where a model's tensors come from, and which ones a decoder needs.
 
 Every source speaks the names and shapes of Hugging Face's checkpoints; a format with other names translates them. A
 source gives one tensor at a time into memory of the caller's, so that two copies of a whole model never exist.
+
+Whether a head is the embedding is as in transformers: equal tensors are one; where they differ, the files win over the
+configuration's flag, and a warning says so. Merged adapters and resized vocabularies leave such files behind.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import torch
 
 from pagewire.wire.model import DecoderConfig
@@ -19,6 +24,11 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 SHOWN = 5
 """Names that an error lists before it counts the rest."""
+
+_CHUNK_VALUES = 1 << 22
+"""Values compared at a time, which bounds the memory."""
+
+_log = logging.getLogger(__name__)
 
 
 class WeightsError(ValueError):
@@ -140,3 +150,29 @@ def _is_optional(name: str) -> bool:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:SHOWN])
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+
+
+def settle_tying(source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> DecoderConfig:
+    """The configuration, untied where the source's head, read in `dtype`, is another than its embedding. The source's
+    tensors have been checked."""
+    if not config.tie_word_embeddings or HEAD not in source.shapes or _is_tied(source, dtype):
+        return config
+    _log.warning(
+        "tie_word_embeddings is true, but %s is not the embedding: it is used as it is, as transformers does. Say "
+        "tie_word_embeddings = false in config.json to have this warning no more",
+        source.describe(HEAD),
+    )
+    return msgspec.structs.replace(config, tie_word_embeddings=False)
+
+
+def _is_tied(source: TensorSource, dtype: torch.dtype) -> bool:
+    num_rows, width = source.shapes[EMBEDDING]
+    chunk_rows = max(1, _CHUNK_VALUES // width)
+    for start in range(0, num_rows, chunk_rows):
+        part = Part(0, start, min(start + chunk_rows, num_rows))
+        rows = [torch.empty(part.stop - part.start, width, dtype=dtype) for _ in range(2)]
+        for name, out in zip((EMBEDDING, HEAD), rows, strict=True):
+            source.copy_to(name, out, part)
+        if not torch.equal(*rows):
+            return False
+    return True
