@@ -159,9 +159,9 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
 def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     from_frontend = Codec[FromFrontend](FromFrontend)
     from_worker, to_worker = Codec[FromWorker](FromWorker), Codec[ToWorker](ToWorker)
-    peers = "scheduler_svc/engine/peers.py"
-    yield ByteDecoder(peers, from_frontend.decode, wire, tuple(map(from_frontend.encode, _FROM_FRONTEND)))
-    yield ByteDecoder(peers, from_worker.decode, wire, tuple(map(from_worker.encode, _FROM_WORKER)))
+    links = "scheduler_svc/engine/links.py"
+    yield ByteDecoder(links, from_frontend.decode, wire, tuple(map(from_frontend.encode, _FROM_FRONTEND)))
+    yield ByteDecoder(links, from_worker.decode, wire, tuple(map(from_worker.encode, _FROM_WORKER)))
     yield ByteDecoder("scheduler_svc/engine/bench.py", from_worker.decode, wire, (from_worker.encode(_FROM_WORKER[1]),))
     to_frontend = Codec[ToFrontend](ToFrontend)
     samples = tuple(map(to_frontend.encode, _TO_FRONTEND))
@@ -189,7 +189,7 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
         return slots.apply(message) if isinstance(message, StepPlan) else None
 
     # What decodes is not yet sound: these check every field, and say so in the same way.
-    yield ByteDecoder("scheduler_svc/engine/intake.py", submit, (ValueError,), (from_frontend.encode(SUBMIT),))
+    yield ByteDecoder("scheduler_svc/engine/admission.py", submit, (ValueError,), (from_frontend.encode(SUBMIT),))
     yield ByteDecoder("worker/slots/state.py", apply, (WireError, PlanError), (to_worker.encode(PLAN),))
 
 
