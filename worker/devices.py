@@ -1,4 +1,5 @@
-"""Loads a launch's model onto the launch's device. torch is imported here first, and only for devices that use it.
+"""Devices: a launch's model, loaded onto the device that the launch names. torch is imported here first, and only for
+devices that use it.
 
 Whatever is wrong with the launch, the machine or the model's files and is nobody's bug here comes out as LaunchError:
 one clear line for the person who started the server.

@@ -1,4 +1,4 @@
-"""Gives the loop a device that computes while it is called: a step is over when `submit` returns.
+"""The immediate runner: a device that computes while the loop calls it, so that a step is over when `submit` returns.
 
 Owns the timing of such steps. The time between two results is either busy (a step ran) or idle (everything else:
 encoding, sending, waiting, decoding), so the engine's sum of both is the wall time, and the idle share is what the

@@ -1,5 +1,5 @@
-"""What this machine has for a worker, as one JSON object: the part of `pagewire doctor` that only a process with torch
-can tell. It must work, and say what is missing, where torch is not installed or does not import."""
+"""The probe: what this machine has for a worker, as one JSON object. It is the part of `pagewire doctor` that only a
+process with torch can tell. It must work, and say what is missing, where torch is not installed or does not import."""
 
 import importlib
 import importlib.util
@@ -47,7 +47,7 @@ class MissingReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TorchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The installed torch."""
+    """The torch that is installed, and what it makes of the processor."""
 
     version: str
     num_threads: int
@@ -56,7 +56,7 @@ class TorchReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything."""
+    """What `probe` found."""
 
     usable_cores: int
     instruction_sets: list[str]

@@ -1,4 +1,4 @@
-"""Turns a step's rows into the model's batch.
+"""The batch builder: a step's rows become the model's batch.
 
 Owns the buffers that batches are made of, sized once for the largest step; a batch is a set of views of them, valid
 until the next one is built. Reads slot columns and last tokens, writes neither. Costs a few vector operations for all

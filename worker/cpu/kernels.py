@@ -1,4 +1,4 @@
-"""Chooses what computes on a CPU: the native library's kernels, or torch's operators.
+"""The CPU's kernels, chosen once at start: the native library's, or torch's operators.
 
 Both are complete, and a worker uses one or the other for all of it: linears, attention, what lies between, sampling.
 `cpu_linears` says for a report which kinds of linear there are to choose from.
@@ -133,7 +133,7 @@ _FOR_INT8 = "with --quantization int8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuLinear:
-    """One kind."""
+    """One kind of linear, for a report."""
 
     name: str
     available: bool

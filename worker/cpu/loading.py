@@ -1,4 +1,5 @@
-"""Device `cpu`: its kernels chosen, the model loaded alone or as one rank of several, KV in what memory is left."""
+"""Loading of device `cpu`: its kernels chosen, the model loaded alone or as one rank of several, KV in what memory is
+left."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What runs between a decoder's linears, by the native library: `pagewire.worker.model.ops.DecoderOps`.
+"""Operations between a decoder's linears, by the native library: a `pagewire.worker.model.ops.DecoderOps`.
 
 Everything is computed in fp32 and rounded once, where it is stored; torch's operators round bf16 after every one of
 theirs. Results go to buffers that the next call of the same method overwrites: large temporaries would fault pages in
@@ -89,7 +89,7 @@ class StepBuffers:
 
 
 class NativeStepOps(StepOps):
-    """For one step."""
+    """One step's `StepOps`: arguments of the library's functions, and the buffers that they point to."""
 
     def __init__(
         self,

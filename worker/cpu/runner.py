@@ -1,4 +1,4 @@
-"""Runs steps on the CPU: slot state, batch, forward pass, sampling, and the token's way into the next step.
+"""The CPU's runner of steps: slot state, batch, forward pass, sampling, and the token's way into the next step.
 
 Owns each slot's last token. The sampler's result is written there before `run` returns, and the next step's batch
 reads it, so that a plan made before this step's tokens were known can run at once. It decides nothing, and knows

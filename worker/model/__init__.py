@@ -1,1 +1,1 @@
-"""The decoder: one definition for every family, its weights and their files."""
+"""The decoder: one definition for every family, and the seams behind which devices and number formats differ."""

@@ -1,4 +1,4 @@
-"""What a decoder does between its linears, as a seam: norms, rotation with the KV write, the gated activation.
+"""Operations between a decoder's linears, as a seam: norms, rotation with the KV write, the gated activation.
 
 `TorchOps` is the definition: torch's operators on any device. Other kinds compute the same with other roundings.
 
@@ -56,7 +56,7 @@ class DecoderOps(Protocol):
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """The kind, for reports."""
 
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> StepOps:
         """Prepares one step; it ends when the next begins."""
@@ -75,7 +75,7 @@ class TorchOps:
 
 
 class TorchStepOps(StepOps):
-    """For one step."""
+    """One step's `StepOps` by torch's operators."""
 
     def __init__(self, config: DecoderConfig, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> None:
         self._config = config

@@ -1,4 +1,5 @@
-"""Compiles the library: when the package is built, and by hand in a source tree with `python worker/native/build.py`.
+"""The native library's build: when the package is built, and by hand in a source tree with
+`python worker/native/build.py`.
 
 Plain C++17 without any header of Python's or torch's, so that one library serves every version of both. The kernels are
 compiled once per instruction set of the processor family; which set runs is decided when the library is loaded. Where

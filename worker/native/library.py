@@ -1,4 +1,4 @@
-"""Loads the native library and says why not, where it cannot.
+"""The native library as Python calls it; where it cannot be loaded, why not.
 
 The library is called through ctypes on raw addresses, so it needs no header of Python's or torch's; whoever calls
 keeps the memory alive and its layout right. It has threads of its own (thread_pool.cpp says why); beside them torch

@@ -1,4 +1,4 @@
-"""One rank's way from its launch to a decoder that runs with the others: meet, load a part, join."""
+"""A rank's start, from its launch to a decoder that runs with the others: meet, load a part, join."""
 
 from collections.abc import Callable
 

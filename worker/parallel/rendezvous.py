@@ -1,4 +1,4 @@
-"""How ranks find each other, agree that they run the same model, and notice that one of them is gone.
+"""The rendezvous of ranks: they find each other, agree that they run the same model, and notice that one is gone.
 
 The meeting place is a store of torch.distributed's, which holds short texts:
 

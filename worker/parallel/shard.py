@@ -1,4 +1,4 @@
-"""Which part of each tensor a rank holds. Pure, apart from the reading it hands on.
+"""Shards: which part of each tensor a rank holds. Pure, apart from the reading it hands on.
 
     column-parallel   q, k, v, gate, up      rows of the weight:       a rank computes some of the outputs
     row-parallel      o, down                columns of the weight:    a rank computes a part of every output's sum

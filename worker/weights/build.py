@@ -1,4 +1,4 @@
-"""Builds a decoder from a model's tensors: checks them, fuses what runs together, hands each linear to its backend.
+"""A decoder built from a model's tensors: they are checked, what runs together is fused, each linear made by its kind.
 
 Layers are read and packed by as many threads as the worker has. A thread assembles, packs and frees one linear before
 it reads the next, and the embedding and the head, the largest, come before the layers: so peak memory is the finished

@@ -46,7 +46,7 @@ class Part:
 
     @property
     def index(self) -> tuple[slice, ...]:
-        """For subscripting."""
+        """What subscripts a tensor with this part."""
         return (*(slice(None),) * self.axis, slice(self.start, self.stop))
 
 
@@ -55,7 +55,7 @@ class TensorSource(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor it has."""
+        """Name and shape of every tensor it has."""
 
     @property
     def description(self) -> str:
