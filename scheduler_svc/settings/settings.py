@@ -4,27 +4,18 @@ The struct is the only place where a setting is declared: flags, environment var
 `--print-config` are all made from it (`sources`). It knows neither where a value came from nor what a model is.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
 
-from pagewire.scheduler_svc.settings.agreement import check_agreement
 from pagewire.scheduler_svc.settings.field import Setting, setting_fields
 from pagewire.wire.launch import AttentionBackendName, CpuKernelKind, Quantization
 
 MAX_INT32 = 2**31 - 1
 
-DEVICE_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_prefill_tokens_per_step": 2048}
-}
-"""Defaults of a device that is not like a CPU, by the device that is set. A GPU reads its weights once for 256
-sequences as for one, and a step of prompts must be large to keep it busy: an H200 cannot compute 8,192 tokens of
-Qwen3-0.6B in less than 10 ms, nor 2,048, for which running streams wait, in less than 3."""
-
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings. Building one checks every range and what two settings must agree on; raises SettingsError."""
+    """All settings. Building one checks every range; raises SettingsError. What two must agree on, `checks` knows."""
 
     model: Annotated[
         str,
@@ -77,10 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     listen: Annotated[
         str,
-        Setting(
-            "network",
-            "Address of the service: host:port, port 0 for a free one, or unix:/path.",
-        ),
+        Setting("network", "Address of the service: host:port, port 0 for a free one, or unix:/path."),
     ] = "127.0.0.1:50051"
     admin_listen: Annotated[
         str, Setting("network", "Address of AdminService, in the same forms; empty turns it off.")
@@ -310,9 +298,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     runtime_dir: Annotated[
         str | None,
         Setting(
-            "operation",
-            "Folder for sockets, mode 0700.",
-            unset="a new one in the temporary folder, removed at exit",
+            "operation", "Folder for sockets, mode 0700.", unset="a new one in the temporary folder, removed at exit"
         ),
     ] = None
     log_level: Annotated[
@@ -322,4 +308,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         for name, field in setting_fields(type(self)).items():
             field.check(getattr(self, name))
-        check_agreement(self)

@@ -4,6 +4,11 @@ the device's own.
 Everything here follows from the struct `Settings`: its fields name the flags (`--max-num-seqs`), the variables
 (`PAGEWIRE_MAX_NUM_SEQS`) and the keys of the file (`max_num_seqs`). An unknown variable or key is an error that names
 it. It opens one file, the configuration, and starts nothing.
+
+Some variables that begin with PAGEWIRE_ are not the server's. Kubernetes puts variables for every Service of a
+namespace into each of its pods, and Docker's links do the same, so a Service called pagewire, or pagewire-admin, makes
+a family of names that look like settings. A variable belongs to one where its name and its value have the shape that
+the family gives it; anything else with the prefix is somebody's mistake.
 """
 
 import argparse
@@ -15,9 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pagewire.scheduler_svc.settings.checks import check_agreement
+from pagewire.scheduler_svc.settings.device import DEVICE_DEFAULTS
 from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
-from pagewire.scheduler_svc.settings.foreign import is_foreign
-from pagewire.scheduler_svc.settings.settings import DEVICE_DEFAULTS, Settings
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.codec import WireError, decode_toml
 
@@ -27,6 +33,32 @@ CONFIG_VARIABLE = "PAGEWIRE_CONFIG"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+
+_OURS = re.compile(r"PAGEWIRE_(TEST_\w+|TARGET|API_KEY)", re.ASCII)
+"""The tests' and the client's."""
+
+_SERVICE = r"PAGEWIRE(?:_\w+)?"
+_ADDRESS = r"[0-9A-Za-z:.\[\]-]+"
+_URL = rf"(?:tcp|udp|sctp)://{_ADDRESS}"
+
+_SHAPES = tuple(
+    (re.compile(_SERVICE + suffix, re.ASCII), re.compile(value, re.ASCII | re.IGNORECASE))
+    for suffix, value in (
+        (r"_SERVICE_HOST", _ADDRESS),
+        (r"_PORT", _URL),
+        (r"_PORT_\d+_(?:TCP|UDP|SCTP)", _URL),
+        (r"_PORT_\d+_(?:TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+        (r"_PORT_\d+_(?:TCP|UDP|SCTP)_PORT", r"\d+"),
+        (r"_PORT_\d+_(?:TCP|UDP|SCTP)_ADDR", _ADDRESS),
+    )
+)
+"""What a name and its value look like that can be nothing else."""
+
+_SERVICE_PORT = re.compile(rf"({_SERVICE}?)_SERVICE_PORT(?:_\w+)?", re.ASCII)
+"""A number, as a setting's value may be: it needs its family's _SERVICE_HOST beside it."""
+
+_LINK_NAME = re.compile(rf"({_SERVICE}?)_(?:NAME|ENV_\w+)", re.ASCII)
+"""Docker's: any text. It needs its family's _PORT beside it."""
 
 
 class Resolved(NamedTuple):
@@ -86,7 +118,9 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | 
     for name, value in DEVICE_DEFAULTS.get(values["device"], {}).items():
         if origins[name] == DEFAULT:
             values[name], origins[name] = value, f"default of device {values['device']}"
-    return Resolved(Settings(**values), origins)
+    settings = Settings(**values)
+    check_agreement(settings)
+    return Resolved(settings, origins)
 
 
 def render(resolved: Resolved) -> str:
@@ -125,6 +159,20 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
             raise SettingsError(f"environment variable {variable} is no setting{_did_you_mean(variable, by_variable)}")
         found[by_variable[variable]] = (raw, variable)
     return found
+
+
+def is_foreign(variable: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable is the client's, the tests', or one of a family that Kubernetes or Docker made."""
+    if _OURS.fullmatch(variable):
+        return True
+    value = environ[variable]
+    if any(name.fullmatch(variable) and shape.fullmatch(value) for name, shape in _SHAPES):
+        return True
+    if (port := _SERVICE_PORT.fullmatch(variable)) and value.isascii() and value.isdigit():
+        return f"{port[1]}_SERVICE_HOST" in environ
+    if link := _LINK_NAME.fullmatch(variable):
+        return re.fullmatch(_URL, environ.get(f"{link[1]}_PORT", "")) is not None
+    return False
 
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:

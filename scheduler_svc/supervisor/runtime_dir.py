@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from pagewire.scheduler_svc.settings.addresses import MAX_UNIX_PATH_BYTES
+from pagewire.scheduler_svc.settings.checks import MAX_UNIX_PATH_BYTES
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
 _PREFIX = "pagewire-"

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.scheduler_svc.settings.exposure import exposure_warnings
+from pagewire.scheduler_svc.settings.checks import exposure_warnings
 from pagewire.scheduler_svc.settings.field import setting_fields
-from pagewire.scheduler_svc.settings.foreign import is_foreign
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import (
     Resolved,
     add_flags,
     as_text,
+    is_foreign,
     render,
     resolve,
 )

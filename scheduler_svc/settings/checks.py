@@ -1,18 +1,22 @@
-"""What two settings must agree on, whatever their sources. Each check raises SettingsError, which names both."""
+"""Checks of settings together, whatever their sources: what two must agree on, whether addresses are well formed, and
+what they leave open to other machines.
 
-from typing import TYPE_CHECKING
+Every refusal is a SettingsError that names the settings. Nothing here listens or opens a socket.
+"""
 
-from pagewire.scheduler_svc.settings.addresses import check_address
+import ipaddress
+
+from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
-if TYPE_CHECKING:
-    from pagewire.scheduler_svc.settings.settings import Settings
+MAX_UNIX_PATH_BYTES = 107
+"""Linux' limit on the path of a Unix socket."""
 
 _LEAST_HANG_TIMEOUT_S = 4.0
 """Signs of life come every second, on a busy machine later."""
 
 
-def check_agreement(settings: "Settings") -> None:
+def check_agreement(settings: Settings) -> None:
     """Raises SettingsError. Every setting is in its range by itself."""
     _check_device(settings)
     _check_limits(settings)
@@ -20,14 +24,14 @@ def check_agreement(settings: "Settings") -> None:
     _check_ranks(settings)
 
 
-def _check_device(settings: "Settings") -> None:
+def _check_device(settings: Settings) -> None:
     if settings.quantization != "none" and settings.device in ("cuda", "sim"):
         raise SettingsError(
             f"quantization = {settings.quantization!r} is for device cpu, and device = {settings.device!r}"
         )
 
 
-def _check_limits(settings: "Settings") -> None:
+def _check_limits(settings: Settings) -> None:
     if settings.max_num_batched_tokens < settings.max_num_seqs:
         raise SettingsError(
             f"max_num_batched_tokens = {settings.max_num_batched_tokens} is less than max_num_seqs = "
@@ -46,7 +50,7 @@ def _check_limits(settings: "Settings") -> None:
         )
 
 
-def _check_network(settings: "Settings") -> None:
+def _check_network(settings: Settings) -> None:
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         given, missing = ("tls_certificate", "tls_key") if settings.tls_key is None else ("tls_key", "tls_certificate")
         raise SettingsError(f"{given} is set and {missing} is not: TLS needs both")
@@ -81,7 +85,7 @@ def _check_network(settings: "Settings") -> None:
         raise SettingsError(f"curve_dir = {settings.curve_dir!r} is of no use with worker_transport = 'ipc'")
 
 
-def _check_ranks(settings: "Settings") -> None:
+def _check_ranks(settings: Settings) -> None:
     if settings.distributed_address is not None:
         check_address("distributed_address", settings.distributed_address)
         host, _, port = settings.distributed_address.rpartition(":")
@@ -105,3 +109,57 @@ def _check_ranks(settings: "Settings") -> None:
             f"remote_workers = {settings.remote_workers} and distributed_address = {settings.distributed_address!r}: "
             "ranks of other hosts need both, and nothing else needs either"
         )
+
+
+def exposure_warnings(settings: Settings) -> list[str]:
+    """What is open to the network without TLS or keys."""
+    found = []
+    if not is_loopback(settings.listen):
+        missing = [
+            word
+            for word, value in (("TLS", settings.tls_certificate), ("API keys", settings.api_keys_file))
+            if value is None
+        ]
+        if len(missing) == 2 or (missing == ["API keys"] and settings.tls_client_ca is None):
+            found.append(f"listen = {settings.listen!r} is open to other machines, without {' or '.join(missing)}")
+        elif missing == ["TLS"]:
+            found.append(f"listen = {settings.listen!r} is open to other machines, and API keys travel without TLS")
+    if settings.admin_listen and not is_loopback(settings.admin_listen):
+        found.append(f"admin_listen = {settings.admin_listen!r} is open to other machines: they can drain this server")
+    if settings.distributed_address is not None and not is_loopback(settings.distributed_address):
+        found.append(
+            f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
+            "neither keys nor encryption"
+        )
+    return found
+
+
+def check_address(name: str, address: str) -> None:
+    """Raise SettingsError unless `address` is host:port or unix:/absolute/path."""
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise SettingsError(f"{name} = {address!r}: the path of a Unix socket must be absolute")
+        if len(path.encode()) > MAX_UNIX_PATH_BYTES:
+            raise SettingsError(
+                f"{name} = {address!r}: the path is {len(path.encode())} bytes long, the limit is {MAX_UNIX_PATH_BYTES}"
+            )
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        raise SettingsError(f"{name} = {address!r} must be host:port with a port of 0 to 65535, or unix:/path")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise SettingsError(f"{name} = {address!r}: an IPv6 address stands in brackets, such as [::1]:50051")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can connect."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
