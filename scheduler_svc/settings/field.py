@@ -20,9 +20,8 @@ class Setting(NamedTuple):
     group: str
     help: str
     unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    """Both ends belong to the range."""
+    limits: tuple[float, float] | None = None
+    """Both belong to the range."""
     unset: str = ""
     """What happens where the value is none."""
 
@@ -54,9 +53,10 @@ class SettingField(NamedTuple):
             return ", ".join(self.base[:-1]) + " or " + self.base[-1]
         if self.base is bool:
             return "true or false"
-        if self.about.low is None:
+        if self.about.limits is None:
             return ""
-        return f"{_number(self.about.low)} to {_number(self.about.high)} {self.about.unit}".rstrip()
+        low, high = map(_number, self.about.limits)
+        return f"{low} to {high} {self.about.unit}".rstrip()
 
     def check(self, value: object) -> None:
         """Raise SettingsError unless the value has the setting's type and lies in its range."""
@@ -72,8 +72,9 @@ class SettingField(NamedTuple):
             fits = isinstance(value, self.base)
         if fits and isinstance(value, str) and not _is_text(value):
             raise SettingsError(f"{self.name} = {value!r} must be text in UTF-8")
-        if fits and isinstance(value, int | float) and self.about.low is not None and self.about.high is not None:
-            fits = self.about.low <= value <= self.about.high
+        if fits and isinstance(value, int | float) and self.about.limits is not None:
+            low, high = self.about.limits
+            fits = low <= value <= high
         if not fits:
             kind = {str: "text", int: "a whole number", float: "a number"}.get(typing.cast(type, self.base), "")
             wanted = " of ".join(part for part in (kind, self.range_text) if part)
@@ -106,8 +107,8 @@ def _shown(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _is_text(value: str) -> bool:

@@ -53,8 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Most tokens of prompt and output together.",
             unit="tokens",
             unset="the model's own limit, on a CPU at most 8192",
-            low=1,
-            high=MAX_INT32,
+            limits=(1, MAX_INT32),
         ),
     ] = None
     cache_dir: Annotated[
@@ -74,10 +73,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, Setting("network", "Address of AdminService, in the same forms; empty turns it off.")
     ] = "127.0.0.1:50052"
     frontends: Annotated[
-        int, Setting("network", "Frontend processes that share the port.", unit="processes", low=1, high=64)
+        int, Setting("network", "Frontend processes that share the port.", unit="processes", limits=(1, 64))
     ] = 1
     max_message_bytes: Annotated[
-        int, Setting("network", "Largest request message.", unit="bytes", low=1024, high=64 * 1024 * 1024)
+        int, Setting("network", "Largest request message.", unit="bytes", limits=(1024, 64 * 1024 * 1024))
     ] = 4 * 1024 * 1024
     max_request_bytes_in_flight: Annotated[
         int,
@@ -87,8 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "refused, to be sent again. With an API keys file one tenant may have half of it. At least "
             "max_message_bytes.",
             unit="bytes",
-            low=1024,
-            high=2**40,
+            limits=(1024, 2**40),
         ),
     ] = 64 * 1024 * 1024
     stream_buffer_tokens: Annotated[
@@ -97,8 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "network",
             "Most tokens of one stream that wait for a slow reader before the stream is ended.",
             unit="tokens",
-            low=16,
-            high=MAX_INT32,
+            limits=(16, MAX_INT32),
         ),
     ] = 4096
     tls_certificate: Annotated[
@@ -132,8 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "scheduling",
             "Most sequences that run at once; 256 by default on device cuda.",
             unit="sequences",
-            low=1,
-            high=4096,
+            limits=(1, 4096),
         ),
     ] = 64
     max_num_batched_tokens: Annotated[
@@ -142,8 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "scheduling",
             "Token budget of one step; at least max_num_seqs. 8192 by default on device cuda.",
             unit="tokens",
-            low=1,
-            high=1024 * 1024,
+            limits=(1, 1024 * 1024),
         ),
     ] = 1024
     max_prefill_tokens_per_step: Annotated[
@@ -153,15 +148,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Most prompt tokens in a step while sequences decode, so that a long prompt does not stall them; 2048 by "
             "default on device cuda.",
             unit="tokens",
-            low=1,
-            high=1024 * 1024,
+            limits=(1, 1024 * 1024),
         ),
     ] = 256
     max_queued: Annotated[
         int,
-        Setting("scheduling", "Most sequences that wait; more are refused.", unit="sequences", low=1, high=1024 * 1024),
+        Setting("scheduling", "Most sequences that wait; more are refused.", unit="sequences", limits=(1, 1024 * 1024)),
     ] = 1024
-    max_n: Annotated[int, Setting("scheduling", "Most outputs of one request.", unit="outputs", low=1, high=1024)] = 16
+    max_n: Annotated[int, Setting("scheduling", "Most outputs of one request.", unit="outputs", limits=(1, 1024))] = 16
     block_size: Annotated[
         int | None,
         Setting(
@@ -169,8 +163,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Tokens in a KV block.",
             unit="tokens",
             unset="what the attention backend does best with, 32 on a CPU",
-            low=1,
-            high=1024,
+            limits=(1, 1024),
         ),
     ] = None
     kv_cache_bytes: Annotated[
@@ -180,19 +173,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Memory for KV, such as 512M or 4GiB.",
             unit="bytes",
             unset="the worker's choice",
-            low=1024,
-            high=2**50,
+            limits=(1024, 2**50),
         ),
     ] = None
     enable_prefix_caching: Annotated[
         bool, Setting("scheduling", "Keep the KV of ended sequences for prompts that begin alike.")
     ] = True
-    pipeline_depth: Annotated[int, Setting("scheduling", "Step plans in flight.", unit="plans", low=1, high=2)] = 2
+    pipeline_depth: Annotated[int, Setting("scheduling", "Step plans in flight.", unit="plans", limits=(1, 2))] = 2
 
     num_threads: Annotated[
         int | None,
         Setting(
-            "worker", "Threads of one step.", unit="threads", unset="every core the process may use", low=1, high=1024
+            "worker", "Threads of one step.", unit="threads", unset="every core the process may use", limits=(1, 1024)
         ),
     ] = None
     cpu_kernels: Annotated[
@@ -217,8 +209,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "worker",
             "On a GPU: share of its memory that may be in use in a worst step, by whomever; the KV cache takes what "
             "the rest leaves. Without effect where kv_cache_bytes is set.",
-            low=0.01,
-            high=1.0,
+            limits=(0.01, 1.0),
         ),
     ] = 0.9
     enforce_eager: Annotated[
@@ -228,7 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = False
     sim_step_us: Annotated[
-        int, Setting("worker", "How long a step of the sim device takes.", unit="µs", low=0, high=10_000_000)
+        int, Setting("worker", "How long a step of the sim device takes.", unit="µs", limits=(0, 10_000_000))
     ] = 0
 
     tensor_parallel_size: Annotated[
@@ -238,8 +229,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Ranks that share the model, a process each: one per GPU, or on a CPU one per group of cores. Divides the "
             "model's attention heads and KV heads.",
             unit="ranks",
-            low=1,
-            high=64,
+            limits=(1, 64),
         ),
     ] = 1
     remote_workers: Annotated[
@@ -248,8 +238,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "parallel",
             "Ranks, the last ones, that `pagewire worker` starts on other hosts; needs a worker_transport of tcp.",
             unit="ranks",
-            low=0,
-            high=63,
+            limits=(0, 63),
         ),
     ] = 0
     distributed_address: Annotated[
@@ -265,14 +254,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_delay_s: Annotated[
         float,
         Setting(
-            "operation", "On draining: time between NOT_SERVING and refusing requests.", unit="s", low=0, high=3600
+            "operation", "On draining: time between NOT_SERVING and refusing requests.", unit="s", limits=(0, 3600)
         ),
     ] = 0.0
     drain_grace_s: Annotated[
-        float, Setting("operation", "On draining: time that running streams get.", unit="s", low=0, high=3600)
+        float, Setting("operation", "On draining: time that running streams get.", unit="s", limits=(0, 3600))
     ] = 30.0
     load_interval_s: Annotated[
-        float, Setting("operation", "Time between the engine's load reports.", unit="s", low=0.05, high=60)
+        float, Setting("operation", "Time between the engine's load reports.", unit="s", limits=(0.05, 60))
     ] = 0.5
     max_restarts: Annotated[
         int,
@@ -280,8 +269,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "operation",
             "Most restarts in a row of one process; it counts anew once the process has served for a minute.",
             unit="restarts",
-            low=0,
-            high=1000,
+            limits=(0, 1000),
         ),
     ] = 3
     hang_timeout_s: Annotated[
@@ -291,8 +279,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "A process that makes no progress for so long is ended and started again: workers that hold a step, the "
             "engine or a frontend whose loop stands still. Longer than the longest step; 0: never.",
             unit="s",
-            low=0,
-            high=86_400,
+            limits=(0, 86_400),
         ),
     ] = 300.0
     runtime_dir: Annotated[
