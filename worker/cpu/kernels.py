@@ -21,8 +21,8 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.cpu.captured_decoder import CapturedDecoder
 from pagewire.worker.cpu.native_ops import NativeOps, unsupported_shape
-from pagewire.worker.cpu.recorded_decoder import RecordedDecoder
 from pagewire.worker.cpu.runner import Model, TokenSampler
 from pagewire.worker.linears.int8 import (
     Int8Unavailable,
@@ -103,7 +103,7 @@ def choose_kernels(
         ops=NativeOps(library, config, dtype),
         linears=NativeLinears(library, dtype) if quantization == "none" else NativeInt8Linears(library, dtype),
         sampler=lambda vocab_size: NativeSampler(library, vocab_size),
-        model=lambda decoder: RecordedDecoder(decoder, library),
+        model=lambda decoder: CapturedDecoder(decoder, library),
         note="",
     )
 

@@ -17,7 +17,7 @@ from pagewire.wire.launch import Quantization
 from pagewire.wire.model import DType
 from pagewire.wire.plan import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.cpu.recorded_decoder import RecordedDecoder
+from pagewire.worker.cpu.captured_decoder import CapturedDecoder
 from pagewire.worker.linears.native import NativeLinears
 from pagewire.worker.model.norm import RmsNorm
 from pagewire.worker.native.library import NativeLibrary, NormArgs, load_library
@@ -57,7 +57,7 @@ def two_engines(
     repeating = served_model_for(checkpoint.spec, dtype, "native", quantization)
     other = served_model_for(checkpoint.spec, dtype, "native", quantization)
     plain = ServedModel(other.decoder, other.decoder, other.kernels)
-    assert isinstance(repeating.model, RecordedDecoder)
+    assert isinstance(repeating.model, CapturedDecoder)
     engines = [
         LocalEngine(served, chunk=24, num_blocks=200, kv_dtype=DTYPES[dtype], **{"block_size": 4, **limits})
         for served in (repeating, plain)
