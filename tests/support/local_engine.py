@@ -91,7 +91,7 @@ class LocalEngine:
         if step is not None:
             self._step_id += 1
             for start in step.starts:
-                self.cached[start.event.handle] = start.event.cached_tokens
+                self.cached[start.message.handle] = start.message.cached_tokens
             self._in_flight.append((step, self.runner.run(step.plan)))
         if self._in_flight and (step is None or len(self._in_flight) == 2):
             planned, tokens = self._in_flight.popleft()
