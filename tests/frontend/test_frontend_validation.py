@@ -152,12 +152,12 @@ def test_values_that_ask_for_nothing_are_accepted(spec: ModelSpec) -> None:
         request_id="x" * 128,
     )
     valid = validate_generation(neutral, spec, LIMITS)
-    assert (valid.n, valid.priority, valid.top_k, valid.max_tokens) == (4, -100, 0, 399)
+    assert (valid.n, valid.priority, valid.sampling.top_k, valid.max_tokens) == (4, -100, 0, 399)
 
 
 def test_unset_fields_get_their_documented_defaults(spec: ModelSpec) -> None:
     valid = validate_generation(generation(), spec, LIMITS)
-    assert (valid.temperature, valid.top_k, valid.top_p) == (1.0, 0, 1.0)
+    assert (valid.sampling.temperature, valid.sampling.top_k, valid.sampling.top_p) == (1.0, 0, 1.0)
     assert (valid.n, valid.priority, valid.seed, valid.max_tokens) == (1, 0, None, None)
     assert (valid.want_text, valid.want_token_ids, valid.skip_special_tokens) == (True, True, True)
     assert (valid.ignore_eos, valid.include_stop, valid.cache_salt, valid.max_queue_time_s) == (

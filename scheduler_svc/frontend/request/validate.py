@@ -25,6 +25,7 @@ from pagewire.scheduler_svc.frontend.request.limits import (
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
+from pagewire.wire.plan import SamplingParams
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
 
@@ -36,10 +37,10 @@ class ValidGeneration:
     prompt: Prompt
     prompt_path: str
     """Path of the prompt's field, for errors about its length."""
-    temperature: float
-    top_k: int
-    top_p: float
+    sampling: SamplingParams
+    """Of every output, but for the seed."""
     seed: int | None
+    """Of the first output; none where the request leaves it to the server."""
     max_tokens: int | None
     stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
@@ -69,9 +70,12 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
     return ValidGeneration(
         prompt=prompt,
         prompt_path=prompt_path,
-        temperature=_temperature(sampling, spec),
-        top_k=_top_k(sampling, spec, limits),
-        top_p=_top_p(sampling, spec),
+        sampling=SamplingParams(
+            temperature=_temperature(sampling, spec),
+            top_k=_top_k(sampling, spec, limits),
+            top_p=_top_p(sampling, spec),
+            seed=0,
+        ),
         seed=sampling.seed if sampling.HasField("seed") else None,
         max_tokens=_max_tokens(stopping, limits),
         stop_strings=_stop_strings(stopping, spec),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgument
 from pagewire.scheduler_svc.frontend.request.fields import check_model, check_token_ids
@@ -34,7 +35,6 @@ from pagewire.v1 import generation_pb2 as generation_pb
 from pagewire.v1 import inference_pb2 as pb
 from pagewire.v1 import inference_pb2_grpc
 from pagewire.wire.columns import pack
-from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import Submit
 
 REQUEST_ID_METADATA = "pagewire-request-id"
@@ -193,7 +193,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 request_id=request_id,
                 prompt=prompt,
                 generated=b"",
-                sampling=SamplingParams(valid.temperature, valid.top_k, valid.top_p, (seed + index) % _SEED_RANGE),
+                sampling=msgspec.structs.replace(valid.sampling, seed=(seed + index) % _SEED_RANGE),
                 max_tokens=max_tokens,
                 stop_token_ids=list(valid.stop_token_ids),
                 ignore_eos=valid.ignore_eos,
