@@ -20,9 +20,9 @@ from grpc_reflection.v1alpha import reflection
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.errors import InternalError
-from pagewire.scheduler_svc.frontend.request.limits import MAX_CALLS
-from pagewire.scheduler_svc.frontend.request.prompt_reader import PromptReader
-from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
+from pagewire.scheduler_svc.frontend.fairness import RequestBytes
+from pagewire.scheduler_svc.frontend.limits import MAX_CALLS
+from pagewire.scheduler_svc.frontend.request.prompt import PromptReader
 from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor, read_keys
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
@@ -30,8 +30,7 @@ from pagewire.scheduler_svc.frontend.rpc.drain import Intake
 from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceParts, InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
-from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService
-from pagewire.scheduler_svc.frontend.rpc.request_bytes import RequestBytes
+from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
 from pagewire.scheduler_svc.frontend.text.tokenizer import NUM_THREADS, TextTokenizer

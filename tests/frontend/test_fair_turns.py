@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.scheduler_svc.frontend.rpc.fair_turns import FairTurns
+from pagewire.scheduler_svc.frontend.fairness import FairTurns
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -8,9 +8,9 @@ import pytest
 from support.frontend_world import failure, running_frontend, violated_field
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.limits import MAX_FIELDS
-from pagewire.scheduler_svc.frontend.rpc import field_count
-from pagewire.scheduler_svc.frontend.rpc.field_count import refuse_many_fields
+from pagewire.scheduler_svc.frontend.limits import MAX_FIELDS
+from pagewire.scheduler_svc.frontend.rpc import message_fields
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_many_fields
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import GenerateRequest
 from pagewire.wire.model import ModelSpec
@@ -70,15 +70,15 @@ def test_a_field_is_a_field_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     frame = request.SerializeToString()
     num_fields = 1 + (1 + (1 + (1 + 1)) + (1 + 1 + 2 * (1 + 2) + 1) + 1)
-    monkeypatch.setattr(field_count, "MAX_FIELDS", num_fields)
+    monkeypatch.setattr(message_fields, "MAX_FIELDS", num_fields)
     refuse_many_fields(frame, GenerateRequest)
-    monkeypatch.setattr(field_count, "MAX_FIELDS", num_fields - 1)
+    monkeypatch.setattr(message_fields, "MAX_FIELDS", num_fields - 1)
     with pytest.raises(InvalidArgument, match=f"has more than {num_fields - 1} fields"):
         refuse_many_fields(frame, GenerateRequest)
 
 
 def test_bytes_that_are_no_message_are_left_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(field_count, "MAX_FIELDS", 30)
+    monkeypatch.setattr(message_fields, "MAX_FIELDS", 30)
     draw = random.Random(0)
     whole = GenerateRequest(generation=pb.Generation(model="x" * 300, n=7)).SerializeToString()
     for _ in range(3000):

@@ -13,9 +13,9 @@ from support.frontend_world import failure, running_frontend, unary, violated_fi
 from support.tiny_tokenizer import make_spec, make_tokenizer
 
 from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
-from pagewire.scheduler_svc.frontend.request.template_variables import Variables
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits, TemplateRefusedError
 from pagewire.scheduler_svc.frontend.text.template_process import Refused, Rendered, compile_template, render
+from pagewire.scheduler_svc.frontend.text.template_variables import Variables
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, model_pb2
 from pagewire.wire.columns import unpack

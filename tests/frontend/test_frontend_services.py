@@ -17,9 +17,9 @@ from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_tokenizer
 
 from pagewire.scheduler_svc.frontend.errors import InternalError
-from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
 from pagewire.scheduler_svc.frontend.rpc import health as health_module
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.v1 import admin_pb2, generation_pb2, inference_pb2, model_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.control import Drain, Drained, DrainRequested

@@ -12,11 +12,11 @@ from support.frontend_world import failure, ids_request, running_frontend, unary
 from support.tiny_tokenizer import make_tokenizer
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound
-from pagewire.scheduler_svc.frontend.request.limits import MAX_CHAT_PARTS, MAX_JSON_BYTES, ModelLimits
+from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, MAX_JSON_BYTES, ModelLimits
 from pagewire.scheduler_svc.frontend.request.prompt import ChatPrompt
-from pagewire.scheduler_svc.frontend.request.template_variables import TemplateForms
 from pagewire.scheduler_svc.frontend.request.validate import resolve_max_tokens, validate_generation
-from pagewire.scheduler_svc.frontend.rpc.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForms
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 from pagewire.wire.columns import unpack

@@ -49,7 +49,7 @@ SAFE = {
     },
     "client/responses.py": {"message.text.decode()"},
     # A door of its own, for texts of callers: exact, and with the path of what is wrong.
-    "scheduler_svc/frontend/request/json_text.py": {"_DECODER.decode(text)"},
+    "scheduler_svc/frontend/text/json_text.py": {"_DECODER.decode(text)"},
     # protobuf's own error is caught where it is called.
     "scheduler_svc/frontend/rpc/boundary.py": {"kind.FromString(frame)"},
     "client/bench/summary.py": {"StreamGenerateResponse.FromString(frame)"},

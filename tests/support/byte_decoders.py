@@ -21,10 +21,9 @@ from pagewire.scheduler_svc.engine.bench import EngineWorkload
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.json_text import JsonReader
-from pagewire.scheduler_svc.frontend.request.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
 from pagewire.scheduler_svc.frontend.text.template_process import (
     FromRenderer,
     Invalid,
@@ -35,6 +34,7 @@ from pagewire.scheduler_svc.frontend.text.template_process import (
     Rendered,
     ToRenderer,
 )
+from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
 from pagewire.scheduler_svc.models import carried, gguf_file
 from pagewire.scheduler_svc.settings import sources
@@ -245,7 +245,7 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
         return JsonReader("chat", 1000).object(content.decode(errors="replace"), "chat.tools[0].parameters")
 
     arguments = b'{"type": "object", "properties": {"n": {"minimum": 1.5, "enum": [1, 2]}}}'
-    yield ByteDecoder("scheduler_svc/frontend/request/json_text.py", argument, (InvalidArgument,), (arguments,))
+    yield ByteDecoder("scheduler_svc/frontend/text/json_text.py", argument, (InvalidArgument,), (arguments,))
     workload = msgspec.json.encode({"running": 4})
     yield ByteDecoder(
         "scheduler_svc/engine/bench.py", lambda content: decode_json(content, EngineWorkload), (WireError,), (workload,)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.limits import MAX_CHAT_MESSAGES, MAX_CHAT_PARTS, MAX_JSON_BYTES
-from pagewire.scheduler_svc.frontend.request.template_variables import JsonText, Variables
+from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_MESSAGES, MAX_CHAT_PARTS, MAX_JSON_BYTES
+from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.v1 import generation_pb2 as pb
 
 _ROLES = {

@@ -5,12 +5,12 @@ path in the request, its value and the limit. A field whose work is not built is
 neutral value, which asks for nothing, is accepted.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.fields import check_model, check_token_ids, duration_s, quote, within
-from pagewire.scheduler_svc.frontend.request.limits import (
+from pagewire.scheduler_svc.frontend.limits import (
     MAX_CACHE_SALT_BYTES,
     MAX_PRIORITY,
     MAX_QUEUE_TIME_S,
@@ -21,6 +21,11 @@ from pagewire.scheduler_svc.frontend.request.limits import (
     MAX_TEMPERATURE,
     MIN_PRIORITY,
     ModelLimits,
+    check_model,
+    check_token_ids,
+    duration_s,
+    quote,
+    within,
 )
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.v1 import generation_pb2 as pb
@@ -28,6 +33,7 @@ from pagewire.wire.model import ModelSpec
 from pagewire.wire.plan import SamplingParams
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
+_SALT_DOMAIN = b"pagewire prefix cache salt 1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +111,21 @@ def resolve_max_tokens(requested: int | None, num_prompt_tokens: int, limits: Mo
             f"together may be {limits.max_tokens} tokens",
         )
     return requested
+
+
+def chain_salt(tenant: str, cache_salt: str | None) -> bytes:
+    """The root of a request's prefix-cache chain: 32 bytes from the authenticated tenant (empty: the anonymous one) and
+    the request's salt, if it has one.
+
+    Requests share cached blocks only when both are equal. They are written with their lengths before they are hashed,
+    so that no tenant can choose a salt that makes its chain another's.
+    """
+    digest = hashlib.sha256(_SALT_DOMAIN)
+    parts = [tenant] if cache_salt is None else [tenant, cache_salt]
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
 
 
 def _refuse_unbuilt(generation: pb.Generation) -> None:

@@ -15,10 +15,14 @@ import grpc
 import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.fields import duration_s
-from pagewire.scheduler_svc.frontend.request.limits import MAX_DRAIN_GRACE_S, MAX_WATCH_INTERVAL_S, MIN_WATCH_INTERVAL_S
+from pagewire.scheduler_svc.frontend.limits import (
+    MAX_DRAIN_GRACE_S,
+    MAX_WATCH_INTERVAL_S,
+    MIN_WATCH_INTERVAL_S,
+    duration_s,
+)
 from pagewire.scheduler_svc.frontend.rpc.drain import Intake
-from pagewire.scheduler_svc.frontend.rpc.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import admin_pb2 as pb

@@ -12,7 +12,7 @@ hour's stream or an hour in the queue: here nothing holds them once the message 
 a few at a time: until a call's message is asked for, HTTP/2 lets its client send 64 KB of it (`listener`), and so
 hundreds of large ones that come at once wait at their clients: 300 of 3.9 MB took 150 MB, where all of them were in
 memory before. A client that is slow to send holds nobody up for long. How many fields a message has is looked at before
-it is decoded (`field_count`), and large ones are decoded one after the other, so that streams get on between them.
+it is decoded (`message_fields`), and large ones are decoded one after the other, so that streams get on between them.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from grpc.aio import AbortError
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.errors import InternalError, InvalidArgument, RequestError, ResourceExhausted
-from pagewire.scheduler_svc.frontend.rpc.fair_turns import FairTurns
-from pagewire.scheduler_svc.frontend.rpc.field_count import refuse_many_fields
+from pagewire.scheduler_svc.frontend.fairness import FairTurns
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_many_fields
 from pagewire.scheduler_svc.frontend.rpc.status import abort
 
 _log = logging.getLogger(__name__)

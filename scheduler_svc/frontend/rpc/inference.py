@@ -14,17 +14,19 @@ import grpc
 import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgument
-from pagewire.scheduler_svc.frontend.request.fields import check_model, check_token_ids
-from pagewire.scheduler_svc.frontend.request.limits import MAX_DETOKENIZED_IDS
-from pagewire.scheduler_svc.frontend.request.prompt import check_prompt_length, validate_prompt
-from pagewire.scheduler_svc.frontend.request.prompt_reader import PromptReader
-from pagewire.scheduler_svc.frontend.request.salt import chain_salt
-from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
-from pagewire.scheduler_svc.frontend.request.validate import ValidGeneration, resolve_max_tokens, validate_generation
+from pagewire.scheduler_svc.frontend.fairness import RequestBytes
+from pagewire.scheduler_svc.frontend.limits import MAX_DETOKENIZED_IDS, check_model, check_token_ids
+from pagewire.scheduler_svc.frontend.request.prompt import PromptReader, check_prompt_length, validate_prompt
+from pagewire.scheduler_svc.frontend.request.validate import (
+    ValidGeneration,
+    chain_salt,
+    resolve_max_tokens,
+    validate_generation,
+)
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
 from pagewire.scheduler_svc.frontend.rpc.drain import Intake
-from pagewire.scheduler_svc.frontend.rpc.request_bytes import RequestBytes
-from pagewire.scheduler_svc.frontend.rpc.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings

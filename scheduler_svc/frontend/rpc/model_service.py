@@ -1,16 +1,69 @@
-"""ModelService: what is served. It reads `ServedModel` and nothing else."""
+"""ModelService: what is served, the model's spec with the limits that settings and the engine set.
+
+The spec and the settings are fixed at start; what the worker's memory can hold comes from the engine, once it knows.
+"""
 
 from typing import Any
 
 import grpc
 
-from pagewire.scheduler_svc.frontend.request.fields import check_model
-from pagewire.scheduler_svc.frontend.request.served_model import ServedModel
-from pagewire.scheduler_svc.frontend.rpc.unknown_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.limits import MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, ModelLimits, check_model
+from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.streams.engine_status import EngineStatus
+from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import model_pb2 as pb
 from pagewire.v1 import model_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ServedModel:
+    """The one model of this server."""
+
+    def __init__(self, launch: FrontendLaunch, status: EngineStatus) -> None:
+        self.spec = launch.model
+        self._launch = launch
+        self._status = status
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What requests must keep to now."""
+        info = self._status.info
+        launched = self._launch.max_model_len
+        return ModelLimits(
+            vocab_size=self.spec.decoder.vocab_size,
+            max_model_len=min(launched, info.max_model_len) if info and info.max_model_len else launched,
+            max_kv_tokens=info.num_blocks * info.block_size if info else 0,
+            max_n=self._launch.max_n,
+        )
+
+    def describe(self) -> pb.Model:
+        """As ModelService shows it."""
+        spec, limits = self.spec, self.limits
+        has_text = spec.tokenizer_file is not None
+        has_chat = has_text and (spec.chat_template is not None or spec.tool_use_template is not None)
+        return pb.Model(
+            name=spec.name,
+            architecture=spec.decoder.architecture,
+            dtype=self._launch.dtype,
+            limits=pb.Limits(
+                max_model_len=limits.max_model_len,
+                vocab_size=limits.vocab_size,
+                max_n=limits.max_n,
+                max_queued=self._launch.max_queued,
+                max_stop_strings=MAX_STOP_STRINGS,
+                max_stop_string_bytes=MAX_STOP_STRING_BYTES,
+                max_message_bytes=self._launch.max_message_bytes,
+                max_kv_tokens=limits.max_kv_tokens,
+            ),
+            capabilities=pb.Capabilities(text=has_text, chat=has_chat),
+            tokenizer_digest=spec.tokenizer_digest,
+            weights_digest=spec.weights_digest,
+            default_sampling=pb.DefaultSampling(
+                temperature=spec.sampling.temperature, top_k=spec.sampling.top_k, top_p=spec.sampling.top_p
+            ),
+            eos_token_ids=spec.eos_token_ids,
+        )
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):

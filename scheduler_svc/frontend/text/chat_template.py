@@ -18,8 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ResourceExhausted
-from pagewire.scheduler_svc.frontend.request.template_variables import Variables
-from pagewire.scheduler_svc.frontend.rpc.fair_turns import FairTurns
+from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.template_process import (
     FRAME_HEADER,
     FromRenderer,
@@ -31,6 +30,7 @@ from pagewire.scheduler_svc.frontend.text.template_process import (
     Rendered,
     ToRenderer,
 )
+from pagewire.scheduler_svc.frontend.text.template_variables import Variables
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 
 _DEFAULT, _TOOL_USE = "default", "tool_use"

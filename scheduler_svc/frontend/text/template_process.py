@@ -33,7 +33,7 @@ import jinja2.utils
 import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.template_variables import TemplateForms, Variables
+from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForms, Variables
 from pagewire.wire.codec import Codec, WireError
 
 FRAME_HEADER = struct.Struct("<I")

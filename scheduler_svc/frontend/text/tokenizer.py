@@ -22,7 +22,7 @@ import tokenizers
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
-from pagewire.scheduler_svc.frontend.rpc.fair_turns import FairTurns
+from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.detokenizer import (
     BYTE_LEVEL_ALPHABET,
     Detokenizer,

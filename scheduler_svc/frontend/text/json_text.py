@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.limits import MAX_CHAT_PARTS, MAX_JSON_DEPTH, MAX_JSON_INTEGER_DIGITS
+from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, MAX_JSON_DEPTH, MAX_JSON_INTEGER_DIGITS
 
 _MAX_WRITTEN_CHARACTERS = 80
 

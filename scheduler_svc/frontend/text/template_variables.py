@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.request.fields import quote
-from pagewire.scheduler_svc.frontend.request.json_text import JsonReader
+from pagewire.scheduler_svc.frontend.limits import quote
+from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
 
 
 class JsonText(msgspec.Struct, frozen=True):
