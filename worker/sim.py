@@ -97,7 +97,7 @@ class SimRunner:
         """One token per row that samples, in the plan's order, `step_us` after the call. Raises PlanError."""
         deadline = self._clock() + self._step_s
         step = self._slots.apply(plan)
-        seeds = self._slots.columns.seed[step.sample_slots]
+        seeds = self._slots.columns.sampling["seed"][step.sample_slots]
         tokens = (hash_positions(seeds, step.sample_positions) % self._num_ids).astype(np.int32)
         for skipped in self._skipped:
             tokens += tokens >= skipped

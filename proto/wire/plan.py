@@ -30,11 +30,10 @@ A plan is only valid as the next `step_id` of its `epoch`; `Begin` opens an epoc
 slot or block by a later plan is safe because plans run in order.
 """
 
-import math
-
 import msgspec
 
 from pagewire.wire.ranges import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
+from pagewire.wire.sampling import SamplingParams
 
 PROTOCOL_VERSION = 2
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
@@ -43,37 +42,6 @@ NO_TOKEN = -1
 """In a result's tokens: this row's logits were not numbers (NaN, an infinity, or nothing but minus infinity), so there
 was nothing to draw from. The engine ends that sequence as failed and releases its slot; the other rows are unharmed.
 Until the release, the slot goes on with token 0 as its input, so that a plan already in flight stays valid."""
-
-
-MAX_TEMPERATURE = 2.0**127
-LEAST_TOP_P = 2.0**-149
-"""A worker keeps both as float32, in which the first is finite and the second is not 0."""
-
-
-class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How a slot's tokens are drawn. The draw at position p depends on the logits, these and p alone."""
-
-    temperature: float
-    """0 is greedy."""
-    top_k: int
-    """0 keeps all."""
-    top_p: float
-    """1 keeps all."""
-    seed: int
-    """0 … 2^64 - 1."""
-
-    def problem(self) -> str | None:
-        """Why nothing can be drawn with these, naming field, value and limit; none where it can. The engine asks before
-        it takes a sequence over, and a worker before it admits one."""
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
-            return f"temperature is {self.temperature}; the range is 0 to {MAX_TEMPERATURE:g}"
-        if self.top_k < 0:
-            return f"top_k is {self.top_k}; it must be at least 0"
-        if not LEAST_TOP_P <= self.top_p <= 1:
-            return f"top_p is {self.top_p}; it must be greater than 0 and at most 1"
-        if not 0 <= self.seed < 2**64:
-            return f"seed is {self.seed}; the range is 0 to 2^64 - 1"
-        return None
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):

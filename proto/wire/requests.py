@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from pagewire.wire.plan import DeviceMemory, SamplingParams
+from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.ranges import (
     Count,
     Handle,
@@ -26,6 +26,7 @@ from pagewire.wire.ranges import (
     ShortTexts,
     Total,
 )
+from pagewire.wire.sampling import SamplingParams
 
 
 class FinishKind(enum.IntEnum):

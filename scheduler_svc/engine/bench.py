@@ -26,8 +26,9 @@ from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.columns import Int32Array, pack, unpack
-from pagewire.wire.plan import FromWorker, SamplingParams, StepResult, ToWorker
+from pagewire.wire.plan import FromWorker, StepResult, ToWorker
 from pagewire.wire.requests import Submit
+from pagewire.wire.sampling import SamplingParams
 
 PARTS = ("plan", "encode", "decode", "apply")
 

@@ -9,8 +9,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
-from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import FinishKind
+from pagewire.wire.sampling import SamplingParams
 
 NO_SLOT = -1
 

@@ -13,7 +13,8 @@ from support.worker_process import TIMEOUT_S, sim_launch
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.launch import RankGroup
-from pagewire.wire.plan import SamplingParams, StepPlan
+from pagewire.wire.plan import StepPlan
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import TritonAttention

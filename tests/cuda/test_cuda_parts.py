@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.worker_plans import SMALL, PlanMaker, admit
 
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.sampling import ROW_WORDS, SamplingParams
 from pagewire.worker.attention.choice import CudaCard, attention_ladder
 from pagewire.worker.cuda.buckets import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepShape
 from pagewire.worker.kernels.reference import step_state
+from pagewire.worker.kernels.sampling_workspace import parameter_S
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
 from pagewire.worker.slots.state import Slots
 
@@ -45,13 +46,10 @@ def test_the_layout_fills_its_arena_without_overlap() -> None:
     layout = SlotLayout(num_slots=3, table_len=5)
     slots = layout.allocate(torch.device("cpu"))
     columns = [
-        slots.seed_R,
+        slots.sampling_RP,
         slots.last_token_R,
         slots.length_R,
         slots.write_floor_R,
-        slots.top_k_R,
-        slots.temperature_R,
-        slots.top_p_R,
         slots.block_tables_RM,
     ]
     spans = sorted((c.data_ptr(), c.data_ptr() + c.nbytes) for c in columns)
@@ -70,15 +68,15 @@ def test_a_packed_plan_word_by_word() -> None:
 
     plan = maker.make(admits=[admit(3, [9, 8, 7, 6, 5], [11, 12], cached=4, sampling=drawn)], chunks=[(3, 1)])
     packed = packer.pack(slots.apply(plan), 1, out)
-    assert (packed.num_seqs, packed.num_ids, packed.num_changes) == (1, 1, 9)
+    assert (packed.num_seqs, packed.num_ids, packed.num_changes) == (1, 1, ROW_WORDS + 2 + 2)
     assert out[: SEQ_FIELDS + 1].tolist() == [3, 0, 1, 0, 0, 5]  # slot, row, rows, first id, sample; the id
     device = layout.allocate(torch.device("cpu"))
     words = torch.from_numpy(out[packed.changes_start : packed.num_words]).view(2, -1)
     step_state.apply_changes(device, words[0], words[1])
     assert device.length_R.tolist() == [0, 0, 0, 4, 0, 0]
     assert device.write_floor_R.tolist() == [0, 0, 0, 4, 0, 0]
-    assert (int(device.top_k_R[3]), float(device.temperature_R[3]), float(device.top_p_R[3])) == (7, 0.5, 0.25)
-    assert int(device.seed_R[3]) == -2  # the same 64 bits
+    asked = [parameter_S(device.sampling_RP, name)[3].item() for name in ("top_k", "temperature", "top_p", "seed")]
+    assert asked == [7, 0.5, 0.25, -2]  # of the seed the same 64 bits
     assert device.block_tables_RM[3, :3].tolist() == [11, 12, 0]
     assert not device.block_tables_RM[:3].any()
 
@@ -86,7 +84,7 @@ def test_a_packed_plan_word_by_word() -> None:
     plan = maker.make(admits=[admit(0, [1], [1])], grow=[(3, 13), (0, 2)], chunks=[(0, 1)])
     packed = packer.pack(slots.apply(plan), 2, out)
     indices = out[packed.changes_start :][: packed.num_changes].tolist()
-    assert len(set(indices)) == len(indices) == 1 + 7 + 2
+    assert len(set(indices)) == len(indices) == 1 + (ROW_WORDS + 2) + 2
     assert out[: 2 * SEQ_FIELDS].reshape(2, -1).tolist() == [[3, 0, 1, -1, 0], [0, 1, 1, 0, 1]]
 
     # Nothing changes, one sequence decodes, and padding follows it.

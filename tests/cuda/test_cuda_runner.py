@@ -10,7 +10,8 @@ from support.device_runner import device_decoder, make_runner, plain_decoder, ru
 from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 
 from pagewire.wire.columns import unpack
-from pagewire.wire.plan import NO_TOKEN, SamplingParams, StepPlan
+from pagewire.wire.plan import NO_TOKEN, StepPlan
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.batch import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner

@@ -25,7 +25,7 @@ from support.worse_bytes import always, worse
 from pagewire.wire.codec import Codec
 from pagewire.wire.columns import pack
 from pagewire.wire.control import WorkerLost
-from pagewire.wire.plan import PROTOCOL_VERSION, Begin, FromWorker, SamplingParams, StepPlan, StepResult, WorkerHello
+from pagewire.wire.plan import PROTOCOL_VERSION, Begin, FromWorker, StepPlan, StepResult, WorkerHello
 from pagewire.wire.requests import (
     Abort,
     EngineInfo,
@@ -38,6 +38,7 @@ from pagewire.wire.requests import (
     RejectKind,
     TokenBatch,
 )
+from pagewire.wire.sampling import SamplingParams
 
 GOOD = SamplingParams(0.0, 0, 1.0, 5)
 ROUNDS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "300"))

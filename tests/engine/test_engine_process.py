@@ -20,7 +20,7 @@ from support.engine_process import (
 from pagewire.wire.codec import JsonCodec
 from pagewire.wire.columns import pack
 from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, StepOverdue, Stop, WorkerLost
-from pagewire.wire.plan import SamplingParams, StepPlan, StepResult
+from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import (
     Abort,
     AbortRequest,
@@ -38,6 +38,7 @@ from pagewire.wire.requests import (
     ToFrontend,
     TokenBatch,
 )
+from pagewire.wire.sampling import SamplingParams
 
 Frontend = Peer[FromFrontend, ToFrontend]
 

@@ -9,8 +9,9 @@ from support.engine_process import LIMIT_S, VOCAB_SIZE, EngineProcess, Peer, Pla
 
 from pagewire.wire.columns import pack
 from pagewire.wire.control import Ready, WorkerLost
-from pagewire.wire.plan import Begin, SamplingParams, StepPlan, StepResult
+from pagewire.wire.plan import Begin, StepPlan, StepResult
 from pagewire.wire.requests import EngineInfo, EngineState, FromFrontend, Register, Submit, ToFrontend, TokenBatch
+from pagewire.wire.sampling import SamplingParams
 
 PROMPT = [5, 6, 7]
 NUM_TOKENS = 12

@@ -8,8 +8,9 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import pack, unpack, unpack_pairs
-from pagewire.wire.plan import NO_TOKEN, SamplingParams
+from pagewire.wire.plan import NO_TOKEN
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
+from pagewire.wire.sampling import SamplingParams
 
 CONFIG = SchedulerConfig(
     max_num_seqs=4,

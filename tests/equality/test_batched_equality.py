@@ -14,7 +14,7 @@ from support.local_engine import LocalEngine
 from support.torch_threads import torch_threads
 
 from pagewire.wire.launch import CpuKernelKind
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.sampling import SamplingParams
 
 FAMILIES = ("qwen3-tied", "qwen3-untied", "llama", "mistral", "qwen2")
 BLOCK_SIZES = (1, 16, 256)

@@ -15,7 +15,7 @@ from support.torch_threads import torch_threads
 
 from pagewire.wire.launch import Quantization
 from pagewire.wire.model import DType
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.captured_decoder import CapturedDecoder
 from pagewire.worker.linears.native import NativeLinears

@@ -50,7 +50,6 @@ from pagewire.wire.plan import (
     Begin,
     DeviceMemory,
     FromWorker,
-    SamplingParams,
     StepPlan,
     StepResult,
     ToWorker,
@@ -75,6 +74,7 @@ from pagewire.wire.requests import (
     ToFrontend,
     TokenBatch,
 )
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.launch_file import LaunchError
 from pagewire.worker.launch_file import read_launch as read_worker_launch
 from pagewire.worker.parallel.rendezvous import GroupNotice

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from pagewire.wire.sampling import ROW_WORDS
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
@@ -107,11 +108,10 @@ def compile_elementwise(width: int, inner: int, num_heads: int, num_kv_heads: in
 
 def compile_sampling(vocab_size: int, dtype: torch.dtype) -> None:
     logits_SV = torch.zeros(NUM_ROWS, vocab_size, dtype=dtype)
-    floats_S, ints_S, longs_S = (
-        torch.zeros(NUM_ROWS, dtype=kind) for kind in (torch.float32, torch.int32, torch.int64)
-    )
+    floats_S, ints_S = (torch.zeros(NUM_ROWS, dtype=kind) for kind in (torch.float32, torch.int32))
+    sampling_SP = torch.zeros(NUM_ROWS, ROW_WORDS, dtype=torch.int32)
     workspace = SamplingWorkspace.allocate(NUM_ROWS, vocab_size, CPU)
-    sampling.sample(logits_SV, floats_S, ints_S, floats_S, longs_S, ints_S, ints_S, workspace=workspace)
+    sampling.sample(logits_SV, sampling_SP, ints_S, ints_S, workspace=workspace)
     top = torch.zeros(NUM_ROWS, 20)
     logprobs.logprobs(
         logits_SV, ints_S, floats_S, top.int(), top, workspace=LogprobsWorkspace.allocate(NUM_ROWS, vocab_size, CPU)

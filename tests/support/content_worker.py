@@ -82,7 +82,9 @@ class ContentWorker:
                 self._write(tables[slot], position, prefix_of[slot, position])
         tokens = []
         for slot, position in zip(step.sample_slots.tolist(), step.sample_positions.tolist(), strict=True):
-            token = next_token(prefix_of[slot, position - 1], int(columns.seed[slot]), self._limits.vocab_size)
+            token = next_token(
+                prefix_of[slot, position - 1], int(columns.sampling["seed"][slot]), self._limits.vocab_size
+            )
             tokens.append(token)
             self._last_token[slot] = token
         return np.array(tokens, np.int32)

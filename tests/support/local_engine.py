@@ -13,8 +13,8 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import Int32Array, pack
-from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import Submit
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.slots.columns import SlotLimits

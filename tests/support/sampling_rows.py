@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
-from pagewire.worker.sampling.sampler import SamplingRows
+from pagewire.wire.columns import Int32Array
+from pagewire.wire.sampling import ROW, SamplingParams, SamplingRows, words_of
+from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace, parameter_S
 
 Sample = Callable[..., None]
 
@@ -34,29 +35,35 @@ QUARTERS = [(1, 1_473_566), (3, 915_196), (10, 1_206_881), (1, 1_425_965)]
 """(seed, position) whose uniform is exactly 0, 1/4, 1/2 and 3/4."""
 
 
+def sampling_rows(count: int, **parameters: object) -> SamplingRows:
+    """Rows that are neutral but for these, each a value for all or one for each."""
+    rows = np.full(count, SamplingParams().row())
+    for name, value in parameters.items():
+        rows[name] = value
+    return rows
+
+
 @dataclass(frozen=True)
 class DeviceRows:
-    """Columns of length S as `sample` takes them."""
+    """Rows and positions as `sample` takes them."""
 
-    temperature_S: torch.Tensor
-    top_k_S: torch.Tensor
-    top_p_S: torch.Tensor
-    seed_S: torch.Tensor
+    sampling_SP: torch.Tensor
     position_S: torch.Tensor
 
     @property
+    def seed_S(self) -> torch.Tensor:
+        return parameter_S(self.sampling_SP, "seed")
+
+    @property
     def columns(self) -> tuple[torch.Tensor, ...]:
-        return self.temperature_S, self.top_k_S, self.top_p_S, self.seed_S, self.position_S
+        return self.sampling_SP, self.position_S
 
     def select(self, rows: list[int]) -> "DeviceRows":
         return DeviceRows(*(column[rows] for column in self.columns))
 
     @property
-    def for_sampler(self) -> SamplingRows:
-        temperature, top_k, top_p, seed, position = (column.numpy() for column in self.columns)
-        return SamplingRows(
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed.view(np.uint64), position=position
-        )
+    def for_sampler(self) -> tuple[SamplingRows, Int32Array]:
+        return self.sampling_SP.numpy().view(ROW)[:, 0], self.position_S.numpy()
 
 
 def device_rows(settings: list[tuple[float, int, float]], seed: int = 0) -> DeviceRows:
@@ -64,13 +71,15 @@ def device_rows(settings: list[tuple[float, int, float]], seed: int = 0) -> Devi
     generator = np.random.default_rng(seed)
     count = len(settings)
     temperature, top_k, top_p = zip(*settings, strict=True)
-    return DeviceRows(
-        torch.tensor(temperature, dtype=torch.float32),
-        torch.tensor(top_k, dtype=torch.int32),
-        torch.tensor(top_p, dtype=torch.float32),
-        torch.from_numpy(generator.integers(0, 2**64, count, dtype=np.uint64).view(np.int64)),
-        torch.from_numpy(generator.integers(0, 2**31 - 1, count).astype(np.int32)),
+    rows = sampling_rows(
+        count,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=generator.integers(0, 2**64, count, dtype=np.uint64),
     )
+    positions = generator.integers(0, 2**31 - 1, count).astype(np.int32)
+    return DeviceRows(torch.from_numpy(words_of(rows)), torch.from_numpy(positions))
 
 
 def rows_at_quarters(setting: tuple[float, int, float]) -> DeviceRows:

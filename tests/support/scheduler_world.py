@@ -16,8 +16,8 @@ from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import Int32Array, pack
-from pagewire.wire.plan import SamplingParams
 from pagewire.wire.requests import FinishKind, Rejected, SeqFinished, Submit
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.columns import SlotLimits
 
 FRONTEND = 3
@@ -213,7 +213,7 @@ class World:
             "worker and scheduler disagree about block tables"
         )
         for slot in tables:
-            expectation = self.sequences[int(slots.columns.seed[slot])]
+            expectation = self.sequences[int(slots.columns.sampling["seed"][slot])]
             computed = int(slots.columns.num_computed[slot])
             self.worker.check_context(slot, (expectation.prompt + expectation.output)[:computed])
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import torch
+from support.sampling_rows import sampling_rows
 from support.service import generation
 from transformers import PreTrainedModel
 
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
-from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.sampler import Sampler
 
 LIMIT_S = 280.0
 MAX_PROMPT = 40
@@ -206,13 +207,14 @@ class Judge:
         count = len(positions)
         return self._sampler.sample(
             logits,
-            SamplingRows(
-                temperature=np.full(count, asked.temperature, np.float32),
-                top_k=np.full(count, asked.top_k, np.int32),
-                top_p=np.full(count, asked.top_p, np.float32),
-                seed=np.full(count, (asked.seed + index) % 2**64, np.uint64),
-                position=positions,
+            sampling_rows(
+                count,
+                temperature=asked.temperature,
+                top_k=asked.top_k,
+                top_p=asked.top_p,
+                seed=(asked.seed + index) % 2**64,
             ),
+            positions,
         )
 
     def _close_draws(self, asked: Asked, index: int, logits: torch.Tensor, position: int) -> set[int]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from pagewire.wire.columns import pack, pack_pairs
-from pagewire.wire.plan import Admit, SamplingParams, StepPlan
+from pagewire.wire.plan import Admit, StepPlan
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.columns import SlotLimits
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)

@@ -192,9 +192,9 @@ def test_what_does_not_fit_the_workspace_is_refused() -> None:
         tokens_of(sample, torch.zeros(2, 300), rows, workspace_for(300, max_rows=1))
     with pytest.raises(ValueError, match="logits have 300 ids, the workspace 301"):
         tokens_of(sample, torch.zeros(2, 300), rows, workspace_for(301))
-    with pytest.raises(ValueError, match="temperature has 2 entries for 1 rows of logits"):
+    with pytest.raises(ValueError, match="sampling has 2 entries for 1 rows of logits"):
         tokens_of(sample, torch.zeros(1, 300), rows)
-    with pytest.raises(ValueError, match="temperature has 2 entries for 3 rows of logits"):
+    with pytest.raises(ValueError, match="sampling has 2 entries for 3 rows of logits"):
         tokens_of(sample, torch.zeros(3, 300), rows)
     with pytest.raises(ValueError, match="vocab_size is 1048577; sampling takes 1 to 1048576"):
         SamplingWorkspace.allocate(1, (1 << 20) + 1, CPU)

@@ -23,16 +23,13 @@ def filled_slots(limits: SlotLimits, seed: int) -> SlotTensors:
     """Slots with plausible content."""
     slots = SlotLayout.of(limits).allocate(CPU)
     generator = torch.Generator().manual_seed(seed)
-    slots.seed_R.copy_(torch.randint(-(2**63), 2**63 - 1, slots.seed_R.shape, generator=generator))
+    slots.sampling_RP.copy_(torch.randint(-(2**31), 2**31 - 1, slots.sampling_RP.shape, generator=generator))
     slots.last_token_R.copy_(torch.randint(0, 90, slots.last_token_R.shape, generator=generator))
     # A context that ends at a border of a block, or just before or after it, among others.
     lengths = torch.randint(1, limits.max_model_len - 12, slots.length_R.shape, generator=generator)
     lengths[:4] = torch.tensor([limits.block_size - 1, limits.block_size, limits.block_size + 1, 0])
     slots.length_R.copy_(lengths)
     slots.write_floor_R.copy_(torch.randint(0, 3, lengths.shape, generator=generator) + lengths - 1)
-    slots.top_k_R.copy_(torch.randint(0, 90, lengths.shape, generator=generator))
-    slots.temperature_R.copy_(torch.rand(lengths.shape, generator=generator))
-    slots.top_p_R.copy_(torch.rand(lengths.shape, generator=generator))
     tables = slots.block_tables_RM
     tables.copy_(torch.randint(0, limits.num_blocks, tables.shape, generator=generator))
     return slots

@@ -11,8 +11,9 @@ import pytest
 from pagewire.wire.codec import MAX_TOML_BYTES, Codec, JsonCodec, WireError, decode_json, decode_text, decode_toml
 from pagewire.wire.columns import pack, pack_pairs, unpack, unpack_pairs
 from pagewire.wire.control import ToChild
-from pagewire.wire.plan import FromWorker, SamplingParams, WorkerHello
+from pagewire.wire.plan import FromWorker, WorkerHello
 from pagewire.wire.requests import FromFrontend, Register, ToFrontend
+from pagewire.wire.sampling import SamplingParams
 
 TESTS = Path(__file__).parents[1]
 ROUNDS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "150"))

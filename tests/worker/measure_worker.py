@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from support.worker_plans import PlanMaker, admit
 from support.worker_process import ScriptedEngine, WorkerProcess, ipc_address, sim_launch
 
 from pagewire.wire.plan import Begin
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.cpu.batch_builder import BatchBuilder
 from pagewire.worker.native.processor import usable_cores
-from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
 
@@ -51,14 +53,10 @@ def measure_sampler() -> None:
     for name, (temperature, top_k, top_p) in cases.items():
         times = []
         for count in (1, 8, 32):
-            rows = SamplingRows(
-                temperature=np.full(count, temperature, np.float32),
-                top_k=np.full(count, top_k, np.int32),
-                top_p=np.full(count, top_p, np.float32),
-                seed=np.arange(count, dtype=np.uint64),
-                position=np.arange(count, dtype=np.int32),
-            )
-            times.append(median_us(lambda rows=rows, count=count: sampler.sample(logits[:count], rows), 60) / 1000)
+            rows = np.full(count, SamplingParams(temperature, top_k, top_p).row())
+            rows["seed"] = np.arange(count)
+            sample = partial(sampler.sample, logits[:count], rows, np.arange(count, dtype=np.int32))
+            times.append(median_us(sample, 60) / 1000)
         print(f"sampler {name:9} at 1 / 8 / 32 rows of {VOCAB_SIZE}: " + " / ".join(f"{ms:.2f}" for ms in times), "ms")
 
 

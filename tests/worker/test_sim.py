@@ -9,7 +9,7 @@ import pytest
 from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 from support.worker_process import sim_launch
 
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.sim import DEFAULT_NUM_BLOCKS, SimRunner, sim_num_blocks
 from pagewire.worker.slots.plan_fields import PlanError
 

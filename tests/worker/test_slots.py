@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanModel, admit
 
 from pagewire.wire.columns import pack, pack_pairs
-from pagewire.wire.plan import SamplingParams, StepPlan
+from pagewire.wire.plan import StepPlan
+from pagewire.wire.sampling import ROW, SamplingParams
 from pagewire.worker.slots.plan_fields import PlanError
 from pagewire.worker.slots.state import Slots, Step
 
@@ -40,15 +41,18 @@ def check_columns(slots: Slots, model: PlanModel) -> None:
         assert slots.block_table(slot) == blocks
         assert not columns.block_tables[slot, len(blocks) :].any()
         if sequence is None:
-            assert not any(getattr(columns, field.name)[slot].any() for field in fields(columns)[:-1])
+            assert columns.sampling[slot] == np.zeros((), ROW)
+            numbers = [field.name for field in fields(columns)[:-1] if field.name != "sampling"]
+            assert not any(getattr(columns, name)[slot].any() for name in numbers)
             continue
         assert columns.num_tokens[slot] == len(sequence.ids)
         assert columns.num_computed[slot] == sequence.computed
         assert columns.write_floor[slot] == sequence.cached
-        assert columns.temperature[slot] == np.float32(sequence.sampling.temperature)
-        assert columns.top_k[slot] == sequence.sampling.top_k % 2**31  # the model's 2^31 keeps all, as 0 does
-        assert columns.top_p[slot] == np.float32(sequence.sampling.top_p)
-        assert columns.seed[slot] == sequence.sampling.seed
+        asked = columns.sampling[slot]
+        assert asked["temperature"] == np.float32(sequence.sampling.temperature)
+        assert asked["top_k"] == min(sequence.sampling.top_k, 2**31 - 1)  # the model's 2^31 keeps all, as that does
+        assert asked["top_p"] == np.float32(sequence.sampling.top_p)
+        assert asked["seed"] == sequence.sampling.seed
 
 
 @settings(max_examples=300, deadline=None)
@@ -320,6 +324,6 @@ def test_a_tiny_temperature_is_greedy_and_a_huge_top_k_keeps_all() -> None:
     slots.begin(1)
     sampling = SamplingParams(temperature=1e-60, top_k=2**32 - 1, top_p=1.0, seed=2**64 - 1)
     slots.apply(PlanMaker().make(admits=[admit(0, [1], [0], sampling=sampling)]))
-    assert slots.columns.temperature[0] == 0
-    assert slots.columns.top_k[0] == 0
-    assert slots.columns.seed[0] == 2**64 - 1
+    assert slots.columns.sampling["temperature"][0] == 0
+    assert slots.columns.sampling["top_k"][0] == 2**31 - 1
+    assert slots.columns.sampling["seed"][0] == 2**64 - 1

@@ -80,7 +80,7 @@ def test_tokens_are_those_of_the_cpu(vocab_size: int, dtype: torch.dtype) -> Non
     rows = device_rows(SETTINGS * 20)
     logits_SV = (3 * torch.randn(len(rows.seed_S), vocab_size)).to(dtype)
     ours = np.asarray(tokens_of(sample, logits_SV, rows))
-    theirs = Sampler(vocab_size).sample(logits_SV, rows.for_sampler)
+    theirs = Sampler(vocab_size).sample(logits_SV, *rows.for_sampler)
     assert (ours != theirs).sum() <= 2, "of 300 draws, so many may fall within a rounding error of an edge"
 
 
@@ -90,7 +90,7 @@ def test_a_draw_on_an_edge_takes_the_id_after_it(setting: tuple[float, int, floa
     logits_SV[:, [70, 100, 200, 299]] = 1.0
     rows = rows_at_quarters(setting)
     assert tokens_of(sample, logits_SV, rows) == [70, 100, 200, 299]
-    assert Sampler(300).sample(logits_SV, rows.for_sampler).tolist() == [70, 100, 200, 299]
+    assert Sampler(300).sample(logits_SV, *rows.for_sampler).tolist() == [70, 100, 200, 299]
 
 
 def test_broken_rows() -> None:
@@ -103,7 +103,7 @@ def test_broken_rows() -> None:
 
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_columns_that_are_not_as_long_as_the_logits_are_refused(num_rows: int) -> None:
-    with pytest.raises(ValueError, match=f"temperature has 2 entries for {num_rows} rows of logits"):
+    with pytest.raises(ValueError, match=f"sampling has 2 entries for {num_rows} rows of logits"):
         tokens_of(sample, torch.zeros(num_rows, 300), device_rows([(1.0, 0, 1.0)] * 2))
 
 

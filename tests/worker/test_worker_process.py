@@ -16,7 +16,8 @@ from pagewire.wire.columns import unpack
 from pagewire.wire.control import Drain, EngineRestarted, Failed, Loading, Ready, Stop
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.wire.lifeline import ORPHANED_STATUS
-from pagewire.wire.plan import PROTOCOL_VERSION, Begin, SamplingParams, StepResult, WorkerFailed, WorkerHello
+from pagewire.wire.plan import PROTOCOL_VERSION, Begin, StepResult, WorkerFailed, WorkerHello
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.native.library import LIBRARY_FILE
 
 

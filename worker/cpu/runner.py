@@ -12,12 +12,13 @@ import torch
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
+from pagewire.wire.sampling import SamplingRows
 from pagewire.worker.attention.batch import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder
-from pagewire.worker.sampling.sampler import Sampler, SamplingRows
+from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.slots.columns import SlotLimits
-from pagewire.worker.slots.state import Slots, Step
+from pagewire.worker.slots.state import Slots
 
 
 class Model(Protocol):
@@ -30,7 +31,7 @@ class Model(Protocol):
 class TokenSampler(Protocol):
     """What the runner needs of a sampler; see `pagewire.worker.sampling.sampler.Sampler`."""
 
-    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array: ...
+    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Array) -> Int32Array: ...
 
 
 class CpuRunner:
@@ -62,17 +63,7 @@ class CpuRunner:
         logits_SV = self._model.forward(self._builder.build(step, self._last_token), self._kv)
         if len(step.sample_slots) == 0:
             return np.empty(0, np.int32)
-        tokens = self._sampler.sample(logits_SV, self._sampling_rows(step))
+        tokens = self._sampler.sample(logits_SV, self._slots.columns.sampling[step.sample_slots], step.sample_positions)
         # NO_TOKEN is negative: such a slot goes on with id 0 until the engine releases it.
         self._last_token[step.sample_slots] = np.maximum(tokens, 0)
         return tokens
-
-    def _sampling_rows(self, step: Step) -> SamplingRows:
-        columns, slots = self._slots.columns, step.sample_slots
-        return SamplingRows(
-            temperature=columns.temperature[slots],
-            top_k=columns.top_k[slots],
-            top_p=columns.top_p[slots],
-            seed=columns.seed[slots],
-            position=step.sample_positions,
-        )

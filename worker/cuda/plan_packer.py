@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagewire.wire.columns import Int32Array
+from pagewire.wire.sampling import ROW_WORDS, words_of
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.kernels.step_tensors import PADDING_SLOT, SEQ_FIELDS
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.state import Step
 
-_FIXED_WORDS = 7
-"""Words of an admitted slot besides its table: seed (2), length, write floor, top-k, temperature, top-p."""
+_FIXED_WORDS = ROW_WORDS + 2
+"""Words of an admitted slot besides its table: sampling parameters, length, write floor."""
 
 
 def packed_capacity(limits: SlotLimits) -> int:
@@ -106,17 +107,14 @@ class PlanPacker:
 
     def _fixed_indices(self, slot: int) -> Int32Array:
         layout = self._layout
-        seed = layout.seed + 2 * slot
-        firsts = (layout.length, layout.write_floor, layout.top_k, layout.temperature, layout.top_p)
-        return np.asarray([seed, seed + 1, *(first + slot for first in firsts)], np.int32)
+        first = layout.sampling + ROW_WORDS * slot
+        words = [*range(first, first + ROW_WORDS), layout.length + slot, layout.write_floor + slot]
+        return np.asarray(words, np.int32)
 
     def _fixed_values(self, slot: int, length: int) -> Int32Array:
         columns = self._columns
         values = np.empty(_FIXED_WORDS, np.int32)
-        values[:2] = columns.seed[slot : slot + 1].astype("<u8").view("<i4")
-        values[2] = length
-        values[3] = columns.write_floor[slot]
-        values[4] = columns.top_k[slot]
-        values[5:6] = columns.temperature[slot : slot + 1].view(np.int32)
-        values[6:7] = columns.top_p[slot : slot + 1].view(np.int32)
+        values[:ROW_WORDS] = words_of(columns.sampling[slot : slot + 1])[0]
+        values[ROW_WORDS] = length
+        values[ROW_WORDS + 1] = columns.write_floor[slot]
         return values

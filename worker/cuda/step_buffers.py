@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagewire.wire.sampling import ROW_WORDS
 from pagewire.worker.attention.batch import Batch
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
 from pagewire.worker.slots.columns import SlotLimits
@@ -65,10 +66,7 @@ class StepBuffers:
             context_lens_B=zeros(seqs),
             block_tables_BM=zeros(seqs, limits.max_blocks_per_seq),
             sample_rows_S=zeros(seqs, dtype=torch.int64),
-            temperature_S=zeros(seqs, dtype=torch.float32),
-            top_k_S=zeros(seqs),
-            top_p_S=zeros(seqs, dtype=torch.float32),
-            seed_S=zeros(seqs, dtype=torch.int64),
+            sampling_SP=zeros(seqs, ROW_WORDS),
             sample_positions_S=zeros(seqs, dtype=torch.int64),
         )
         self._row_numbers = torch.arange(rows, dtype=torch.int64, device=device)
@@ -88,10 +86,7 @@ class StepBuffers:
             context_lens_B=full.context_lens_B[:seqs],
             block_tables_BM=full.block_tables_BM[:seqs],
             sample_rows_S=full.sample_rows_S[:samples],
-            temperature_S=full.temperature_S[:samples],
-            top_k_S=full.top_k_S[:samples],
-            top_p_S=full.top_p_S[:samples],
-            seed_S=full.seed_S[:samples],
+            sampling_SP=full.sampling_SP[:samples],
             sample_positions_S=full.sample_positions_S[:samples],
         )
 

@@ -55,10 +55,7 @@ class SampleKernel(Protocol):
     def __call__(
         self,
         logits_SV: torch.Tensor,
-        temperature_S: torch.Tensor,
-        top_k_S: torch.Tensor,
-        top_p_S: torch.Tensor,
-        seed_S: torch.Tensor,
+        sampling_SP: torch.Tensor,
         position_S: torch.Tensor,
         out_tokens_S: torch.Tensor,
         *,
@@ -137,10 +134,7 @@ class StepWork:
         if shape.num_samples:
             self._sample(
                 logits_SV,
-                step.temperature_S,
-                step.top_k_S,
-                step.top_p_S,
-                step.seed_S,
+                step.sampling_SP,
                 step.sample_positions_S,
                 tokens_S,
                 workspace=self._workspace,

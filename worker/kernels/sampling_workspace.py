@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pagewire.wire.sampling import PARAMETERS, ROW_WORDS, first_word
+
 CHUNK = 2048
 """Ids per program. One row of Qwen3 is 75 chunks, so that a single stream still occupies more than half of an H200's
 132 multiprocessors with a program each, and a program of 4 warps reads 16 values per thread."""
@@ -19,6 +21,15 @@ MAX_VOCAB_SIZE = 1 << 20
 """Probabilities are summed as integers below 2^42 (`pagewire.worker.kernels.reference.sampling`): so many fit 63
 bits."""
 MAX_TOP_LOGPROBS = 20
+
+
+_TORCH_DTYPES = {"<f4": torch.float32, "<i4": torch.int32, "<u8": torch.int64}
+
+
+def parameter_S(sampling_SP: torch.Tensor, name: str) -> torch.Tensor:
+    """A sampling parameter of each row of `pagewire.wire.sampling.ROW`, as a view; of a seed the 64 bits as int64."""
+    dtype = _TORCH_DTYPES[PARAMETERS[name].dtype]
+    return sampling_SP.view(dtype)[:, first_word(name) * 4 // dtype.itemsize]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +83,14 @@ class SamplingWorkspace:
             candidates_SN=empty(max_candidates, torch.int32),
         )
 
-    def check(self, logits_SV: torch.Tensor, **columns_S: torch.Tensor) -> None:
+    def check(self, logits_SV: torch.Tensor, sampling: torch.Tensor, **columns_S: torch.Tensor) -> None:
         """Raises ValueError unless the logits are of this vocabulary, no more rows than fit, and every column has one
         entry for each: kernels read and write at addresses, and would go on past a column's end."""
-        _check(self.max_rows, self.vocab_size, logits_SV, columns_S)
+        _check(self.max_rows, self.vocab_size, logits_SV, {"sampling": sampling, **columns_S})
+        if sampling.shape[1:] != (ROW_WORDS,) or sampling.dtype != torch.int32 or not sampling.is_contiguous():
+            raise ValueError(
+                f"sampling is {sampling.dtype} {tuple(sampling.shape)}; its rows are {ROW_WORDS} int32, contiguous"
+            )
 
     @property
     def num_bytes(self) -> int:

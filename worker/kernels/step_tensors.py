@@ -27,20 +27,14 @@ class SlotTensors:
 
     arena: torch.Tensor
     """int32 [words]."""
-    seed_R: torch.Tensor
-    """int64: the seed's 64 bits."""
+    sampling_RP: torch.Tensor
+    """int32 [R, ROW_WORDS]: rows of `pagewire.wire.sampling.ROW`."""
     last_token_R: torch.Tensor
     """int32: the next input of a slot that decodes."""
     length_R: torch.Tensor
     """int32: positions whose KV is there; the next one to compute."""
     write_floor_R: torch.Tensor
     """int32: KV is written at this position and after, never below."""
-    top_k_R: torch.Tensor
-    """int32: 0 keeps all."""
-    temperature_R: torch.Tensor
-    """float32: 0 is greedy."""
-    top_p_R: torch.Tensor
-    """float32: 1 keeps all."""
     block_tables_RM: torch.Tensor
     """int32: ids of a slot's blocks; what stands past them is the id of some block."""
 
@@ -63,13 +57,7 @@ class StepTensors:
     """int32: zero past the blocks of each context."""
     sample_rows_S: torch.Tensor
     """int64."""
-    temperature_S: torch.Tensor
-    """float32: 0 for a padding row."""
-    top_k_S: torch.Tensor
-    """int32."""
-    top_p_S: torch.Tensor
-    """float32."""
-    seed_S: torch.Tensor
-    """int64: the seed's 64 bits."""
+    sampling_SP: torch.Tensor
+    """int32 [S, ROW_WORDS]: rows of `pagewire.wire.sampling.ROW`; all zero, which is greedy, for a padding row."""
     sample_positions_S: torch.Tensor
     """int64: where each sampled token will stand in its sequence."""

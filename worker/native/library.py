@@ -9,6 +9,8 @@ import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
+from pagewire.wire.sampling import ROW
+
 LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 
 LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
@@ -17,7 +19,7 @@ LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 8
+INTERFACE = 9
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -214,7 +216,7 @@ class NativeLibrary:
         self.unpack_rows.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32)
         self.unpack_rows.restype = None
         self.sample = functions.pw_sample
-        self.sample.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int32, *(c_void_p,) * 6)
+        self.sample.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int32, *(c_void_p,) * 4)
         self.sample.restype = None
         self.sample_scratch_bytes = functions.pw_sample_scratch_bytes
         self.sample_scratch_bytes.argtypes = (c_int64,)
@@ -232,7 +234,7 @@ def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
         functions = ctypes.CDLL(str(LIBRARY_FILE))
     except OSError as error:
         raise NativeUnavailable(f"{LIBRARY_FILE.name} does not load: {error}") from error
-    if not hasattr(functions, "pw_interface") or functions.pw_interface() != INTERFACE:
+    if not hasattr(functions, "pw_interface") or functions.pw_interface() != INTERFACE or not _samples(functions):
         raise NativeUnavailable(f"{LIBRARY_FILE.name} was built from other sources; build the package again")
     functions.pw_choose.argtypes = (c_char_p,)
     functions.pw_choose.restype = c_char_p
@@ -243,3 +245,11 @@ def load_library(num_threads: int, level: str | None = None) -> NativeLibrary:
     functions.pw_set_threads.restype = None
     functions.pw_set_threads(num_threads)
     return NativeLibrary(functions, chosen.decode(), num_threads)
+
+
+def _samples(functions: ctypes.CDLL) -> bool:
+    """Whether the library's rows of sampling parameters are those of the wire."""
+    functions.pw_sample_layout.restype = c_char_p
+    functions.pw_sample_row_bytes.restype = c_int64
+    names = " ".join(ROW.names or ()).encode()
+    return (functions.pw_sample_layout(), functions.pw_sample_row_bytes()) == (names, ROW.itemsize)

@@ -15,11 +15,18 @@ namespace {
 constexpr int32_t kNoToken = -1;
 constexpr double kMinShrink = 0.75;  // a round of narrowing that keeps more is the last
 
+// A row of parameters, as pagewire.wire.sampling.ROW lays it out.
+struct Parameters {
+  uint64_t seed;
+  float temperature;
+  int32_t top_k;
+  float top_p;
+};
+constexpr char kLayout[] = "seed temperature top_k top_p";
+
 struct SampleArgs {
   const void *logits;  // [S, V], rows row_stride apart
-  const float *temperature;
-  const int32_t *top_k;
-  const float *top_p;
+  const Parameters *asked;
   const float *uniform;
   int32_t *tokens;
   char *scratch;
@@ -178,11 +185,11 @@ int32_t sample_row(const SampleArgs &a, int64_t index, const Scratch &s) {
   const LogitsRow row{static_cast<const char *>(a.logits) + index * a.row_stride * bytes, a.vocab, a.dtype};
   const float largest = kernels()->row_maxima(&row, s.maxima);
   if (!std::isfinite(largest)) return kNoToken;
-  const float temperature = a.temperature[index];
-  const int64_t k = a.top_k[index];
-  const float top_p = a.top_p[index];
+  const float temperature = a.asked[index].temperature;
+  const int64_t k = a.asked[index].top_k;
+  const float top_p = a.asked[index].top_p;
   const double draw = double(a.uniform[index]);
-  // Out of range, which NaN is too: see `SamplingRows.are_in_range`.
+  // Out of range, which NaN is too: see `are_in_range` of the other sampler.
   if (!(temperature >= 0 && k >= 0 && top_p >= 0 && top_p <= 1)) return kNoToken;
   const int64_t blocks = (a.vocab + kSumBlock - 1) / kSumBlock;
   if (temperature == 0) {
@@ -209,11 +216,14 @@ using namespace pagewire;
 // Memory that pw_sample needs per thread.
 PW_EXPORT int64_t pw_sample_scratch_bytes(int64_t vocab) { return (Scratch::bytes(vocab) + 63) / 64 * 64; }
 
+// The names of a row of parameters in their order, and its size: whoever makes rows compares.
+PW_EXPORT const char *pw_sample_layout() { return kLayout; }
+PW_EXPORT int64_t pw_sample_row_bytes() { return int64_t(sizeof(Parameters)); }
+
 PW_EXPORT void pw_sample(const void *logits, int64_t num_rows, int64_t vocab, int64_t row_stride, int32_t dtype,
-                         const float *temperature, const int32_t *top_k, const float *top_p, const float *uniform,
-                         int32_t *tokens, char *scratch) {
-  SampleArgs args{logits,  temperature, top_k,      top_p, uniform, tokens, scratch, pw_sample_scratch_bytes(vocab),
-                  row_stride, vocab,    dtype};
+                         const Parameters *asked, const float *uniform, int32_t *tokens, char *scratch) {
+  SampleArgs args{logits,     asked, uniform, tokens, scratch, pw_sample_scratch_bytes(vocab),
+                  row_stride, vocab, dtype};
   parallel(
       [](void *context, int64_t task, int thread) {
         const SampleArgs &a = *static_cast<const SampleArgs *>(context);

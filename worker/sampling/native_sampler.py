@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from pagewire.wire.columns import Int32Array
+from pagewire.wire.sampling import SamplingRows
 from pagewire.worker.native.library import NativeLibrary
 from pagewire.worker.native.memory import dtype_code
-from pagewire.worker.sampling.sampler import SamplingRows
+from pagewire.worker.sampling.sampler import check_rows
 from pagewire.worker.sampling.uniform import uniform
 
 
@@ -24,25 +25,21 @@ class NativeSampler:
         self._vocab_size = vocab_size
         self._scratch = np.empty(library.num_threads * library.sample_scratch_bytes(vocab_size), np.uint8)
 
-    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array:
-        """One token id, or NO_TOKEN, per row. `logits_SV` is float32 or bfloat16 on the CPU, rows contiguous; it is
-        only read. Raises ValueError where rows and logits do not belong together."""
-        rows.check(logits_SV, self._vocab_size)
+    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Array) -> Int32Array:
+        """One token id, or NO_TOKEN, per row; see `check_rows`, whose error it raises. `logits_SV` is float32 or
+        bfloat16 on the CPU, rows contiguous; it is only read."""
+        check_rows(logits_SV, rows, positions, self._vocab_size)
         num_rows = logits_SV.shape[0]
         tokens = np.empty(num_rows, np.int32)
-        temperature, top_k, top_p = (
-            np.ascontiguousarray(column) for column in (rows.temperature, rows.top_k, rows.top_p)
-        )
-        draws = uniform(rows.seed, rows.position)
+        rows = np.ascontiguousarray(rows)
+        draws = uniform(rows["seed"], positions)
         self._library.sample(
             logits_SV.data_ptr(),
             num_rows,
             self._vocab_size,
             logits_SV.stride(0),
             dtype_code(logits_SV.dtype),
-            temperature.ctypes.data,
-            top_k.ctypes.data,
-            top_p.ctypes.data,
+            rows.ctypes.data,
             draws.ctypes.data,
             tokens.ctypes.data,
             self._scratch.ctypes.data,

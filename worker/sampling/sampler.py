@@ -25,16 +25,15 @@ Measured on 2 Zen 4 cores (python tests/worker/measure_worker.py), ms at 1 / 8 /
     top-p 0.95             0.39 / 2.7 / 11       with a full sort of each row: 13 at one row
 """
 
-from dataclasses import dataclass, fields
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.sampling.uniform import uniform
-from pagewire.worker.slots.columns import BoolArray, Float32Array, UInt64Array
+from pagewire.wire.sampling import ROW, SamplingRows
+from pagewire.worker.sampling.uniform import Float32Array, uniform
+from pagewire.worker.slots.columns import BoolArray
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -44,45 +43,25 @@ _MIN_SHRINK = 0.75
 """A round of narrowing for top-p that keeps more than this share is the last: sorting the rest costs less."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingRows:
-    """How each of S rows is drawn; columns of length S."""
-
-    temperature: Float32Array
-    top_k: Int32Array
-    """0 keeps all."""
-    top_p: Float32Array
-    """1 keeps all."""
-    seed: UInt64Array
-    position: Int32Array
-    """Index that the sampled token takes in its sequence."""
-
-    def check(self, logits_SV: torch.Tensor, vocab_size: int) -> None:
-        """Raises ValueError unless each column has one entry of its dtype for each row of logits, which are of this
-        vocabulary: kernels read at addresses, and would go on past a column's end."""
-        num_rows, num_ids = logits_SV.shape
-        if num_ids != vocab_size:
-            raise ValueError(f"logits have {num_ids} ids; the sampler is for {vocab_size}")
-        for field in fields(self):
-            column: npt.NDArray[np.generic] = getattr(self, field.name)
-            if column.shape != (num_rows,) or column.dtype != _DTYPES[field.name]:
-                raise ValueError(
-                    f"{field.name} is {column.dtype} {column.shape} for {num_rows} rows of logits; "
-                    f"it must be {_DTYPES[field.name]} ({num_rows},)"
-                )
-
-    def are_in_range(self) -> BoolArray:
-        """Which rows have parameters that they can be drawn with. A new array."""
-        return (self.temperature >= 0) & (self.top_k >= 0) & (self.top_p >= 0) & (self.top_p <= 1)
+def check_rows(logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Array, vocab_size: int) -> None:
+    """Raises ValueError unless there is one row of parameters and one position (int32; the index that the sampled token
+    takes in its sequence) for each row of logits, which are of this vocabulary: kernels read at addresses, and would go
+    on past a column's end."""
+    num_rows, num_ids = logits_SV.shape
+    if num_ids != vocab_size:
+        raise ValueError(f"logits have {num_ids} ids; the sampler is for {vocab_size}")
+    for name, column, dtype in (("rows", rows, ROW), ("positions", positions, np.dtype(np.int32))):
+        if column.shape != (num_rows,) or column.dtype != dtype:
+            raise ValueError(
+                f"{name} are {column.dtype} {column.shape} for {num_rows} rows of logits; they must be {dtype} "
+                f"({num_rows},)"
+            )
 
 
-_DTYPES = {
-    "temperature": np.dtype(np.float32),
-    "top_k": np.dtype(np.int32),
-    "top_p": np.dtype(np.float32),
-    "seed": np.dtype(np.uint64),
-    "position": np.dtype(np.int32),
-}
+def are_in_range(rows: SamplingRows) -> BoolArray:
+    """Which rows have parameters that they can be drawn with. A new array."""
+    top_p = rows["top_p"]
+    return (rows["temperature"] >= 0) & (rows["top_k"] >= 0) & (top_p >= 0) & (top_p <= 1)
 
 
 class Sampler:
@@ -96,30 +75,23 @@ class Sampler:
         self._weights_np: Float32Array = self._weights.numpy()
 
     @torch.inference_mode()
-    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows) -> Int32Array:
-        """One token id, or NO_TOKEN, per row. `logits_SV` is on the CPU, rows contiguous; it is only read. Raises
-        ValueError where rows and logits do not belong together."""
-        rows.check(logits_SV, self._vocab_size)
+    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Array) -> Int32Array:
+        """One token id, or NO_TOKEN, per row; see `check_rows`, whose error it raises. `logits_SV` is on the CPU, rows
+        contiguous; it is only read."""
+        check_rows(logits_SV, rows, positions, self._vocab_size)
         logits_SV = logits_SV.float()
         block_max = self._block_max(logits_SV)
         best_block = block_max.argmax(axis=1)
         largest = block_max[np.arange(len(block_max)), best_block]
-        is_drawable = np.isfinite(largest) & rows.are_in_range()
-        draws = uniform(rows.seed, rows.position)
+        is_drawable = np.isfinite(largest) & are_in_range(rows)
+        draws = uniform(rows["seed"], positions)
         tokens = np.full(len(block_max), NO_TOKEN, np.int32)
         for row in np.flatnonzero(is_drawable).tolist():
             logits = logits_SV[row]
-            if rows.temperature[row] == 0:
+            if rows["temperature"][row] == 0:
                 tokens[row] = _first_largest(logits.numpy(), int(best_block[row]))
             else:
-                tokens[row] = self._draw(
-                    logits,
-                    block_max[row],
-                    temperature=float(rows.temperature[row]),
-                    top_k=int(rows.top_k[row]),
-                    top_p=float(rows.top_p[row]),
-                    draw=float(draws[row]),
-                )
+                tokens[row] = self._draw(logits, block_max[row], rows[row], float(draws[row]))
         return tokens
 
     def _block_max(self, logits_SV: torch.Tensor) -> Float32Array:
@@ -135,16 +107,8 @@ class Sampler:
         result: Float32Array = maxima.numpy()
         return result
 
-    def _draw(
-        self,
-        logits: torch.Tensor,
-        block_max: Float32Array,
-        *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        draw: float,
-    ) -> int:
+    def _draw(self, logits: torch.Tensor, block_max: Float32Array, asked: np.void, draw: float) -> int:
+        temperature, top_k, top_p = float(asked["temperature"]), int(asked["top_k"]), float(asked["top_p"])
         largest = float(block_max.max())
         if 0 < top_k < self._vocab_size:
             values = logits.numpy()

@@ -15,7 +15,8 @@ inner round is there because neighbouring seeds are the rule: output i of a requ
 import numpy as np
 import numpy.typing as npt
 
-from pagewire.worker.slots.columns import Float32Array, UInt64Array
+Float32Array = npt.NDArray[np.float32]
+UInt64Array = npt.NDArray[np.uint64]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)

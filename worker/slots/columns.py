@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pagewire.wire.columns import Int32Array
+from pagewire.wire.sampling import ROW, SamplingRows
 
 BoolArray = npt.NDArray[np.bool_]
-Float32Array = npt.NDArray[np.float32]
-UInt64Array = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +54,8 @@ class SlotColumns:
     num_blocks: Int32Array
     block_tables: Int32Array
     """[max_num_seqs, max_blocks_per_seq]."""
-    temperature: Float32Array
-    top_k: Int32Array
-    top_p: Float32Array
-    seed: UInt64Array
+    sampling: SamplingRows
+    """How each slot's tokens are drawn."""
     references: Int32Array
     """[number of blocks]: in how many slots' tables a block stands."""
 
@@ -73,10 +70,7 @@ class SlotColumns:
             write_floor=np.zeros(rows, np.int32),
             num_blocks=np.zeros(rows, np.int32),
             block_tables=np.zeros((rows, limits.max_blocks_per_seq), np.int32),
-            temperature=np.zeros(rows, np.float32),
-            top_k=np.zeros(rows, np.int32),
-            top_p=np.zeros(rows, np.float32),
-            seed=np.zeros(rows, np.uint64),
+            sampling=np.zeros(rows, ROW),
             references=np.zeros(limits.num_blocks, np.int32),
         )
 

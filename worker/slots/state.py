@@ -15,6 +15,7 @@ import numpy as np
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
+from pagewire.wire.sampling import ROW
 from pagewire.worker.slots.admission_check import CheckedAdmit
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.plan_check import CheckedPlan, check_plan
@@ -121,10 +122,7 @@ class Slots:
         columns.num_computed[slots] = 0
         columns.write_floor[slots] = 0
         columns.num_blocks[slots] = 0
-        columns.temperature[slots] = 0
-        columns.top_k[slots] = 0
-        columns.top_p[slots] = 0
-        columns.seed[slots] = 0
+        columns.sampling[slots] = np.zeros((), ROW)
 
     def _admit(self, checked: CheckedAdmit) -> None:
         columns = self._columns
@@ -136,11 +134,7 @@ class Slots:
         columns.num_blocks[slot] = len(blocks)
         columns.block_tables[slot, : len(blocks)] = blocks
         columns.references[blocks] += 1
-        columns.temperature[slot] = admit.sampling.temperature
-        # A top_k of the whole vocabulary keeps all, and need not fit the column then.
-        columns.top_k[slot] = admit.sampling.top_k if admit.sampling.top_k < self.limits.vocab_size else 0
-        columns.top_p[slot] = admit.sampling.top_p
-        columns.seed[slot] = admit.sampling.seed
+        columns.sampling[slot] = admit.sampling.row()
         self._to_compute[slot] = checked.tokens
 
     def _grow(self, checked: CheckedPlan) -> None:

@@ -30,7 +30,7 @@ from pagewire.scheduler_svc.frontend.limits import (
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.plan import SamplingParams
+from pagewire.wire.sampling import SamplingParams
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
 _SALT_DOMAIN = b"pagewire prefix cache salt 1"

@@ -22,8 +22,9 @@ from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
 from pagewire.wire.columns import pack, unpack
-from pagewire.wire.plan import SamplingParams, StepResult
+from pagewire.wire.plan import StepResult
 from pagewire.wire.requests import Submit
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.cuda.loading import load_cuda
 from pagewire.worker.cuda.platform import Platform
 

@@ -21,7 +21,7 @@ import torch
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.kernels.reference.uniform import uniform_bits
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
+from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace, parameter_S
 
 MASS_BITS = 42
 """Weights are at most 2^42; 2^20 of them fit 63 bits."""
@@ -34,10 +34,7 @@ MAX_RATE = torch.finfo(torch.float32).max
 
 def sample(
     logits_SV: torch.Tensor,
-    temperature_S: torch.Tensor,
-    top_k_S: torch.Tensor,
-    top_p_S: torch.Tensor,
-    seed_S: torch.Tensor,
+    sampling_SP: torch.Tensor,
     position_S: torch.Tensor,
     out_tokens_S: torch.Tensor,
     *,
@@ -46,24 +43,15 @@ def sample(
     """One token id, or NO_TOKEN, per row.
 
     logits_SV      float32 or bfloat16, rows contiguous; only read. V is the workspace's vocabulary.
-    temperature_S  float32; 0 is greedy
-    top_k_S        int32; 0 keeps all
-    top_p_S        float32; 1 keeps all
-    seed_S         int64: the bits of the unsigned seed
+    sampling_SP    int32: rows of `pagewire.wire.sampling.ROW`, contiguous
     position_S     int32 or int64: index that the sampled token takes in its sequence
     out_tokens_S   int32 or int64
 
     Raises ValueError where these are not of one length, or the workspace is not for them.
     """
-    workspace.check(
-        logits_SV,
-        temperature=temperature_S,
-        top_k=top_k_S,
-        top_p=top_p_S,
-        seed=seed_S,
-        position=position_S,
-        out_tokens=out_tokens_S,
-    )
+    workspace.check(logits_SV, sampling_SP, position=position_S, out_tokens=out_tokens_S)
+    temperature_S, top_k_S = parameter_S(sampling_SP, "temperature"), parameter_S(sampling_SP, "top_k")
+    top_p_S, seed_S = parameter_S(sampling_SP, "top_p"), parameter_S(sampling_SP, "seed")
     logits_SV = logits_SV.float()
     largest_S = logits_SV.amax(1)  # NaN where the row has one
     greedy_S = logits_SV.argmax(1)

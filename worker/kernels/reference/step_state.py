@@ -47,10 +47,7 @@ def prepare_step(
         if sample >= 0:
             step.sample_rows_S[sample] = first_row + num_rows - 1
             step.sample_positions_S[sample] = context_len
-            step.temperature_S[sample] = 0 if is_padding else slots.temperature_R[slot]
-            step.top_k_S[sample] = 0 if is_padding else slots.top_k_R[slot]
-            step.top_p_S[sample] = 1 if is_padding else slots.top_p_R[slot]
-            step.seed_S[sample] = 0 if is_padding else slots.seed_R[slot]
+            step.sampling_SP[sample] = 0 if is_padding else slots.sampling_RP[slot]
 
 
 def finish_step(slots: SlotTensors, seqs_BQ: torch.Tensor, tokens_S: torch.Tensor) -> None:

@@ -44,10 +44,10 @@ from pagewire.worker.kernels.triton.weights import (
     bin_of,
     bin_scale,
     is_filtered,
-    last_bin_of_top_k,
-    last_bin_of_top_p,
+    last_bin_of,
     scaled_draw,
-    top_p_target,
+    seed_of,
+    temperature_of,
     weight_of,
     weight_rate,
 )
@@ -55,25 +55,14 @@ from pagewire.worker.kernels.triton.weights import (
 
 def sample(
     logits_SV: torch.Tensor,
-    temperature_S: torch.Tensor,
-    top_k_S: torch.Tensor,
-    top_p_S: torch.Tensor,
-    seed_S: torch.Tensor,
+    sampling_SP: torch.Tensor,
     position_S: torch.Tensor,
     out_tokens_S: torch.Tensor,
     *,
     workspace: SamplingWorkspace,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.sampling.sample`; the columns are contiguous."""
-    workspace.check(
-        logits_SV,
-        temperature=temperature_S,
-        top_k=top_k_S,
-        top_p=top_p_S,
-        seed=seed_S,
-        position=position_S,
-        out_tokens=out_tokens_S,
-    )
+    """See `pagewire.worker.kernels.reference.sampling.sample`; the positions are contiguous."""
+    workspace.check(logits_SV, sampling_SP, position=position_S, out_tokens=out_tokens_S)
     num_rows, vocab_size = logits_SV.shape
     if num_rows == 0:
         return
@@ -92,7 +81,6 @@ def sample(
         # Such a vocabulary is searched as it is.
         "IS_SMALL": vocab_size <= max_candidates,
     }
-    asked = (temperature_S, top_k_S, top_p_S)
     chunk = min(w.chunk, triton.next_power_of_2(vocab_size))
     many_tile = min(MANY_TILE, triton.next_power_of_2(vocab_size))
     _find_maxima[(num_rows, num_chunks)](
@@ -100,16 +88,16 @@ def sample(
         VOCAB=vocab_size, NUM_CHUNKS=num_chunks, CHUNK=chunk, NUM_BINS=NUM_BINS,
     )  # fmt: skip
     _weigh[parts(WEIGHING_PROGRAMS)](
-        logits_SV, stride, *asked, w.chunk_max_SC, w.chunk_mass_SC, w.bins_SN,
+        logits_SV, stride, sampling_SP, w.chunk_max_SC, w.chunk_mass_SC, w.bins_SN,
         **shape, CHUNK=chunk, NUM_BINS=NUM_BINS,
     )  # fmt: skip
     _pick[parts(PICKING_PROGRAMS)](
-        logits_SV, stride, *asked, seed_S, position_S, w.chunk_max_SC, w.chunk_best_SC, w.chunk_mass_SC, w.bins_SN,
+        logits_SV, stride, sampling_SP, position_S, w.chunk_max_SC, w.chunk_best_SC, w.chunk_mass_SC, w.bins_SN,
         w.num_candidates_S, w.candidates_SN, out_tokens_S,
         **shape, CHUNK=chunk, NUM_BINS=NUM_BINS, MAX_CANDIDATES=max_candidates, NO_TOKEN=NO_TOKEN,
     )  # fmt: skip
     search[(num_rows,)](
-        logits_SV, stride, *asked, seed_S, position_S, w.chunk_max_SC, w.chunk_mass_SC, w.num_candidates_S,
+        logits_SV, stride, sampling_SP, position_S, w.chunk_max_SC, w.chunk_mass_SC, w.num_candidates_S,
         w.candidates_SN, out_tokens_S,
         **shape, MAX_CANDIDATES=max_candidates, FEW_TILE=FEW_TILE, MANY_TILE=many_tile, num_warps=SEARCH_WARPS,
     )  # fmt: skip
@@ -144,9 +132,7 @@ def _find_maxima(
 def _weigh(
     logits_ptr,
     row_stride,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
+    sampling_ptr,
     chunk_max_ptr,
     chunk_mass_ptr,
     bins_ptr,
@@ -158,12 +144,12 @@ def _weigh(
     NUM_BINS: tl.constexpr,
 ):
     row, part = tl.program_id(0), tl.program_id(1)
-    temperature = tl.load(temperature_ptr + row)
+    temperature = temperature_of(sampling_ptr, row)
     maxima = load_chunk_maxima(chunk_max_ptr, row, NUM_CHUNKS, CHUNKS_BLOCK)
     largest = tl.max(maxima, 0)
     if is_distribution(largest) & (temperature > 0):
         rate = weight_rate(temperature)
-        is_counted = is_filtered(tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), VOCAB)
+        is_counted = is_filtered(sampling_ptr, row, VOCAB)
         num_own = tl.cdiv(NUM_CHUNKS, tl.num_programs(1))
         for chunk in range(part * num_own, tl.minimum((part + 1) * num_own, NUM_CHUNKS)):
             ids, logits = load_chunk(logits_ptr, row_stride, row, chunk, VOCAB, CHUNK)
@@ -180,10 +166,7 @@ def _weigh(
 def _pick(
     logits_ptr,
     row_stride,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    seed_ptr,
+    sampling_ptr,
     position_ptr,
     chunk_max_ptr,
     chunk_best_ptr,
@@ -202,22 +185,20 @@ def _pick(
     NO_TOKEN: tl.constexpr,
 ):
     row, part = tl.program_id(0), tl.program_id(1)
-    temperature, top_k, top_p = tl.load(temperature_ptr + row), tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+    temperature = temperature_of(sampling_ptr, row)
     maxima = load_chunk_maxima(chunk_max_ptr, row, NUM_CHUNKS, CHUNKS_BLOCK)
     largest = tl.max(maxima, 0)
     chunks = tl.arange(0, CHUNKS_BLOCK)
     if is_distribution(largest) & (temperature > 0):
         rate = weight_rate(temperature)
-        if is_filtered(top_k, top_p, VOCAB):
+        if is_filtered(sampling_ptr, row, VOCAB):
             if not IS_SMALL:
                 scale = bin_scale(maxima, largest)
-                row_bins = bins_ptr + row * NUM_BINS
-                if (top_k > 0) & (top_k < VOCAB):
-                    last_bin = last_bin_of_top_k(row_bins, top_k)
-                else:
-                    mass = tl.load(chunk_mass_ptr + row * NUM_CHUNKS + chunks, mask=chunks < NUM_CHUNKS, other=0)
-                    total = tl.sum(mass, 0)
-                    last_bin = last_bin_of_top_p(row_bins, scale, rate, total - top_p_target(total, top_p))
+                row_masses = chunk_mass_ptr + row * NUM_CHUNKS
+                last_bin = last_bin_of(
+                    sampling_ptr, row, bins_ptr + row * NUM_BINS, row_masses, scale, rate,
+                    VOCAB, NUM_CHUNKS, CHUNKS_BLOCK,
+                )  # fmt: skip
                 for chunk in range(part, NUM_CHUNKS, tl.num_programs(1)):
                     chunk_max = tl.load(chunk_max_ptr + row * NUM_CHUNKS + chunk)
                     if bin_of(chunk_max, largest, scale) <= last_bin:
@@ -230,7 +211,7 @@ def _pick(
                         tl.store(slots, ids, mask=is_listed & (places < MAX_CANDIDATES))
         elif part == 0:
             mass = tl.load(chunk_mass_ptr + row * NUM_CHUNKS + chunks, mask=chunks < NUM_CHUNKS, other=0)
-            draw = uniform_bits(tl.load(seed_ptr + row), tl.load(position_ptr + row))
+            draw = uniform_bits(seed_of(sampling_ptr, row), tl.load(position_ptr + row))
             passed = scaled_draw(tl.sum(mass, 0), draw)
             chunk = tl.sum((tl.cumsum(mass, 0) <= passed).to(tl.int32), 0)
             _, logits = load_chunk(logits_ptr, row_stride, row, chunk, VOCAB, CHUNK)

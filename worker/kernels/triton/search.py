@@ -15,17 +15,24 @@ import triton.language as tl
 
 from pagewire.worker.kernels.triton.logits import LEAST_RANK, MOST_RANK, is_distribution, load_chunk_maxima, rank_of
 from pagewire.worker.kernels.triton.uniform import uniform_bits
-from pagewire.worker.kernels.triton.weights import is_filtered, scaled_draw, top_p_target, weight_of, weight_rate
+from pagewire.worker.kernels.triton.weights import (
+    is_filtered,
+    scaled_draw,
+    seed_of,
+    temperature_of,
+    top_k_of,
+    top_p_of,
+    top_p_target,
+    weight_of,
+    weight_rate,
+)
 
 
 @triton.jit
 def search(
     logits_ptr,
     row_stride,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    seed_ptr,
+    sampling_ptr,
     position_ptr,
     chunk_max_ptr,
     chunk_mass_ptr,
@@ -42,14 +49,15 @@ def search(
 ):
     """One row; see `pagewire.worker.kernels.triton.sampling`. Writes its token, if it is one of top-k or top-p."""
     row = tl.program_id(0)
-    temperature, top_k, top_p = tl.load(temperature_ptr + row), tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
-    if (temperature > 0) & is_filtered(top_k, top_p, VOCAB):
+    temperature = temperature_of(sampling_ptr, row)
+    if (temperature > 0) & is_filtered(sampling_ptr, row, VOCAB):
         largest = tl.max(load_chunk_maxima(chunk_max_ptr, row, NUM_CHUNKS, CHUNKS_BLOCK), 0)
         if is_distribution(largest):
             chunks = tl.arange(0, CHUNKS_BLOCK)
             mass = tl.load(chunk_mass_ptr + row * NUM_CHUNKS + chunks, mask=chunks < NUM_CHUNKS, other=0)
             total = tl.sum(mass, 0)
-            draw = uniform_bits(tl.load(seed_ptr + row), tl.load(position_ptr + row))
+            draw = uniform_bits(seed_of(sampling_ptr, row), tl.load(position_ptr + row))
+            top_k, top_p = top_k_of(sampling_ptr, row), top_p_of(sampling_ptr, row)
             rate = weight_rate(temperature)
             row_ptr = logits_ptr + row.to(tl.int64) * row_stride
             listed_ptr = candidates_ptr + row.to(tl.int64) * MAX_CANDIDATES

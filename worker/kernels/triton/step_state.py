@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pagewire.wire.sampling import ROW_WORDS
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
 
 _WORDS = 1024
@@ -44,10 +45,7 @@ def prepare_step(
         slots.last_token_R,
         slots.length_R,
         slots.write_floor_R,
-        slots.temperature_R,
-        slots.top_k_R,
-        slots.top_p_R,
-        slots.seed_R,
+        slots.sampling_RP,
         slots.block_tables_RM,
         step.input_ids_T,
         step.positions_T,
@@ -56,16 +54,15 @@ def prepare_step(
         step.context_lens_B,
         step.block_tables_BM,
         step.sample_rows_S,
-        step.temperature_S,
-        step.top_k_S,
-        step.top_p_S,
-        step.seed_S,
+        step.sampling_SP,
         step.sample_positions_S,
         table_len,
         step.block_tables_BM.stride(0),
         BLOCK_SIZE=block_size,
         FIELDS=SEQ_FIELDS,
         ROWS=rows,
+        ROW_WORDS=ROW_WORDS,
+        ROW_BLOCK=triton.next_power_of_2(ROW_WORDS),
         COLUMNS=min(_COLUMNS, triton.next_power_of_2(table_len)),
     )
 
@@ -93,10 +90,7 @@ def _prepare(
     last_tokens,
     lengths,
     write_floors,
-    temperatures,
-    top_ks,
-    top_ps,
-    seeds,
+    parameters,
     tables,
     out_ids,
     out_positions,
@@ -105,16 +99,15 @@ def _prepare(
     out_context_lens,
     out_tables,
     out_sample_rows,
-    out_temperatures,
-    out_top_ks,
-    out_top_ps,
-    out_seeds,
+    out_parameters,
     out_sample_positions,
     table_len,
     out_table_stride,
     BLOCK_SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     seq, part = tl.program_id(0), tl.program_id(1)
@@ -155,11 +148,9 @@ def _prepare(
         samples = sample >= 0
         tl.store(out_sample_rows + sample, (first_row + num_rows - 1).to(tl.int64), mask=samples)
         tl.store(out_sample_positions + sample, context_len.to(tl.int64), mask=samples)
-        is_drawn = samples & is_live
-        tl.store(out_temperatures + sample, tl.load(temperatures + slot, mask=is_drawn, other=0.0), mask=samples)
-        tl.store(out_top_ks + sample, tl.load(top_ks + slot, mask=is_drawn, other=0), mask=samples)
-        tl.store(out_top_ps + sample, tl.load(top_ps + slot, mask=is_drawn, other=1.0), mask=samples)
-        tl.store(out_seeds + sample, tl.load(seeds + slot, mask=is_drawn, other=0), mask=samples)
+        word = tl.arange(0, ROW_BLOCK)
+        asked = tl.load(parameters + slot * ROW_WORDS + word, mask=samples & is_live & (word < ROW_WORDS), other=0)
+        tl.store(out_parameters + sample * ROW_WORDS + word, asked, mask=samples & (word < ROW_WORDS))
 
 
 @triton.jit(do_not_specialize=["num_seqs"])

@@ -4,6 +4,7 @@ kernel."""
 import triton
 import triton.language as tl
 
+from pagewire.wire.sampling import ROW_WORDS, first_word
 from pagewire.worker.kernels.reference.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
 from pagewire.worker.kernels.sampling_workspace import NUM_BINS
 
@@ -13,10 +14,37 @@ _P_BITS, _P_MASK, _P_SCALE = tl.constexpr(P_BITS), tl.constexpr((1 << P_BITS) - 
 _NUM_BINS, _LAST_BIN = tl.constexpr(NUM_BINS), tl.constexpr(NUM_BINS - 1)
 
 
+_ROW_WORDS = tl.constexpr(ROW_WORDS)
+_SEED, _TEMPERATURE = tl.constexpr(first_word("seed")), tl.constexpr(first_word("temperature"))
+_TOP_K, _TOP_P = tl.constexpr(first_word("top_k")), tl.constexpr(first_word("top_p"))
+
+
 @triton.jit
-def is_filtered(top_k, top_p, VOCAB: tl.constexpr):
+def temperature_of(sampling_ptr, row):
+    return tl.load(sampling_ptr + row * _ROW_WORDS + _TEMPERATURE).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def top_k_of(sampling_ptr, row):
+    return tl.load(sampling_ptr + row * _ROW_WORDS + _TOP_K)
+
+
+@triton.jit
+def top_p_of(sampling_ptr, row):
+    return tl.load(sampling_ptr + row * _ROW_WORDS + _TOP_P).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def seed_of(sampling_ptr, row):
+    """int64: the seed's 64 bits."""
+    return tl.load((sampling_ptr + row * _ROW_WORDS + _SEED).to(tl.pointer_type(tl.int64)))
+
+
+@triton.jit
+def is_filtered(sampling_ptr, row, VOCAB: tl.constexpr):
     """Whether top-k or top-p leave anything out."""
-    return ((top_k > 0) & (top_k < VOCAB)) | (top_p < 1)
+    top_k = top_k_of(sampling_ptr, row)
+    return ((top_k > 0) & (top_k < VOCAB)) | (top_p_of(sampling_ptr, row) < 1)
 
 
 @triton.jit
@@ -62,6 +90,30 @@ def bin_scale(chunk_maxima, largest):
 def bin_of(logits, largest, scale):
     """int32: 0 holds the row's largest logit, the last one everything that lies too far below it."""
     return tl.minimum((largest - logits) * scale, _LAST_BIN).to(tl.int32)
+
+
+@triton.jit
+def last_bin_of(
+    sampling_ptr,
+    row,
+    bins_ptr,
+    masses_ptr,
+    scale,
+    rate,
+    VOCAB: tl.constexpr,
+    NUM_CHUNKS: tl.constexpr,
+    CHUNKS_BLOCK: tl.constexpr,
+):
+    """The bin after which no logit of a row that is filtered can be drawn, nor matters for which can."""
+    top_k = top_k_of(sampling_ptr, row)
+    if (top_k > 0) & (top_k < VOCAB):
+        last_bin = last_bin_of_top_k(bins_ptr, top_k)
+    else:
+        chunks = tl.arange(0, CHUNKS_BLOCK)
+        total = tl.sum(tl.load(masses_ptr + chunks, mask=chunks < NUM_CHUNKS, other=0), 0)
+        spare = total - top_p_target(total, top_p_of(sampling_ptr, row))
+        last_bin = last_bin_of_top_p(bins_ptr, scale, rate, spare)
+    return last_bin
 
 
 @triton.jit
