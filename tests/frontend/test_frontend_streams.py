@@ -327,7 +327,7 @@ def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: To
             await world.engine.start(old.handle)
             for token in ids[:cut]:
                 await world.engine.step([(old.handle, token)])
-            await until(lambda: len(world.engine_client.sequences._open[old.handle].received) == cut)
+            await until(lambda: len(world.engine_client.sequences._open[old.handle].output.received) == cut)
 
             world.engine.state = EngineState.LOADING
             old_identity = world.engine.identity

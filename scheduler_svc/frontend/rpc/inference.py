@@ -203,12 +203,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 salt=salt,
                 max_queue_time_s=valid.max_queue_time_s,
             )
-            stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids), stream))
+            stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids)))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
         parts.intake.enter(stream)
         try:
             parts.engine.status.check()
-            parts.engine.sequences.submit(stream.outputs)
+            parts.engine.sequences.submit(stream)
         except BaseException:
             self._close(stream)
             raise

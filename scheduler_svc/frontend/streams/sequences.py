@@ -1,6 +1,6 @@
-"""The sequences that this frontend has in the engine, by handle.
+"""Open sequences: those that this frontend has in the engine, by handle.
 
-It turns the engine's batches into calls of `Output`, one pass over the columns, and `Output`s into submissions. It
+It turns the engine's batches into calls of their streams, one pass over the columns, and outputs into submissions. It
 knows neither sockets nor text. Invariants: a handle in the table has been submitted and has had no terminal message;
 every handle that leaves the table before its terminal message is named in an Abort; after a restart of the engine
 every handle in the table is submitted again, with the tokens it has received.
@@ -8,6 +8,7 @@ every handle in the table is submitted again, with the tokens it has received.
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pagewire.scheduler_svc.frontend.errors import (
     InvalidArgument,
@@ -15,6 +16,7 @@ from pagewire.scheduler_svc.frontend.errors import (
     ResourceExhausted,
 )
 from pagewire.scheduler_svc.frontend.streams.output import Output
+from pagewire.scheduler_svc.frontend.streams.stream import RequestStream
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import pack, unpack
 from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, RejectKind, TokenBatch
@@ -22,6 +24,11 @@ from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, Re
 _log = logging.getLogger(__name__)
 _MAX_HANDLE = 2**31 - 1
 _DEFAULT_RETRY_S = 1.0
+
+
+class _OpenSequence(NamedTuple):
+    stream: RequestStream
+    output: Output
 
 
 class SequenceTable:
@@ -39,7 +46,7 @@ class SequenceTable:
         self._call_later = call_later
         self._clock = clock
         self._vocab_size = vocab_size
-        self._open: dict[int, Output] = {}
+        self._open: dict[int, _OpenSequence] = {}
         self._resubmitted: set[int] = set()
         self._to_retry: set[int] = set()  # refused for want of room; a timer submits them once more
         self._last_handle = 0
@@ -54,13 +61,13 @@ class SequenceTable:
             if self._last_handle not in self._open:
                 return self._last_handle
 
-    def submit(self, outputs: list[Output]) -> None:
-        """Hand a request's sequences to the engine, in order, or none of them. Raises what `send` raises."""
+    def submit(self, stream: RequestStream) -> None:
+        """Hand a stream's sequences to the engine, in order, or none of them. Raises what `send` raises."""
         sent: list[int] = []
         try:
-            for output in outputs:
+            for output in stream.outputs:
                 self._send(output.submit)
-                self._open[output.handle] = output
+                self._open[output.handle] = _OpenSequence(stream, output)
                 sent.append(output.handle)
         except RequestError:
             self.close(sent)
@@ -72,7 +79,7 @@ class SequenceTable:
         if still_open:
             self._send(Abort(pack(still_open)))
 
-    def _forget(self, handle: int) -> Output | None:
+    def _forget(self, handle: int) -> _OpenSequence | None:
         self._resubmitted.discard(handle)
         self._to_retry.discard(handle)
         return self._open.pop(handle, None)
@@ -83,24 +90,26 @@ class SequenceTable:
         opened = self._open
         now_s = self._clock()
         for started in batch.started:
-            output = opened.get(started.handle)
-            if output is not None:
+            sequence = opened.get(started.handle)
+            if sequence is not None:
                 self._resubmitted.discard(started.handle)
-                output.started(started)
+                sequence.stream.started(sequence.output, started)
         ended_by_text: list[int] = []
         for handle, token in zip(handles, tokens, strict=True):
-            output = opened.get(handle)
-            # Tokens that were on their way when a sequence was aborted here are nobody's any more.
-            if output is not None and not output.is_finished and output.take(token, now_s):
+            sequence = opened.get(handle)
+            if sequence is None:
+                continue  # tokens that were on their way when a sequence was aborted here are nobody's any more
+            stream, output = sequence
+            if not output.is_finished and stream.take(output, token, now_s):
                 ended_by_text.append(handle)
         for finished in batch.finished:
-            output = self._forget(finished.handle)
-            if output is None or output.is_finished:
+            sequence = self._forget(finished.handle)
+            if sequence is None or sequence.output.is_finished:
                 continue
             if finished.kind is FinishKind.NO_ROOM:
-                output.fail(_no_room(finished.limit))
+                sequence.stream.fail(_no_room(finished.limit))
             else:
-                output.finish(finished.kind, now_s)
+                sequence.stream.finish(sequence.output, finished.kind, now_s)
         if ended_by_text:
             self.close(ended_by_text)
 
@@ -117,10 +126,11 @@ class SequenceTable:
 
     def reject(self, rejected: Rejected) -> None:
         """The engine did not take a sequence."""
-        output = self._open.get(rejected.handle)
-        if output is None:
+        sequence = self._open.get(rejected.handle)
+        if sequence is None:
             return
-        if rejected.kind is RejectKind.QUEUE_TIMEOUT and output.is_request_started:
+        stream = sequence.stream
+        if rejected.kind is RejectKind.QUEUE_TIMEOUT and stream.has_started:
             # The limit is on the request's first step, which another output has had: this one waits on.
             self._resubmitted.add(rejected.handle)
             self._submit_again(rejected.handle)
@@ -135,9 +145,9 @@ class SequenceTable:
         self._forget(rejected.handle)
         if was_accepted and rejected.kind is RejectKind.INVALID:
             # An earlier engine took it: what is wrong is not the request, but the room that is left.
-            output.fail(ResourceExhausted(rejected.message, None))
+            stream.fail(ResourceExhausted(rejected.message, None))
             return
-        output.fail(_error(rejected))
+        stream.fail(_error(rejected))
 
     def _retry(self, handle: int) -> None:
         if handle in self._to_retry:
@@ -158,14 +168,14 @@ class SequenceTable:
             _log.info("submitted %d sequences again to a new engine", len(self._open))
 
     def _submit_again(self, handle: int) -> None:
-        output = self._open.get(handle)
-        if output is None:
+        sequence = self._open.get(handle)
+        if sequence is None:
             return
         try:
-            self._send(output.resubmission())
+            self._send(sequence.stream.resubmission(sequence.output))
         except RequestError as error:
             self._forget(handle)
-            output.fail(error)
+            sequence.stream.fail(error)
 
 
 def _no_room(limit: int) -> RequestError:
