@@ -1,6 +1,6 @@
 """The cache folder: models fetched, and what was made from their files. Everything in it can be fetched or made again.
 
-    models/<name>/     a carried model's file and `verified.json`
+    models/<name>/     a bundled model's file and `verified.json`
     gguf/<key>/        `spec.json` and `tokenizer.json` of one GGUF file
     tokenizers/<key>/  a `tokenizer.json` put together from several files of a directory
 

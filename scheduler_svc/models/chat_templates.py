@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pagewire.scheduler_svc.models.json_file import decode_json, read_bounded
-from pagewire.scheduler_svc.models.text_file import read_text
+from pagewire.scheduler_svc.models.files import decode_json, read_bounded, read_text
 from pagewire.scheduler_svc.startup_errors import ModelError
 
 Warn = Callable[[str], None]

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import make_cache_folder, write_atomically, writing_cache
-from pagewire.scheduler_svc.models.digest import sha256_of, weights_digest
+from pagewire.scheduler_svc.models.files import sha256_of, weights_digest
 from pagewire.scheduler_svc.models.gguf_config import decoder_config, sampling
 from pagewire.scheduler_svc.models.gguf_parts import GgufModel, part_files, read_parts
 from pagewire.scheduler_svc.models.gguf_tokenizer import GgufTokenizer, build_tokenizer

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from pagewire.scheduler_svc.models.decoder_limits import check_decoder
+from pagewire.scheduler_svc.models.files import decode_json, decode_object
 from pagewire.scheduler_svc.models.hf_generation import eos_ids
 from pagewire.scheduler_svc.models.hf_keys import check_keys
 from pagewire.scheduler_svc.models.hf_rope import read_rope
-from pagewire.scheduler_svc.models.json_file import decode_json, decode_object
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
 from pagewire.wire.model import Architecture, DecoderConfig
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.models.digest import weights_digest
+from pagewire.scheduler_svc.models.files import decode_json, decode_object, read_bounded, weights_digest
 from pagewire.scheduler_svc.models.hf_config import read_config
 from pagewire.scheduler_svc.models.hf_generation import SAMPLING_KEYS, HfGeneration, read_generation_config
 from pagewire.scheduler_svc.models.hf_tokenizer import read_tokenizer
-from pagewire.scheduler_svc.models.json_file import decode_json, decode_object, read_bounded
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
 from pagewire.wire.model import ModelSpec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pagewire.scheduler_svc.models.json_file import decode_json, decode_object
+from pagewire.scheduler_svc.models.files import decode_json, decode_object
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
 from pagewire.wire.model import SamplingDefaults
 

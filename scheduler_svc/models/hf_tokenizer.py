@@ -18,7 +18,7 @@ import msgspec
 
 from pagewire.scheduler_svc.models.cache import make_cache_folder, write_atomically, writing_cache
 from pagewire.scheduler_svc.models.chat_templates import ChatTemplates, read_templates
-from pagewire.scheduler_svc.models.digest import sha256_of
+from pagewire.scheduler_svc.models.files import decode_json, decode_object, read_bounded, sha256_of
 from pagewire.scheduler_svc.models.hf_added_tokens import AddedToken, AddedVocabulary, TokenSources, collect_tokens
 from pagewire.scheduler_svc.models.hf_tokenizer_class import (
     TokenizerClass,
@@ -26,7 +26,6 @@ from pagewire.scheduler_svc.models.hf_tokenizer_class import (
     is_same_part,
     tokenizer_class,
 )
-from pagewire.scheduler_svc.models.json_file import decode_json, decode_object, read_bounded
 from pagewire.scheduler_svc.startup_errors import ModelError
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.models.carried import CARRIED_MODELS, cached_file
+from pagewire.scheduler_svc.models.bundled import BUNDLED_MODELS, cached_file
 from pagewire.scheduler_svc.models.hub import cached_hub_models
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 
@@ -33,7 +33,7 @@ class KnownModels(msgspec.Struct, frozen=True, kw_only=True):
 def known_models(cache_dir: Path, only_cached: bool) -> KnownModels:
     """List them; random shapes need nothing and count as cached, but are left out where only cached ones are wanted."""
     found = []
-    for model in CARRIED_MODELS.values():
+    for model in BUNDLED_MODELS.values():
         path = cached_file(model, cache_dir)
         found.append(
             KnownModel(

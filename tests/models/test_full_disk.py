@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from support.models import QUIET
 
-from pagewire.scheduler_svc.models.carried import CarriedModel, fetch_carried
+from pagewire.scheduler_svc.models.bundled import BundledModel, fetch_bundled
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.startup_errors import ModelError
 
 from .conftest import GgufSource
 
 CONTENT = os.urandom(200_000) + bytes(2_800_000)
-MODEL = CarriedModel(
+MODEL = BundledModel(
     name="carried",
     distribution="pw-carried-test",
     version="1.0",
@@ -68,9 +68,9 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def test_no_room_for_a_carried_model(environ: dict[str, str], tmp_path: Path, room: int, message: str) -> None:
     cache = tmp_path / "cache"
     with files_of_at_most(room), pytest.raises(ModelError, match=f"(?s){message}"):
-        fetch_carried(MODEL, cache, environ, QUIET)
+        fetch_bundled(MODEL, cache, environ, QUIET)
     assert [file.name for file in (cache / "models" / "carried").iterdir()] == [".lock"]
-    assert fetch_carried(MODEL, cache, environ, QUIET).read_bytes() == CONTENT
+    assert fetch_bundled(MODEL, cache, environ, QUIET).read_bytes() == CONTENT
 
 
 def test_no_room_for_what_was_read_of_a_gguf_file(gguf_source: GgufSource, tmp_path: Path) -> None:

