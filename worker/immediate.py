@@ -10,8 +10,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
 from pagewire.wire.columns import Int32Array, pack
-from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.wire.plan import NO_TOKEN, NOT_NUMBERS, RowFailure, StepPlan, StepResult
+
+
+def step_result(epoch: int, step_id: int, tokens: Int32Array, *, busy_us: int, idle_us: int) -> StepResult:
+    """A step's result, of one token or NO_TOKEN per row that samples: a device that draws none found no numbers."""
+    failures = [RowFailure(row, NOT_NUMBERS) for row in np.flatnonzero(tokens == NO_TOKEN).tolist()]
+    return StepResult(epoch, step_id, pack(tokens), busy_us, idle_us, failures=failures)
 
 
 class PlanRunner(Protocol):
@@ -53,10 +61,10 @@ class ImmediateRunner:
         idle_s = 0.0 if self._idle_since is None else started - self._idle_since
         self._idle_since = ended
         self._results.append(
-            StepResult(
-                epoch=plan.epoch,
-                step_id=plan.step_id,
-                tokens=pack(tokens),
+            step_result(
+                plan.epoch,
+                plan.step_id,
+                tokens,
                 busy_us=round((ended - started) * 1e6),
                 idle_us=round(idle_s * 1e6),
             )

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pagewire.wire.control import Drain, EngineRestarted, Stop, ToChild, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import PlanError
 
 
 class RankLost(Exception):

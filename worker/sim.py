@@ -104,6 +104,7 @@ class SimRunner:
         remaining = deadline - self._clock()
         if self._step_s and remaining > 0:
             self._sleep(remaining)
+        self._slots.record(step, tokens)
         return tokens
 
 

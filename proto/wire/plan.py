@@ -14,17 +14,20 @@ tokens as `chunks` says, or none.
     rows of the step   = decoding slots, ascending  +  chunks, in the order listed
     rows that sample   = decoding slots, ascending  +  chunks that end their slot's prefill, in the order listed
 
-A result carries one token per row that samples, in that order. The sampled token is the slot's next input; it never
-makes a round trip.
+A result carries the tokens of each row that samples, in that order: one each, unless `counts` says how many. The
+sampled token is the slot's next input; it never makes a round trip. A row that failed has NO_TOKEN, and its reason
+stands among the `failures`.
 
 **A slot's positions.** A sequence of T known tokens of which C are cached starts computing at s = min(C, T-1):
 
     position        0 ........ s ....... C ........ T-1
     KV              already there |
-    computed by us             [s, T)          admit.tokens holds the ids of exactly these
+    computed by us             [s, T)
     KV written                           [C, T)   blocks below C are shared: never written
 
 so that a fully cached prompt still computes its last token, which yields the logits, without writing to a shared block.
+`Admit` holds the ids of all T positions. A worker keeps them, and adds what it samples: whatever depends on a
+sequence's own tokens is made again from them, after a preemption or a restart too.
 
 A plan is only valid as the next `step_id` of its `epoch`; `Begin` opens an epoch and empties every slot. Reuse of a
 slot or block by a later plan is safe because plans run in order.
@@ -35,24 +38,27 @@ import msgspec
 from pagewire.wire.ranges import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
 from pagewire.wire.sampling import SamplingParams
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
 
 NO_TOKEN = -1
-"""In a result's tokens: this row's logits were not numbers (NaN, an infinity, or nothing but minus infinity), so there
-was nothing to draw from. The engine ends that sequence as failed and releases its slot; the other rows are unharmed.
-Until the release, the slot goes on with token 0 as its input, so that a plan already in flight stays valid."""
+"""In a result's tokens: this row failed, for the reason that `failures` gives. The engine ends that sequence and
+releases its slot; the other rows are unharmed. Until the release, the slot goes on with token 0 as its input, so that a
+plan already in flight stays valid."""
+
+NOT_NUMBERS = "the model's logits for this request were not numbers"
+"""The reason of a row whose logits have a NaN, an infinity, or nothing but minus infinity: there is nothing to draw
+from."""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence enters a slot. See the drawing above."""
 
     slot: int
-    num_tokens: int
-    """T: how many tokens of the sequence are known. Said outright, because one token to compute of C cached ones may
-    mean T = C + 1 or a fully cached T = C."""
     tokens: bytes
-    """int32 column: the ids of positions [start, T), start being min(num_cached, T - 1)."""
+    """int32 column: the ids of all T tokens that are known."""
+    prompt_len: int
+    """How many of them are the prompt; the others were generated before a preemption or a restart."""
     num_cached: int
     """C: how many leading positions have their KV in `blocks` already; at most T."""
     blocks: bytes
@@ -86,17 +92,31 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="begin")
 ToWorker = StepPlan | Begin
 
 
+class RowFailure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A row that samples and has no token."""
+
+    row: Count
+    """Its index among the rows that sample."""
+    reason: ShortText
+    """For the client who asked."""
+
+
 class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="result"):
     """What one step sampled."""
 
     epoch: int
     step_id: int
     tokens: bytes
-    """int32 column: one token (or NO_TOKEN) per row that samples, in the order above."""
+    """int32 column: the tokens, or NO_TOKEN, of each row that samples, in the order above."""
     busy_us: int
     """Time that the device spent on this step."""
     idle_us: int
     """Time from the end of the step before, on the device, to the beginning of this one; 0 for an epoch's first."""
+    counts: bytes = b""
+    """int32 column: how many of the tokens each row has; absent: one each. A column that only some rows ask for follows
+    here likewise, empty where none did."""
+    failures: list[RowFailure] = []
+    """One for each NO_TOKEN, in the order of rows."""
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):

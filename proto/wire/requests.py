@@ -37,8 +37,8 @@ class FinishKind(enum.IntEnum):
     STOP_TOKEN = 3
     ABORTED = 4
     FAILED = 5
-    """Its logits were not numbers (`plan.NO_TOKEN`), or workers kept dying under it; the request fails with INTERNAL,
-    others are unharmed."""
+    """A step failed it (`plan.RowFailure`), or workers kept dying under it; the request fails with INTERNAL, others are
+    unharmed."""
     NO_ROOM = 6
     """It came to what memory holds of one sequence, since a worker came back with less than it was accepted for; the
     request fails with RESOURCE_EXHAUSTED, others are unharmed."""
@@ -133,6 +133,8 @@ class SeqFinished(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kind: FinishKind
     limit: Count = 0
     """For NO_ROOM, how long a sequence can become now."""
+    reason: ShortText = ""
+    """For FAILED, what happened."""
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tokens"):

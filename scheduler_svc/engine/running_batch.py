@@ -148,8 +148,8 @@ class RunningBatch:
         self._prefilling.append(sequence)
         return Admit(
             slot=slot,
-            num_tokens=known,
-            tokens=sequence.tokens[start:].tobytes(),
+            tokens=sequence.tokens.tobytes(),
+            prompt_len=sequence.prompt_len,
             num_cached=sequence.num_cached,
             blocks=pack(sequence.blocks),
             sampling=sequence.sampling,

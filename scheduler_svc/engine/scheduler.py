@@ -18,7 +18,9 @@ Preemption and admission cannot livelock: the first running sequence by priority
 because `submit` refuses what could not run alone, and no sequence becomes longer than that.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -34,6 +36,11 @@ from pagewire.wire.columns import Int32Array, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
 from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
+NO_FAILURES: Mapping[int, str] = MappingProxyType({})
+MAX_ADMITTED_IDS = 1 << 20
+"""Token ids in one plan, of all sequences that it admits but the first: frames have a limit, and a worker that decodes
+for others should not read for long."""
+WORKERS_LOST = "the workers that computed this request were lost, one after the other"
 MAX_WORKER_CRASHES = 3
 """Fewer than the supervisor's restarts in a row (`max_restarts`) plus one: the sequence goes before the server does."""
 
@@ -129,7 +136,7 @@ class Scheduler:
             sequence.known_at_crash = known
             self._wait_again(sequence)
             if sequence.worker_crashes >= MAX_WORKER_CRASHES:
-                finishes.append(self._finish(sequence, FinishKind.FAILED))
+                finishes.append(self._finish(sequence, FinishKind.FAILED, WORKERS_LOST))
         self._batch = RunningBatch(self._config)
         return finishes
 
@@ -183,18 +190,27 @@ class Scheduler:
         self._counters.steps += 1
         return PlannedStep(plan, rows, batch.slots.generation[rows], starts)
 
-    def apply(self, step: PlannedStep, tokens: Int32Array) -> StepOutcome:
-        """Take in a step's tokens, one per row that samples. Steps must be applied in the order planned.
+    def apply(self, step: PlannedStep, tokens: Int32Array, failures: Mapping[int, str] = NO_FAILURES) -> StepOutcome:
+        """Take in a step's tokens, one per row that samples; `failures` says why a row has none, by its index. Steps
+        must be applied in the order planned.
 
-        Raises ValueError for tokens that cannot be this step's; the scheduler is then unchanged.
+        Raises ValueError for what cannot be this step's; the scheduler is then unchanged.
         """
         if len(tokens) != len(step.rows):
             raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
         drawn = tokens != NO_TOKEN
+        failed_rows = np.flatnonzero(~drawn).tolist()
+        if failed_rows != sorted(failures):
+            raise ValueError(
+                f"rows {failed_rows} of step {step.plan.step_id} have no token, and {sorted(failures)} failed"
+            )
         check_ids(tokens[drawn], self._config.vocab_size)
         slots = self._batch.slots
         live = slots.generation[step.rows] == step.generations
-        failed = [self._finish(slots.sequence(slot), FinishKind.FAILED) for slot in step.rows[live & ~drawn].tolist()]
+        failed = [
+            self._finish(slots.sequence(int(step.rows[row])), FinishKind.FAILED, failures[row])
+            for row in np.flatnonzero(live & ~drawn).tolist()
+        ]
         live &= drawn
         rows, tokens = step.rows[live], tokens[live]
         lengths = slots.receive(rows, tokens)
@@ -250,7 +266,11 @@ class Scheduler:
         """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""
         admits: list[Admit] = []
         starts: list[Event[SeqStarted]] = []
+        num_ids = 0
         while budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
+            num_ids += len(sequence.tokens)
+            if admits and num_ids > MAX_ADMITTED_IDS:
+                break
             # One block for each running sequence stays free: without it an admission would soon be undone.
             admit = self._batch.admit(sequence, reserve=self.num_running)
             if admit is None:
@@ -281,11 +301,11 @@ class Scheduler:
                 finishes.append(self._finish(sequence, kind))
         return finishes
 
-    def _finish(self, sequence: Sequence, kind: FinishKind) -> Event[SeqFinished]:
+    def _finish(self, sequence: Sequence, kind: FinishKind, reason: str = "") -> Event[SeqFinished]:
         # Logits that are not numbers come from KV that is not: nobody else should find it.
         self._end(sequence, keep_cached=kind is not FinishKind.FAILED)
         limit = self._config.longest if kind is FinishKind.NO_ROOM else 0
-        return Event(sequence.key.frontend, SeqFinished(sequence.key.handle, kind, limit))
+        return Event(sequence.key.frontend, SeqFinished(sequence.key.handle, kind, limit, reason))
 
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from pagewire.scheduler_svc.engine.events import Event
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import Int32Array, unpack
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import SeqStarted
 
@@ -91,6 +91,15 @@ class Pipeline:
         if result.step_id != self._rested_before:
             self.idle_us += _plausible(result.idle_us)
         return self._in_flight.popleft()
+
+
+def sampled(result: StepResult) -> tuple[Int32Array, dict[int, str]]:
+    """A result's tokens, one per row that sampled, and why rows failed, by their indices. Raises ValueError for a torn
+    column, and for several tokens a row, which nothing here plans."""
+    tokens = unpack(result.tokens)
+    if result.counts and (unpack(result.counts) != 1).any():
+        raise ValueError("rows have other numbers of tokens than one")
+    return tokens, {failure.row: failure.reason for failure in result.failures}
 
 
 def _plausible(duration_us: int) -> int:

@@ -12,7 +12,7 @@ ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; no
     │   ├── DeadlineExceeded    its time ran out before it began
     │   ├── Unauthenticated     no valid key came with it
     │   ├── PermissionDenied    the key is valid and does not allow this
-    │   └── ModelFailed         the model gave no numbers to draw a token from
+    │   └── ModelFailed         the worker could not compute a token for it
     └── InternalError
 """
 
@@ -86,7 +86,7 @@ class PermissionDenied(RequestError):
 
 
 class ModelFailed(RequestError):
-    """The model's logits for this request were not numbers; other requests are unharmed."""
+    """A step of the worker could not go on with this request; other requests are unharmed."""
 
 
 class InternalError(PagewireError):

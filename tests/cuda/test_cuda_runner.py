@@ -17,7 +17,7 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.slots.columns import SlotLimits
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import PlanError
 
 WIDE = SlotLimits(
     max_num_seqs=40, max_model_len=64, max_num_batched_tokens=96, block_size=4, num_blocks=640, vocab_size=100

@@ -129,7 +129,8 @@ def test_a_full_hit_recomputes_only_its_last_token_and_writes_nothing_shared() -
     w.submit(prompt(16), 3, ignore_eos=True)
     step = plan(w)
     (admit,) = step.plan.admit
-    assert (admit.num_tokens, admit.num_cached, unpack(admit.tokens).tolist()) == (16, 16, prompt(16)[-1:])
+    assert (admit.prompt_len, admit.num_cached, unpack(admit.tokens).tolist()) == (16, 16, prompt(16))
+    assert chunks_of(step) == [[admit.slot, 1]]
     w.drain()
     w.check_end()
 
@@ -277,9 +278,12 @@ def test_a_row_without_numbers_fails_alone() -> None:
     _, tokens = w._in_flight.pop()
     tokens = tokens.copy()
     tokens[0] = NO_TOKEN
-    outcome = w.scheduler.apply(step, tokens)
-    assert [(f.frontend, f.message.handle, f.message.kind) for f in outcome.finishes] == [
-        (FRONTEND, bad, FinishKind.FAILED)
+    for failures in ({}, {1: "x"}, {0: "x", 1: "y"}):
+        with pytest.raises(ValueError, match=r"rows \[0\] of step 0 have no token"):
+            w.scheduler.apply(step, tokens, failures)
+    outcome = w.scheduler.apply(step, tokens, {0: "why"})
+    assert [(f.frontend, f.message.handle, f.message.kind, f.message.reason) for f in outcome.finishes] == [
+        (FRONTEND, bad, FinishKind.FAILED, "why")
     ]
     assert outcome.handles.tolist() == [good]
     w.submit(prompt(4), 5, ignore_eos=True)

@@ -30,6 +30,7 @@ from pagewire.wire.columns import pack, unpack
 from pagewire.wire.control import EngineRestarted
 from pagewire.wire.launch import CurveKeys
 from pagewire.wire.model import ModelSpec
+from pagewire.wire.plan import NOT_NUMBERS
 from pagewire.wire.requests import (
     Abort,
     EngineInfo,
@@ -395,10 +396,11 @@ def test_a_sequence_that_the_model_failed_ends_with_internal_alone(spec: ModelSp
             call = world.inference.StreamGenerate(ids_request())
             submit = await world.engine.act(Submit)
             await world.engine.start(submit.handle)
-            await world.engine.step([], [(submit.handle, FinishKind.FAILED)])
+            ended = SeqFinished(submit.handle, FinishKind.FAILED, reason=NOT_NUMBERS)
+            await world.engine.send(TokenBatch([], b"", b"", [ended]))
             error = await failure(call)
             assert error.code() is grpc.StatusCode.INTERNAL
-            assert "logits" in (error.details() or "")
+            assert error.details() == NOT_NUMBERS
             after = world.inference.Generate(unary(ids_request()))
             await world.engine.answer((await world.engine.act(Submit)).handle, [40])
             assert (await after).usage.completion_tokens == 1

@@ -45,11 +45,13 @@ from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
 from pagewire.wire.lifeline import Lifeline
 from pagewire.wire.plan import (
+    NO_TOKEN,
     PROTOCOL_VERSION,
     Admit,
     Begin,
     DeviceMemory,
     FromWorker,
+    RowFailure,
     StepPlan,
     StepResult,
     ToWorker,
@@ -79,7 +81,7 @@ from pagewire.worker.launch_file import LaunchError
 from pagewire.worker.launch_file import read_launch as read_worker_launch
 from pagewire.worker.parallel.rendezvous import GroupNotice
 from pagewire.worker.slots.columns import SlotLimits
-from pagewire.worker.slots.plan_fields import PlanError, decode_column, decode_pairs
+from pagewire.worker.slots.plan_check import PlanError, decode_column, decode_pairs
 from pagewire.worker.slots.state import Slots
 
 Errors = tuple[type[Exception], ...]
@@ -105,7 +107,7 @@ SUBMIT = Submit(
 )  # fmt: skip
 HELLO = WorkerHello(PROTOCOL_VERSION, 0, 0, 8, 4, 4, 32, 100, 1, 2, "a", "l", {"python": "3"}, "t", _MEMORY)
 PLAN = StepPlan(
-    0, 0, b"", [Admit(0, 4, pack([1, 2, 3, 4]), 0, pack([0]), _SAMPLING)], b"", pack([0, 4]), b""
+    0, 0, b"", [Admit(0, pack([1, 2, 3, 4]), 3, 0, pack([0]), _SAMPLING)], b"", pack([0, 4]), b""
 )  # fmt: skip
 _FROM_FRONTEND = (Register(0, 0), SUBMIT, Abort(pack([1])), AbortRequest(1, "r"))
 _TO_FRONTEND = (
@@ -115,7 +117,11 @@ _TO_FRONTEND = (
     Load(EngineState.READY, *range(13)),
     Answer(1, 2),
 )
-_FROM_WORKER = (HELLO, StepResult(0, 0, pack([1]), 1, 1), WorkerFailed("m"))
+_FROM_WORKER = (
+    HELLO,
+    StepResult(0, 0, pack([1, NO_TOKEN]), 1, 1, pack([1, 1]), [RowFailure(1, "r")]),
+    WorkerFailed("m"),
+)
 _TO_WORKER = (Begin(0), PLAN)
 _CONFIG = SchedulerConfig(
     max_num_seqs=4,
@@ -140,11 +146,9 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     yield from _sockets(wire)
     yield ByteDecoder("proto/wire/columns.py", unpack, wire, (pack([1, 2]),))
     yield ByteDecoder("proto/wire/columns.py", unpack_pairs, wire, (pack([1, 2]),))
-    fields = "worker/slots/plan_fields.py"
+    fields = "worker/slots/plan_check.py"
     yield ByteDecoder(fields, lambda data: decode_column(data, "f"), (PlanError,), (pack([1]),))
-    yield ByteDecoder(
-        "worker/slots/plan_fields.py", lambda data: decode_pairs(data, "f"), (PlanError,), (pack([1, 2]),)
-    )
+    yield ByteDecoder("worker/slots/plan_check.py", lambda data: decode_pairs(data, "f"), (PlanError,), (pack([1, 2]),))
     yield ByteDecoder("proto/wire/lifeline.py", _through_a_lifeline, wire, (_line(ToChild, Drain(1.0, 2.0)),))
     from_child = JsonCodec[FromChild](FromChild)
     samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))

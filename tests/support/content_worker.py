@@ -52,7 +52,6 @@ class ContentWorker:
         self.slots = Slots(limits)
         self._limits = limits
         self._kv: list[list[bytes]] = []
-        self._last_token: Int32Array = np.zeros(limits.max_num_seqs, np.int32)
 
     def begin(self, epoch: int) -> None:
         """Lose everything."""
@@ -64,7 +63,7 @@ class ContentWorker:
         step = self.slots.apply(plan)
         columns = self.slots.columns
         rows: list[tuple[int, int, list[int]]] = [
-            (slot, position, [int(self._last_token[slot])])
+            (slot, position, [int(columns.token_ids[slot, position])])
             for slot, position in zip(step.decode_slots.tolist(), step.decode_positions.tolist(), strict=True)
         ]
         rows += [(chunk.slot, chunk.start, chunk.tokens.tolist()) for chunk in step.chunks]
@@ -86,11 +85,13 @@ class ContentWorker:
                 prefix_of[slot, position - 1], int(columns.sampling["seed"][slot]), self._limits.vocab_size
             )
             tokens.append(token)
-            self._last_token[slot] = token
-        return np.array(tokens, np.int32)
+        sampled = np.array(tokens, np.int32)
+        self.slots.record(step, sampled)
+        return sampled
 
     def check_context(self, slot: int, tokens: list[int]) -> None:
-        """The KV behind a slot's table must be that of exactly these tokens."""
+        """The slot's ids must be these tokens, and the KV behind its table that of exactly these."""
+        assert self.slots.columns.token_ids[slot, : len(tokens)].tolist() == tokens, f"slot {slot} has other ids"
         table, prefix = self.slots.block_table(slot), b""
         for position, token in enumerate(tokens):
             prefix = fingerprint(prefix, token)

@@ -18,11 +18,10 @@ SMALL = SlotLimits(
 
 def admit(slot: int, ids: list[int], blocks: list[int], *, cached: int = 0, sampling: SamplingParams = GREEDY) -> Admit:
     """The admission of a sequence whose known tokens are `ids`, the first `cached` of them in `blocks` already."""
-    start = min(cached, len(ids) - 1)
     return Admit(
         slot=slot,
-        num_tokens=len(ids),
-        tokens=pack(ids[start:]),
+        tokens=pack(ids),
+        prompt_len=len(ids),
         num_cached=cached,
         blocks=pack(blocks),
         sampling=sampling,

@@ -83,10 +83,9 @@ def measure_slots() -> None:
     for plan in start_decoding(maker, 32):
         slots.apply(plan)
     builder = BatchBuilder(slots.columns, limits)
-    last_token = np.zeros(NUM_SLOTS, np.int64)
     apply_us = median_us(lambda: slots.apply(maker.make()), 400)
     step = slots.apply(maker.make())
-    build_us = median_us(lambda: builder.build(step, last_token), 400)
+    build_us = median_us(lambda: builder.build(step), 400)
     next_block = iter(range(NUM_SLOTS * 32, NUM_SLOTS * 128))
     grow_us = median_us(lambda: slots.apply(maker.make(grow=[(slot, next(next_block)) for slot in range(8)])), 80)
     print(f"{NUM_SLOTS} decoding slots: apply {apply_us:.0f} us, with 8 blocks grown {grow_us:.0f} us", end="; ")

@@ -14,7 +14,7 @@ from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.attention.batch import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import PlanError
 
 CONFIG = DecoderConfig(
     architecture="qwen3",

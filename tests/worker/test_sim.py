@@ -11,7 +11,7 @@ from support.worker_process import sim_launch
 
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.sim import DEFAULT_NUM_BLOCKS, SimRunner, sim_num_blocks
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import PlanError
 
 
 def make_runner(**changes: object) -> SimRunner:

@@ -14,7 +14,7 @@ from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanMod
 from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import StepPlan
 from pagewire.wire.sampling import ROW, SamplingParams
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import PlanError
 from pagewire.worker.slots.state import Slots, Step
 
 Rows = tuple[bytes, ...]
@@ -45,7 +45,8 @@ def check_columns(slots: Slots, model: PlanModel) -> None:
             numbers = [field.name for field in fields(columns)[:-1] if field.name != "sampling"]
             assert not any(getattr(columns, name)[slot].any() for name in numbers)
             continue
-        assert columns.num_tokens[slot] == len(sequence.ids)
+        assert columns.num_tokens[slot] == columns.prompt_len[slot] == len(sequence.ids)
+        assert columns.token_ids[slot].tolist()[: len(sequence.ids)] == sequence.ids
         assert columns.num_computed[slot] == sequence.computed
         assert columns.write_floor[slot] == sequence.cached
         asked = columns.sampling[slot]
@@ -123,7 +124,7 @@ def _another_block(plan: StepPlan, model: PlanModel) -> StepPlan | None:
     held = [sequence.blocks[0] for slot, sequence in model.sequences.items() if slot not in _admitted(model, plan)]
     if not plan.admit or not held:
         return None
-    return _admission(num_tokens=1, num_cached=0, tokens=pack([0]), blocks=pack(held[:1]))(plan, model)
+    return _admission(prompt_len=1, num_cached=0, tokens=pack([0]), blocks=pack(held[:1]))(plan, model)
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -169,21 +170,23 @@ MUTATIONS: dict[str, Mutation] = {
     "admission to a held slot": _for_slot(
         _decoding, lambda plan, slot, _: _replace(plan, admit=[*plan.admit, admit(slot, [1], [0])])
     ),
-    "no tokens": _admission(num_tokens=0, tokens=b"", num_cached=0),
-    "too many tokens": _admission(num_tokens=41, tokens=pack([0] * 41), num_cached=0),
+    "no tokens": _admission(tokens=b"", prompt_len=0, num_cached=0),
+    "too many tokens": _admission(tokens=pack([0] * 41), num_cached=0),
     "torn tokens": _admission(tokens=b"123"),
     "tokens missing": _admission(tokens=b""),
-    "more cached than known": _admission(num_tokens=4, num_cached=5, tokens=pack([1])),
+    "more cached than known": _admission(num_cached=5, tokens=pack([1, 2, 3, 4]), prompt_len=4),
+    "no prompt": _admission(prompt_len=0),
+    "a prompt longer than what is known": _admission(prompt_len=41),
     "cached below zero": _admission(num_cached=-1),
-    "token id too large": _admission(num_tokens=1, num_cached=0, tokens=pack([SMALL.vocab_size])),
-    "token id below zero": _admission(num_tokens=1, num_cached=0, tokens=pack([-1])),
+    "token id too large": _admission(prompt_len=1, num_cached=0, tokens=pack([SMALL.vocab_size])),
+    "token id below zero": _admission(prompt_len=1, num_cached=0, tokens=pack([-1])),
     "no blocks": _admission(blocks=b""),
     "torn blocks": _admission(blocks=b"12345"),
-    "block id too large": _admission(num_tokens=1, num_cached=0, tokens=pack([0]), blocks=pack([SMALL.num_blocks])),
-    "block id below zero": _admission(num_tokens=1, num_cached=0, tokens=pack([0]), blocks=pack([-1])),
-    "too many blocks": _admission(num_tokens=1, num_cached=0, tokens=pack([0]), blocks=pack(range(11))),
+    "block id too large": _admission(prompt_len=1, num_cached=0, tokens=pack([0]), blocks=pack([SMALL.num_blocks])),
+    "block id below zero": _admission(prompt_len=1, num_cached=0, tokens=pack([0]), blocks=pack([-1])),
+    "too many blocks": _admission(prompt_len=1, num_cached=0, tokens=pack([0]), blocks=pack(range(11))),
     "a block twice": lambda plan, _: (
-        _admission(num_tokens=1, num_cached=0, tokens=pack([0]), blocks=plan.admit[0].blocks[:4] * 2)(plan, _)
+        _admission(prompt_len=1, num_cached=0, tokens=pack([0]), blocks=plan.admit[0].blocks[:4] * 2)(plan, _)
         if plan.admit
         else None
     ),

@@ -1,7 +1,7 @@
 """The batch builder: a step's rows become the model's batch.
 
 Owns the buffers that batches are made of, sized once for the largest step; a batch is a set of views of them, valid
-until the next one is built. Reads slot columns and last tokens, writes neither. Costs a few vector operations for all
+until the next one is built. Reads slot columns. Costs a few vector operations for all
 decoding slots together, and a few per chunk.
 """
 
@@ -30,11 +30,11 @@ class BatchBuilder:
         self._block_tables = np.zeros(max_seqs * limits.max_blocks_per_seq, np.int32)
         self._row_numbers = np.arange(max_rows, dtype=np.int64)
 
-    def build(self, step: Step, last_token: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
-        """The batch of a step that has at least one row. `last_token` is the input id of each decoding slot."""
+    def build(self, step: Step) -> Batch:
+        """The batch of a step that has at least one row. What the steps before it sampled is recorded."""
         num_decodes, num_seqs = len(step.decode_slots), len(step.decode_slots) + len(step.chunks)
         slots = np.concatenate([step.decode_slots, np.asarray([chunk.slot for chunk in step.chunks], np.int32)])
-        self._put_decodes(step, last_token)
+        self._put_decodes(step)
         num_rows = num_writes = num_samples = num_decodes
         for index, chunk in enumerate(step.chunks, start=num_decodes):
             num_writes += self._put_chunk(chunk, index, num_rows, num_writes)
@@ -65,10 +65,10 @@ class BatchBuilder:
             ),
         )
 
-    def _put_decodes(self, step: Step, last_token: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _put_decodes(self, step: Step) -> None:
         """One row per decoding slot; all of them are written, because a decoding slot is past its cached part."""
         slots, positions, count = step.decode_slots, step.decode_positions, len(step.decode_slots)
-        self._input_ids[:count] = last_token[slots]
+        self._input_ids[:count] = self._columns.token_ids[slots, positions]
         self._positions[:count] = positions
         self._query_starts[:count] = self._row_numbers[:count]
         self._context_lens[:count] = positions + 1

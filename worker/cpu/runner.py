@@ -1,8 +1,8 @@
 """The CPU's runner of steps: slot state, batch, forward pass, sampling, and the token's way into the next step.
 
-Owns each slot's last token. The sampler's result is written there before `run` returns, and the next step's batch
-reads it, so that a plan made before this step's tokens were known can run at once. It decides nothing, and knows
-neither sockets nor where its model came from.
+What a step samples is recorded in the slots before `run` returns, and the next step's batch reads it there, so that a
+plan made before this step's tokens were known can run at once. It decides nothing, and knows neither sockets nor where
+its model came from.
 """
 
 from typing import Protocol
@@ -44,7 +44,6 @@ class CpuRunner:
         self._slots = Slots(limits)
         self._builder = BatchBuilder(self._slots.columns, limits)
         self._sampler: TokenSampler = sampler or Sampler(limits.vocab_size)
-        self._last_token = np.zeros(limits.max_num_seqs, np.int64)
 
     def begin(self, epoch: int) -> None:
         """Open an epoch: every slot is empty. What the KV cache holds no longer means anything."""
@@ -60,10 +59,9 @@ class CpuRunner:
         step = self._slots.apply(plan)
         if step.num_rows == 0:
             return np.empty(0, np.int32)
-        logits_SV = self._model.forward(self._builder.build(step, self._last_token), self._kv)
+        logits_SV = self._model.forward(self._builder.build(step), self._kv)
         if len(step.sample_slots) == 0:
             return np.empty(0, np.int32)
         tokens = self._sampler.sample(logits_SV, self._slots.columns.sampling[step.sample_slots], step.sample_positions)
-        # NO_TOKEN is negative: such a slot goes on with id 0 until the engine releases it.
-        self._last_token[step.sample_slots] = np.maximum(tokens, 0)
+        self._slots.record(step, tokens)
         return tokens

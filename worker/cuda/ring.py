@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.wire.columns import Int32Array, pack
+from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepResult
 from pagewire.worker.cuda.timeline import StepTimes
+from pagewire.worker.immediate import step_result
+from pagewire.worker.slots.state import Slots, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,27 @@ class StepInFlight:
     epoch: int
     step_id: int
     place: Place
-    num_tokens: int
+    step: Step
     times: StepTimes
 
     def result(self) -> StepResult:
         """What it sampled, and when. The step is over, and its place not yet used again."""
-        return StepResult(
-            epoch=self.epoch,
-            step_id=self.step_id,
-            tokens=pack(self.place.tokens[: self.num_tokens].numpy()),
-            busy_us=self.times.busy_us,
-            idle_us=self.times.idle_us,
+        return step_result(
+            self.epoch, self.step_id, self.tokens, busy_us=self.times.busy_us, idle_us=self.times.idle_us
         )
+
+    @property
+    def tokens(self) -> Int32Array:
+        """One per row that samples; a view of the place."""
+        tokens: Int32Array = self.place.tokens[: len(self.step.sample_slots)].numpy()
+        return tokens
 
 
 class Ring:
-    """Steps in flight, oldest first, and the places that are free."""
+    """Steps in flight, oldest first, and the places that are free. The slots are told what each step sampled."""
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[Place], slots: Slots) -> None:
+        self._slots = slots
         self._free = deque(places)
         self._steps: deque[StepInFlight] = deque()
 
@@ -84,6 +89,7 @@ class Ring:
         step = self._steps[0]
         step.times.wait()
         result = step.result()
+        self._slots.record(step.step, step.tokens)
         self._steps.popleft()
         self._free.append(step.place)
         return result

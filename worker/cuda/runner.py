@@ -51,7 +51,9 @@ class CudaRunner:
         self._timeline = timeline
         self._watch = watch
         words, is_pinned = packed_capacity(limits), buffers.packed.is_cuda
-        self._ring = Ring([Place.allocate(words, limits.max_num_seqs, is_pinned) for _ in range(MAX_IN_FLIGHT)])
+        self._ring = Ring(
+            [Place.allocate(words, limits.max_num_seqs, is_pinned) for _ in range(MAX_IN_FLIGHT)], self._slots
+        )
         self._finished: deque[StepResult] = deque()
         """Popped from the ring to make room, and not yet taken."""
 
@@ -88,7 +90,7 @@ class CudaRunner:
         if num_tokens:
             place.tokens[:num_tokens].copy_(self._buffers.tokens_S[:num_tokens], non_blocking=True)
         times.end()
-        self._ring.push(StepInFlight(plan.epoch, plan.step_id, place, num_tokens, times))
+        self._ring.push(StepInFlight(plan.epoch, plan.step_id, place, step, times))
         self._watch(times)
 
     def take(self) -> StepResult | None:

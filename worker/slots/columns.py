@@ -47,6 +47,11 @@ class SlotColumns:
     occupied: BoolArray
     num_tokens: Int32Array
     """T: tokens known at admission. A slot with num_computed ≥ num_tokens decodes."""
+    prompt_len: Int32Array
+    """How many of them are the prompt."""
+    token_ids: Int32Array
+    """[max_num_seqs, max_model_len + 1]: the known ids and those sampled since; zero past them. A result may come in
+    later than plans that build on it (`Slots.record`)."""
     num_computed: Int32Array
     """The next position to compute: those below are computed by plans already applied."""
     write_floor: Int32Array
@@ -66,6 +71,8 @@ class SlotColumns:
         return cls(
             occupied=np.zeros(rows, np.bool_),
             num_tokens=np.zeros(rows, np.int32),
+            prompt_len=np.zeros(rows, np.int32),
+            token_ids=np.zeros((rows, limits.max_model_len + 1), np.int32),
             num_computed=np.zeros(rows, np.int32),
             write_floor=np.zeros(rows, np.int32),
             num_blocks=np.zeros(rows, np.int32),

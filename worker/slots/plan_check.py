@@ -11,21 +11,31 @@ everything that the contract (`pagewire.wire.plan`) promises is checked, also wh
 Cost: a few vector operations per step, and work in Python per admission only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array
-from pagewire.wire.plan import StepPlan
-from pagewire.worker.slots.admission_check import CheckedAdmit, check_admits
+from pagewire.wire.codec import WireError
+from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
+from pagewire.wire.plan import Admit, StepPlan
 from pagewire.worker.slots.columns import BoolArray, SlotColumns, SlotLimits
-from pagewire.worker.slots.plan_fields import (
-    PlanError,
-    check_block_range,
-    check_slot_range,
-    decode_column,
-    decode_pairs,
-)
+
+
+class PlanError(Exception):
+    """A plan that must not run. The message names the field, the value and the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdmit:
+    """An admission with its columns decoded."""
+
+    admit: Admit
+    tokens: Int32Array
+    """Of all positions known."""
+    blocks: Int32Array
+    start: int
+    """First position to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
 
     released = _mask(release, "release", columns.occupied, "empty", limits)
     occupied = columns.occupied & ~released if len(release) else columns.occupied
-    admits = check_admits(plan.admit, occupied, limits)
+    admits = _check_admits(plan.admit, occupied, limits)
     num_blocks = columns.num_blocks
     if admits:
         occupied = occupied.copy()
@@ -73,7 +83,7 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
     decode_slots = np.flatnonzero(decoding & ~idling if len(idle) else decoding).astype(np.int32)
     _check_positions(decode_slots, columns.num_computed, num_blocks, limits)
 
-    remaining = {checked.admit.slot: len(checked.tokens) for checked in admits}
+    remaining = {checked.admit.slot: len(checked.tokens) - checked.start for checked in admits}
     _check_chunks(chunks, remaining, columns, occupied, decoding)
     total = len(decode_slots) + int(chunks[:, 1].sum())
     if total > limits.max_num_batched_tokens:
@@ -88,6 +98,45 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
         chunk_slots=chunks[:, 0].tolist(),
         chunk_sizes=chunks[:, 1].tolist(),
     )
+
+
+def _check_admits(admits: Sequence[Admit], occupied: BoolArray, limits: SlotLimits) -> list[CheckedAdmit]:
+    """Each admission on its own, and that it goes to a slot that is not occupied. Raises PlanError."""
+    taken: set[int] = set()
+    checked = []
+    for admit in admits:
+        field = f"the admission to slot {admit.slot}"
+        if not 0 <= admit.slot < limits.max_num_seqs:
+            raise PlanError(f"{field}: slots are 0 to {limits.max_num_seqs - 1}")
+        if occupied[admit.slot] or admit.slot in taken:
+            raise PlanError(f"{field}: the slot is occupied")
+        taken.add(admit.slot)
+        checked.append(_check_admit(admit, field, limits))
+    return checked
+
+
+def _check_admit(admit: Admit, field: str, limits: SlotLimits) -> CheckedAdmit:
+    tokens = decode_column(admit.tokens, f"{field}: tokens")
+    num_tokens = len(tokens)
+    if not 1 <= num_tokens <= limits.max_model_len:
+        raise PlanError(f"{field}: tokens are {num_tokens}; the range is 1 to {limits.max_model_len}")
+    if not 1 <= admit.prompt_len <= num_tokens:
+        raise PlanError(f"{field}: prompt_len is {admit.prompt_len}; the range is 1 to the {num_tokens} tokens")
+    if not 0 <= admit.num_cached <= num_tokens:
+        raise PlanError(f"{field}: num_cached is {admit.num_cached}; the range is 0 to the {num_tokens} tokens")
+    outside = (tokens < 0) | (tokens >= limits.vocab_size)
+    if outside.any():
+        raise PlanError(f"{field}: token id {tokens[outside][0]}; ids are 0 to {limits.vocab_size - 1}")
+    blocks = decode_column(admit.blocks, f"{field}: blocks")
+    if not num_tokens <= len(blocks) * limits.block_size or len(blocks) > limits.max_blocks_per_seq:
+        raise PlanError(
+            f"{field}: {len(blocks)} blocks of {limits.block_size} for {num_tokens} tokens; "
+            f"a table has at most {limits.max_blocks_per_seq}"
+        )
+    check_block_range(blocks, f"{field}: blocks", limits)
+    if (problem := admit.sampling.problem()) is not None:
+        raise PlanError(f"{field}: {problem}")
+    return CheckedAdmit(admit, tokens, blocks, start=min(admit.num_cached, num_tokens - 1))
 
 
 def _mask(slots: Int32Array, field: str, required: BoolArray, otherwise: str, limits: SlotLimits) -> BoolArray:
@@ -198,3 +247,33 @@ def _check_chunks(
             remaining[slot] = int(columns.num_tokens[slot] - columns.num_computed[slot])
         if not 1 <= size <= remaining[slot]:
             raise PlanError(f"the chunk of slot {slot} is {size} tokens; the range is 1 to {remaining[slot]}")
+
+
+def decode_column(data: bytes, field: str) -> Int32Array:
+    """The column as int32 values. Raises PlanError for a torn one."""
+    try:
+        return unpack(data)
+    except WireError as error:
+        raise PlanError(f"{field}: {error}") from error
+
+
+def decode_pairs(data: bytes, field: str) -> Int32Array:
+    """The column as [pairs, 2]. Raises PlanError for a torn one."""
+    try:
+        return unpack_pairs(data)
+    except WireError as error:
+        raise PlanError(f"{field}: {error}") from error
+
+
+def check_slot_range(slots: Int32Array, field: str, limits: SlotLimits) -> None:
+    """Raises PlanError unless every id is a slot."""
+    outside = (slots < 0) | (slots >= limits.max_num_seqs)
+    if outside.any():
+        raise PlanError(f"{field} names slot {slots[outside][0]}; slots are 0 to {limits.max_num_seqs - 1}")
+
+
+def check_block_range(blocks: Int32Array, field: str, limits: SlotLimits) -> None:
+    """Raises PlanError unless every id is a block."""
+    outside = (blocks < 0) | (blocks >= limits.num_blocks)
+    if outside.any():
+        raise PlanError(f"{field} names block {blocks[outside][0]}; blocks are 0 to {limits.num_blocks - 1}")

@@ -1,8 +1,7 @@
 """The worker's resident slot state, derived from the stream of plans alone.
 
-Owns what every slot holds: lengths, block table, sampling parameters, admitted tokens still to compute. It knows no
-tensors and no tokens that were sampled; a runner keeps each slot's last token, which nobody but it ever needs. The
-same class is the shadow worker that property tests replay an engine's plans into.
+Owns what every slot holds: lengths, block table, sampling parameters, token ids. It knows no tensors. The same class is
+the shadow worker that property tests replay an engine's plans into.
 
 Invariants: a plan is checked in full before anything changes, so a refused plan leaves no trace; after `apply` the
 columns say how things stand once the returned step has run; a decoding slot's last token was sampled by an earlier
@@ -16,10 +15,8 @@ import numpy as np
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
 from pagewire.wire.sampling import ROW
-from pagewire.worker.slots.admission_check import CheckedAdmit
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
-from pagewire.worker.slots.plan_check import CheckedPlan, check_plan
-from pagewire.worker.slots.plan_fields import PlanError
+from pagewire.worker.slots.plan_check import CheckedAdmit, CheckedPlan, PlanError, check_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,7 @@ class Chunk:
     slot: int
     start: int
     tokens: Int32Array
+    """A view of the slot's ids: valid until the next plan is applied."""
     ends_prefill: bool
     """The last of these rows samples."""
 
@@ -45,6 +43,9 @@ class Step:
     """Slots that sample: the decoding ones, then those whose prefill ends."""
     sample_positions: Int32Array
     """Where each sampled token will stand in its sequence."""
+    sample_generations: Int32Array
+    """Of the slots that sample: how many sequences each has held, so that a result that comes in late is not taken for
+    the next holder's."""
     admitted: list[int]
     """Slots that hold a new sequence since this plan."""
     grow_slots: Int32Array
@@ -65,8 +66,7 @@ class Slots:
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self._columns = SlotColumns.empty(limits)
-        self._to_compute: dict[int, Int32Array] = {}
-        """Of every prefilling slot: ids of positions num_computed … num_tokens - 1."""
+        self._generations: Int32Array = np.zeros(limits.max_num_seqs, np.int32)
         self._epoch: int | None = None
         self._next_step_id = 0
         self.columns = self._columns.read_only()
@@ -106,6 +106,13 @@ class Slots:
         self._next_step_id += 1
         return self._advance(checked)
 
+    def record(self, step: Step, tokens: Int32Array) -> None:
+        """Keep what a step sampled, a token (or NO_TOKEN, which stands for id 0) per row that samples, with the
+        sequences that still have their slots."""
+        slots, positions = step.sample_slots, step.sample_positions
+        live = self._generations[slots] == step.sample_generations
+        self._columns.token_ids[slots[live], positions[live]] = np.maximum(tokens[live], 0)
+
     def _clear(self) -> None:
         self._release(np.flatnonzero(self._columns.occupied).astype(np.int32))
         self._next_step_id = 0
@@ -116,9 +123,11 @@ class Slots:
             num_blocks = columns.num_blocks[slot]
             columns.references[columns.block_tables[slot, :num_blocks]] -= 1
             columns.block_tables[slot, :num_blocks] = 0
-            self._to_compute.pop(slot, None)
+            columns.token_ids[slot] = 0
         columns.occupied[slots] = False
+        self._generations[slots] += 1
         columns.num_tokens[slots] = 0
+        columns.prompt_len[slots] = 0
         columns.num_computed[slots] = 0
         columns.write_floor[slots] = 0
         columns.num_blocks[slots] = 0
@@ -128,14 +137,16 @@ class Slots:
         columns = self._columns
         admit, blocks, slot = checked.admit, checked.blocks, checked.admit.slot
         columns.occupied[slot] = True
-        columns.num_tokens[slot] = admit.num_tokens
+        num_tokens = len(checked.tokens)
+        columns.num_tokens[slot] = num_tokens
+        columns.prompt_len[slot] = admit.prompt_len
+        columns.token_ids[slot, :num_tokens] = checked.tokens
         columns.num_computed[slot] = checked.start
         columns.write_floor[slot] = admit.num_cached
         columns.num_blocks[slot] = len(blocks)
         columns.block_tables[slot, : len(blocks)] = blocks
         columns.references[blocks] += 1
         columns.sampling[slot] = admit.sampling.row()
-        self._to_compute[slot] = checked.tokens
 
     def _grow(self, checked: CheckedPlan) -> None:
         columns = self._columns
@@ -165,6 +176,7 @@ class Slots:
             chunks=chunks,
             sample_slots=sample_slots,
             sample_positions=sample_positions,
+            sample_generations=self._generations[sample_slots],
             admitted=[checked_admit.admit.slot for checked_admit in checked.admits],
             grow_slots=checked.grow_slots,
             grow_indices=checked.grow_indices,
@@ -174,8 +186,5 @@ class Slots:
     def _take_chunk(self, slot: int, size: int) -> Chunk:
         start = int(self._columns.num_computed[slot])
         self._columns.num_computed[slot] = start + size
-        waiting = self._to_compute.pop(slot)
-        ends_prefill = size == len(waiting)
-        if not ends_prefill:
-            self._to_compute[slot] = waiting[size:]
-        return Chunk(slot, start, waiting[:size], ends_prefill)
+        tokens = self.columns.token_ids[slot, start : start + size]
+        return Chunk(slot, start, tokens, ends_prefill=start + size == self._columns.num_tokens[slot])

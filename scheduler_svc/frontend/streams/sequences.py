@@ -109,7 +109,7 @@ class SequenceTable:
             if finished.kind is FinishKind.NO_ROOM:
                 sequence.stream.fail(_no_room(finished.limit))
             else:
-                sequence.stream.finish(sequence.output, finished.kind, now_s)
+                sequence.stream.finish(sequence.output, finished, now_s)
         if ended_by_text:
             self.close(ended_by_text)
 

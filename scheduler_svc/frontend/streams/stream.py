@@ -25,7 +25,7 @@ from pagewire.scheduler_svc.frontend.errors import ModelFailed, RequestError, Re
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
-from pagewire.wire.requests import FinishKind, SeqStarted, Submit
+from pagewire.wire.requests import FinishKind, SeqFinished, SeqStarted, Submit
 
 MAX_TOKENS_PER_DELTA = 4096
 """Keeps a message far below any client's limit on message size."""
@@ -134,18 +134,18 @@ class RequestStream:
         self._finish(output, output.stopped(text.matched))
         return True
 
-    def finish(self, output: Output, kind: FinishKind, now_s: float) -> None:
+    def finish(self, output: Output, finished: SeqFinished, now_s: float) -> None:
         """The engine ended an output."""
-        if kind is FinishKind.FAILED:
+        if finished.kind is FinishKind.FAILED:
             output.is_finished = True
-            self.fail(ModelFailed("the model's logits for this request were not numbers"))
+            self.fail(ModelFailed(finished.reason))
             return
         stop: str | None = None
         if output.text is not None:
             for token, its_text in output.text.flush():
                 self._add(output.index, token, its_text, now_s)
             stop = output.text.matched
-        self._finish(output, output.finished(kind) if stop is None else output.stopped(stop))
+        self._finish(output, output.finished(finished.kind) if stop is None else output.stopped(stop))
 
     def resubmission(self, output: Output) -> Submit:
         """An output once more, for a new engine. A request that had started has queued once already."""
