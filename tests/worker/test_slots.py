@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanModel, admit
 
 from pagewire.wire.columns import pack, pack_pairs
-from pagewire.wire.plan import StepPlan
+from pagewire.wire.plan import NO_TOKEN, StepPlan
 from pagewire.wire.sampling import ROW, SamplingParams
 from pagewire.worker.slots.plan_check import PlanError
 from pagewire.worker.slots.state import Slots, Step
@@ -330,3 +330,16 @@ def test_a_tiny_temperature_is_greedy_and_a_huge_top_k_keeps_all() -> None:
     assert slots.columns.sampling["temperature"][0] == 0
     assert slots.columns.sampling["top_k"][0] == 2**31 - 1
     assert slots.columns.sampling["seed"][0] == 2**64 - 1
+
+
+def test_a_result_that_comes_late_is_not_the_next_holder_s() -> None:
+    slots, maker = Slots(SMALL), PlanMaker()
+    slots.begin(1)
+    first = slots.apply(maker.make(admits=[admit(0, [5, 6], [0]), admit(1, [8], [1])], chunks=[(0, 2), (1, 1)]))
+    second = slots.apply(maker.make(release=[0, 1], admits=[admit(0, [9], [2])], chunks=[(0, 1)]))
+    slots.record(first, np.array([50, 80], np.int32))
+    assert not slots.columns.token_ids[1].any()
+    slots.record(second, np.array([NO_TOKEN], np.int32))
+    third = slots.apply(maker.make())
+    slots.record(third, np.array([77], np.int32))
+    assert slots.columns.token_ids[0, :4].tolist() == [9, 0, 77, 0]
