@@ -1,22 +1,20 @@
 """A GGUF file's metadata → `DecoderConfig` and the defaults of sampling.
 
 Keys are those of ggml's docs/gguf.md and of the gguf package, the older spellings included, read as llama.cpp reads
-them; what would change the forward pass and is not built is refused with key and value. `llama` files hold Mistral
-models too, which differ in no flag of ours. `tokenizer.*` is `gguf_tokenizer`'s.
+them. `llama` files hold Mistral models too, which differ in no flag of ours. Keys that are not read are `gguf_keys`',
+`tokenizer.*` is `gguf_tokenizer`'s.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pagewire.scheduler_svc.models.decoder_limits import check_decoder
+from pagewire.scheduler_svc.models.gguf_keys import OFF, Warn, check_keys
 from pagewire.scheduler_svc.models.gguf_parts import GgufModel
 from pagewire.scheduler_svc.models.hf_generation import sampling_defaults
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
 from pagewire.wire.model import Architecture, DecoderConfig, RopeScaling, SamplingDefaults
-
-Warn = Callable[[str], None]
-"""Takes what a reader found and leaves out."""
 
 _ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
@@ -35,106 +33,13 @@ _NAMES = {
 }
 """A decoder's fields as the format spells them."""
 
-_READ = frozenset(
-    {
-        "context_length",
-        "embedding_length",
-        "block_count",
-        "feed_forward_length",
-        "vocab_size",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.sliding_window",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scale_linear",  # the older spelling of the two above
-        "rope.scaling.original_context_length",
-        "rope.scaling.yarn_beta_fast",
-        "rope.scaling.yarn_beta_slow",
-    }
-)
-_HARMLESS = frozenset(
-    {
-        "rope.scaling.finetuned",  # whether the model was trained with the scaling
-        "decoder_start_token_id",
-        "attention.layer_norm_epsilon",  # of the other kind of norm
-    }
-)
-
-_OFF = (0, False)
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "tensor_data_layout": ("Meta AI original pth", "reference"),
-    "use_parallel_residual": _OFF,
-    "attention.max_alibi_bias": _OFF,
-    "attention.clamp_kqv": _OFF,
-    "attention.causal": (True,),
-    "attention.scale": _OFF,
-    "attention.output_scale": (0, 1),
-    "attention.temperature_scale": (0, 1),
-    "attention.temperature_length": _OFF,
-    "attention.sliding_window_pattern": (),
-    "attention.shared_kv_layers": _OFF,
-    "attention.q_lora_rank": _OFF,
-    "attention.kv_lora_rank": _OFF,
-    "attention.key_length_mla": _OFF,
-    "attention.value_length_mla": _OFF,
-    "attention.key_length_swa": (),
-    "attention.value_length_swa": (),
-    "attention.relative_buckets_count": _OFF,
-    "attn_logit_softcapping": _OFF,
-    "final_logit_softcapping": _OFF,
-    "router_logit_softcapping": _OFF,
-    "logit_scale": (0, 1),
-    "embedding_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "embedding_length_out": _OFF,
-    "embedding_length_per_layer_input": _OFF,
-    "features_length": _OFF,
-    "pooling_type": _OFF,
-    "swin_norm": _OFF,
-    "rescale_every_n_layers": _OFF,
-    "full_attention_interval": (0, 1),
-    "activation_sparsity_scale": (),
-    "n_deepstack_layers": _OFF,
-    "nextn_predict_layers": _OFF,
-    "decoder_block_count": _OFF,
-    "expert_count": _OFF,
-    "expert_used_count": _OFF,
-    "expert_shared_count": _OFF,
-    "expert_group_count": _OFF,
-    "expert_feed_forward_length": _OFF,
-    "expert_shared_feed_forward_length": _OFF,
-    "expert_weights_scale": (0, 1),
-    "leading_dense_block_count": _OFF,
-    "interleave_moe_layer_step": _OFF,
-    "moe_every_n_layers": _OFF,
-    "swiglu_clamp_exp": (),
-    "swiglu_clamp_shexp": (),
-    "rope.dimension_count_swa": (),
-    "rope.dimension_sections": (),
-    "rope.freq_base_swa": (),
-    "rope.scaling.alpha": _OFF,
-    "rope.scaling.attn_factor": (0, 1),
-    "rope.scaling.yarn_attn_factor": (1,),
-    "rope.scaling.yarn_ext_factor": (1, -1),  # -1 leaves it to the type
-    "rope.scaling.yarn_log_multiplier": _OFF,
-}
-"""Keys after the architecture's name that change what is computed unless they have one of these values."""
-
-_GENERAL = {"general.type": ("model",), "general.quantization_version": (2,)}
-
 _UNAPPLIED_SAMPLING = {
-    "min_p": _OFF,
-    "xtc_probability": _OFF,
+    "min_p": OFF,
+    "xtc_probability": OFF,
     "xtc_threshold": None,  # without effect where the probability is 0
     "penalty_last_n": None,  # the same of penalty_repeat
     "penalty_repeat": (1,),
-    "mirostat": _OFF,
+    "mirostat": OFF,
     "mirostat_tau": None,
     "mirostat_eta": None,
     "sequence": None,  # the order of samplers
@@ -191,7 +96,7 @@ class _Reader:
         self._architecture = architecture
 
     def decoder(self, warn: Warn) -> DecoderConfig:
-        self._check_keys(warn)
+        check_keys(self._values, self._architecture, self._origin, warn)
         vocab_size, hidden = self._embedding()
         num_layers = self._layers()
         heads = self._integer("attention.head_count")
@@ -275,30 +180,6 @@ class _Reader:
             beta_fast=self._optional("rope.scaling.yarn_beta_fast"),
             beta_slow=self._optional("rope.scaling.yarn_beta_slow"),
         )
-
-    def _check_keys(self, warn: Warn) -> None:
-        prefix = self._architecture + "."
-        unknown = []
-        for full_key, value in self._values.items():
-            if full_key in _GENERAL and value not in _GENERAL[full_key]:
-                raise ModelError(
-                    f"{self._origin}: {full_key} = {shown(value)} is not served; {_GENERAL[full_key][0]!r} is"
-                )
-            if full_key.startswith(("adapter.", "clip.")):
-                raise ModelError(f"{self._origin}: {full_key} = {shown(value)} is not served: it is no language model")
-            if not full_key.startswith(prefix):
-                if not full_key.startswith(("general.", "tokenizer.", "split.", "quantize.", "imatrix.")):
-                    unknown.append(full_key)
-                continue
-            key = full_key.removeprefix(prefix)
-            if key in _READ or key in _HARMLESS:
-                continue
-            if key not in _NEUTRAL:
-                unknown.append(full_key)
-            elif value not in _NEUTRAL[key]:
-                raise self._error(key, value, "is not served")
-        if unknown:
-            warn(f"{self._origin}: keys that are not known, and not applied: {shown(sorted(unknown))}")
 
     def _optional(self, key: str) -> float | None:
         return as_written(self._number(key)) if f"{self._architecture}.{key}" in self._values else None
