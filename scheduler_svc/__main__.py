@@ -31,7 +31,7 @@ from pagewire.scheduler_svc.standard_streams import (
     write_result,
 )
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
-from pagewire.scheduler_svc.supervisor.parent_watch import watch_parent
+from pagewire.scheduler_svc.supervisor.host import watch_parent
 from pagewire.scheduler_svc.supervisor.server_plan import Commands
 
 _BROKEN_PIPE = 141

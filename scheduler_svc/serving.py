@@ -28,15 +28,14 @@ from pagewire.scheduler_svc.settings.device import (
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
+from pagewire.scheduler_svc.supervisor.events import Outcome
 from pagewire.scheduler_svc.supervisor.held_address import HeldAddress
+from pagewire.scheduler_svc.supervisor.host import Host, SystemdNotifier, SystemdProgress
 from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
 from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
 from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
-from pagewire.scheduler_svc.supervisor.supervision import Outcome
 from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
-from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
 
 
 def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, quiet: bool) -> int:
@@ -44,13 +43,13 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
         logging.warning("%s", warning)
-    with ready, _held_addresses(settings), _surroundings(settings, commands, quiet=quiet) as around:
-        plan = _plan(settings, around, started_unix_s)
+    with ready, _held_addresses(settings), _host_of(settings, commands, quiet=quiet) as host:
+        plan = _plan(settings, host, started_unix_s)
         if settings.curve_dir is not None:
             engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
             plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
-        around = msgspec.structs.replace(around, announce=lambda addresses: ready.announce(plan.model.name, addresses))
-        outcome = asyncio.run(Supervisor(plan, around).run())
+        host = msgspec.structs.replace(host, announce=lambda addresses: ready.announce(plan.model.name, addresses))
+        outcome = asyncio.run(Supervisor(plan, host).run())
     return _ended(outcome)
 
 
@@ -58,9 +57,9 @@ def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) 
     """Run one rank of a server on another host until told to stop; returns the exit status. Raises StartupError."""
     assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
     keys = read_worker_keys(Path(settings.curve_dir))
-    with _surroundings(settings, commands, quiet=quiet) as around:
-        plan = msgspec.structs.replace(_plan(settings, around, time.time()), worker_keys=keys)
-        outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), around).run())
+    with _host_of(settings, commands, quiet=quiet) as host:
+        plan = msgspec.structs.replace(_plan(settings, host, time.time()), worker_keys=keys)
+        outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), host).run())
     return _ended(outcome)
 
 
@@ -75,14 +74,14 @@ def _held_addresses(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _surroundings(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator[Surroundings]:
+def _host_of(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator[Host]:
     """Announces nothing."""
     notifier = SystemdNotifier(os.environ)
     with (
         RuntimeDir.open(settings.runtime_dir) as runtime_dir,
         closing_progress(SystemdProgress(make_progress(quiet), notifier)) as progress,
     ):
-        yield Surroundings(
+        yield Host(
             commands=commands,
             runtime_dir=runtime_dir,
             environ=os.environ,
@@ -92,7 +91,7 @@ def _surroundings(settings: Settings, commands: Commands, *, quiet: bool) -> Ite
         )
 
 
-def _plan(settings: Settings, around: Surroundings, started_unix_s: float) -> ServerPlan:
+def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
     """Find the model, and decide what depends on it and on this machine."""
     device = choose_device(settings)
     model = resolve_model(
@@ -101,7 +100,7 @@ def _plan(settings: Settings, around: Surroundings, started_unix_s: float) -> Se
         weights_needed=device != "sim",
         cache_dir=cache_dir_of(settings.cache_dir, os.environ),
         environ=os.environ,
-        progress=around.progress,
+        progress=host.progress,
     )
     check_tensor_parallel(settings, device, model.decoder)
     return ServerPlan(
@@ -110,7 +109,7 @@ def _plan(settings: Settings, around: Surroundings, started_unix_s: float) -> Se
         device=device,
         dtype=choose_dtype(settings, device, read_cpuinfo()),
         max_model_len=choose_max_model_len(settings, device, model.decoder),
-        runtime_dir=around.runtime_dir.path,
+        runtime_dir=host.runtime_dir.path,
         started_unix_s=started_unix_s,
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from google.protobuf.internal import api_implementation
 
 from pagewire.scheduler_svc.endings import is_ending
-from pagewire.scheduler_svc.frontend.app import Frontend, World
+from pagewire.scheduler_svc.frontend.app import Frontend, FrontendHost
 from pagewire.scheduler_svc.frontend.errors import InternalError
 from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
@@ -51,14 +51,14 @@ def _ready(lifeline: Lifeline, ready: Ready) -> None:
 
 async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
     loop = asyncio.get_running_loop()
-    world = World(
+    host = FrontendHost(
         clock=time.monotonic,
         draw_seed=lambda: secrets.randbits(64),
         draw_request_id=lambda: secrets.token_hex(16),
         send=lifeline.send,
         beat=lifeline.beat,
     )
-    frontend = Frontend(launch, world)
+    frontend = Frontend(launch, host)
     loop.add_signal_handler(signal.SIGTERM, frontend.stop)
 
     def on_command(command: ToChild) -> None:

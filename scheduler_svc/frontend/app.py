@@ -1,6 +1,6 @@
 """One frontend, put together: listeners, services, the engine, and the supervisor's commands.
 
-It owns the order of starting, draining and stopping, and nothing of a request. `__main__` gives it the outside world:
+It owns the order of starting, draining and stopping, and nothing of a request. `__main__` gives it the outside host:
 launch file, clock, randomness, and a way to talk to the supervisor.
 
     start   text parts, engine link, listeners bound and serving, then Ready
@@ -26,7 +26,7 @@ from pagewire.scheduler_svc.frontend.request.prompt import PromptReader
 from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor, read_keys
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
-from pagewire.scheduler_svc.frontend.rpc.drain import Intake
+from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceParts, InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
@@ -58,7 +58,7 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class FrontendHost:
     """What a frontend takes from outside."""
 
     clock: Callable[[], float]
@@ -74,10 +74,10 @@ class World:
 class Frontend:
     """One frontend process's parts. Make it, then `run` it, on one event loop."""
 
-    def __init__(self, launch: FrontendLaunch, world: World) -> None:
+    def __init__(self, launch: FrontendLaunch, host: FrontendHost) -> None:
         self._launch = launch
-        self._world = world
-        self._intake = Intake()
+        self._host = host
+        self._calls = RunningCalls()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._servers: list[grpc.aio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,21 +95,21 @@ class Frontend:
             limits = RenderLimits(max_output_bytes=launch.max_message_bytes)
             template = ChatTemplate(spec.chat_template, limits, spec.tool_use_template)
         self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
-        self._engine = EngineClient(launch, self._world.clock, self._health.poke, self._broken)
+        self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken)
         model = ServedModel(launch, self._engine.status)
         inference = InferenceService(
             InferenceParts(
                 model=model,
                 engine=self._engine,
-                intake=self._intake,
+                calls=self._calls,
                 authenticator=authenticator,
                 tokenizer=tokenizer,
                 prompts=PromptReader(tokenizer, template),
                 request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
                 max_waiting_tokens=launch.stream_buffer_tokens,
-                clock=self._world.clock,
-                draw_seed=self._world.draw_seed,
-                draw_request_id=self._world.draw_request_id,
+                clock=self._host.clock,
+                draw_seed=self._host.draw_seed,
+                draw_request_id=self._host.draw_request_id,
             )
         )
         try:
@@ -123,8 +123,8 @@ class Frontend:
             on_ready(Ready(address, admin_address))
             await self._ended
         finally:
-            self._intake.refuse_new()
-            self._intake.cut()
+            self._calls.refuse_new()
+            self._calls.cut()
             await self._close_listeners(_CLOSE_GRACE_S)
             for task in list(self._tasks):
                 task.cancel()
@@ -148,7 +148,7 @@ class Frontend:
             return ""
         interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator.admin)]
         server = create_server(launch.max_message_bytes, False, interceptors)
-        admin = AdminService(launch, self._engine, self._intake, self._request_drain)
+        admin = AdminService(launch, self._engine, self._calls, self._request_drain)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         return await self._serve(server, launch.admin_listen, (_ADMIN,))
 
@@ -162,14 +162,14 @@ class Frontend:
 
     async def _beat(self) -> None:
         while True:
-            self._world.beat()
+            self._host.beat()
             await asyncio.sleep(_BEAT_INTERVAL_S)
 
     def _is_serving(self) -> bool:
-        return self._engine.status.is_serving and not self._intake.draining.is_set()
+        return self._engine.status.is_serving and not self._calls.draining.is_set()
 
     def _request_drain(self, grace_s: float | None) -> None:
-        self._world.send(DrainRequested(grace_s))
+        self._host.send(DrainRequested(grace_s))
 
     def handle(self, command: ToChild) -> None:
         """A command of the supervisor, on the event loop."""
@@ -184,8 +184,8 @@ class Frontend:
     def _obey(self, command: ToChild) -> None:
         match command:
             case Drain():
-                if not self._intake.draining.is_set():
-                    self._intake.draining.set()
+                if not self._calls.draining.is_set():
+                    self._calls.draining.set()
                     self._health.poke()
                     self._spawn(self._drain(command))
             case EngineRestarted():
@@ -206,12 +206,12 @@ class Frontend:
 
     async def _drain(self, drain: Drain) -> None:
         await asyncio.sleep(drain.delay_s)
-        self._intake.refuse_new()
+        self._calls.refuse_new()
         cut_streams = 0
-        if not await self._intake.wait_idle(drain.grace_s):
-            cut_streams = self._intake.cut()
+        if not await self._calls.wait_idle(drain.grace_s):
+            cut_streams = self._calls.cut()
         await self._close_listeners(_CLOSE_GRACE_S)
-        self._world.send(Drained(cut_streams))
+        self._host.send(Drained(cut_streams))
 
     async def _close_listeners(self, grace_s: float) -> None:
         servers, self._servers = self._servers, []

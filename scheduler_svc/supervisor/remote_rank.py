@@ -16,9 +16,9 @@ import msgspec
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
+from pagewire.scheduler_svc.supervisor.events import Outcome
+from pagewire.scheduler_svc.supervisor.host import Host
 from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
-from pagewire.scheduler_svc.supervisor.supervision import Outcome
-from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
 from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION, RankGroup, WorkerLaunch
 from pagewire.wire.lifeline import RANKS_LOST_STATUS
@@ -49,13 +49,11 @@ def remote_launch(plan: ServerPlan, rank: int) -> WorkerLaunch:
 
 
 class RemoteRank:
-    """One rank from start to end: `await RemoteRank(launch, surroundings).run()`."""
+    """One rank from start to end: `await RemoteRank(launch, host).run()`."""
 
-    def __init__(
-        self, launch: WorkerLaunch, surroundings: Surroundings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, launch: WorkerLaunch, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
         self._launch = launch
-        self._around = surroundings
+        self._host = host
         self._clock = clock
         self._events: asyncio.Queue[ChildEvent | None] = asyncio.Queue()
         """What the worker says; none for a signal."""
@@ -82,9 +80,9 @@ class RemoteRank:
     async def _start(self) -> Child:
         self._failure = ""
         self._ready_since_s = None
-        file = self._around.runtime_dir.write("worker.json", msgspec.json.encode(self._launch))
-        command = (*self._around.commands.worker, "--launch", str(file))
-        return await Child.start(command, self._around.environ, self._events.put_nowait)
+        file = self._host.runtime_dir.write("worker.json", msgspec.json.encode(self._launch))
+        command = (*self._host.commands.worker, "--launch", str(file))
+        return await Child.start(command, self._host.environ, self._events.put_nowait)
 
     async def _watch(self, child: Child) -> Outcome | None:
         """Until the process has ended; none where another is to be started, after `_backoff_s`."""
@@ -94,13 +92,13 @@ class RemoteRank:
                     await self._stop(child)
                     return Outcome(0)
                 case Loading(stage, fraction):
-                    self._around.progress.report(stage, fraction)
+                    self._host.progress.report(stage, fraction)
                 case Ready():
                     self._ready_since_s = self._clock()
                     if self._launch.earlier_num_blocks is None and event.num_blocks:
                         self._launch = msgspec.structs.replace(self._launch, earlier_num_blocks=event.num_blocks)
-                    self._around.progress.close()
-                    self._around.notifier.notify("READY=1", "STATUS=serving")
+                    self._host.progress.close()
+                    self._host.notifier.notify("READY=1", "STATUS=serving")
                     _log.info("rank %d has joined its group", self._launch.rank)
                 case Failed(message):
                     self._failure = message
@@ -123,7 +121,7 @@ class RemoteRank:
 
     async def _stop(self, child: Child) -> None:
         """Ask it to stop, and kill it if it does not in time or a second signal comes."""
-        self._around.notifier.notify("STOPPING=1")
+        self._host.notifier.notify("STOPPING=1")
         child.send(Stop())
         try:
             async with asyncio.timeout(_STOP_S):

@@ -1,7 +1,7 @@
 """The supervisor: starts the engine, the workers and the frontends, watches them, and ends them.
 
-It owns the crew, the phase of the server and its exit status, and knows nothing of requests. One loop takes events from
-one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
+It owns the process group, the phase of the server and its exit status, and knows nothing of requests. One loop takes
+events from one queue (what a child said, an exit, a signal, a timer) and is the only writer of all its state:
 
     STARTING ── all ready ──▶ SERVING ── signal, or an operator's Drain ──▶ DRAINING ── all drained ──▶ end, status 0
        └──────────────────── an operator's Drain ─────────────────────────────▲
@@ -22,13 +22,10 @@ import signal
 from collections.abc import Iterable
 
 from pagewire.scheduler_svc.supervisor.child import ChildEvent, Exited
-from pagewire.scheduler_svc.supervisor.crew import STOP_S, TICK_S, CannotStart, Crew
-from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
-from pagewire.scheduler_svc.supervisor.server_plan import RANKS_STORE, Addresses, ServerPlan
-from pagewire.scheduler_svc.supervisor.supervision import (
+from pagewire.scheduler_svc.supervisor.events import (
     DrainOverdue,
     Event,
-    Heard,
+    FromProcess,
     Outcome,
     Phase,
     RanksOverdue,
@@ -36,7 +33,10 @@ from pagewire.scheduler_svc.supervisor.supervision import (
     Signalled,
     Tick,
 )
-from pagewire.scheduler_svc.supervisor.surroundings import Surroundings
+from pagewire.scheduler_svc.supervisor.host import Host
+from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess, RestartLimit, Role
+from pagewire.scheduler_svc.supervisor.process_group import STOP_S, TICK_S, CannotStart, ProcessGroup
+from pagewire.scheduler_svc.supervisor.server_plan import RANKS_STORE, Addresses, ServerPlan
 from pagewire.wire.control import (
     Alive,
     Drain,
@@ -59,19 +59,19 @@ _DRAIN_SLACK_S = 5.0
 
 
 class Supervisor:
-    """Runs one server from start to end: `await Supervisor(plan, surroundings).run()`."""
+    """Runs one server from start to end: `await Supervisor(plan, host).run()`."""
 
-    def __init__(self, plan: ServerPlan, surroundings: Surroundings) -> None:
+    def __init__(self, plan: ServerPlan, host: Host) -> None:
         self._plan = plan
-        self._around = surroundings
+        self._host = host
         self._settings = plan.settings
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._phase = Phase.STARTING
         self._outcome: Outcome | None = None
         self._was_signalled = False
-        self._crew = Crew(plan, surroundings, self._events)
-        self._ranks = self._crew.ranks
-        self._frontends = self._crew.frontends
+        self._group = ProcessGroup(plan, host, self._events)
+        self._ranks = self._group.ranks
+        self._frontends = self._group.frontends
 
     async def run(self) -> Outcome:
         """Serve until the end, and leave no child behind."""
@@ -82,20 +82,20 @@ class Supervisor:
         self._tick_later()
         try:
             # The other frontends follow the first: with port 0 it alone can say which port they share.
-            await self._start((self._crew.engine, *self._ranks.posts, self._frontends[0]))
+            await self._start((self._group.engine, *self._ranks.processes, self._frontends[0]))
             while self._outcome is None:
                 # Whatever is done about an event is done before the next is looked at.
                 await self._handle(await self._events.get())
         finally:
-            self._around.progress.close()
-            self._around.notifier.notify("STOPPING=1")
-            await self._crew.stop_all(with_patience=self._outcome is not None and not self._outcome.in_haste)
+            self._host.progress.close()
+            self._host.notifier.notify("STOPPING=1")
+            await self._group.stop_all(with_patience=self._outcome is not None and not self._outcome.in_haste)
         return self._outcome
 
-    async def _start(self, posts: Iterable[Post]) -> None:
+    async def _start(self, processes: Iterable[ManagedProcess]) -> None:
         try:
-            for post in posts:
-                await self._crew.start(post)
+            for process in processes:
+                await self._group.start(process)
         except CannotStart as error:
             self._outcome = Outcome(1, str(error))
 
@@ -108,55 +108,55 @@ class Supervisor:
                 self._on_tick()
             case Signalled(number):
                 self._on_signal(number)
-            case RestartDue(post):
-                await self._restart(post)
+            case RestartDue(process):
+                await self._restart(process)
             case RanksOverdue(incarnation):
                 if self._ranks.is_ending and incarnation == self._ranks.incarnation:
                     self._ranks.kill()
             case DrainOverdue():
-                waiting = ", ".join(str(post) for post in self._frontends if not post.drained)
+                waiting = ", ".join(str(process) for process in self._frontends if not process.drained)
                 self._outcome = Outcome(1, f"{waiting} did not drain in time")
-            case Heard(post, incarnation, _) if incarnation != post.incarnation:
+            case FromProcess(process, incarnation, _) if incarnation != process.incarnation:
                 return
-            case Heard(post, _, news):
-                post.heard()
-                await self._on_news(post, news)
+            case FromProcess(process, _, news):
+                process.spoke()
+                await self._on_news(process, news)
 
-    async def _on_news(self, post: Post, news: ChildEvent) -> None:
+    async def _on_news(self, process: ManagedProcess, news: ChildEvent) -> None:
         match news:
             case Exited():
-                self._on_exit(post, news)
+                self._on_exit(process, news)
             case Alive():
                 pass  # it has been heard
             case StepOverdue(waited_s):
-                for worker in self._ranks.posts:
-                    self._crew.abort(worker, f"has held a step for {waited_s:g} s")
+                for worker in self._ranks.processes:
+                    self._group.abort(worker, f"has held a step for {waited_s:g} s")
             case Loading(stage, fraction):
                 # The other ranks load as long; rank 0 says whom it waits for.
-                if self._phase is Phase.STARTING and post is self._ranks.posts[0]:
-                    self._around.progress.report(stage, fraction)
+                if self._phase is Phase.STARTING and process is self._ranks.processes[0]:
+                    self._host.progress.report(stage, fraction)
             case Ready():
-                await self._on_ready(post, news)
+                await self._on_ready(process, news)
             case Failed(reason):
-                post.failure = reason
+                process.failure = reason
                 if self._phase is Phase.STARTING:
-                    self._outcome = Outcome(1, f"{post} cannot start: {reason}")
+                    self._outcome = Outcome(1, f"{process} cannot start: {reason}")
             case DrainRequested(grace_s):
                 if self._phase is not Phase.DRAINING:
                     _log.info("draining, as an operator asked")
                     self._drain(self._settings.drain_grace_s if grace_s is None else grace_s)
             case Drained(cut_streams):
                 if cut_streams:
-                    _log.warning("%s cut %d streams that the grace time did not suffice for", post, cut_streams)
-                self._on_drained(post)
+                    _log.warning("%s cut %d streams that the grace time did not suffice for", process, cut_streams)
+                self._on_drained(process)
 
     def _on_tick(self) -> None:
         self._tick_later()
         if self._phase is not Phase.STARTING:
-            self._around.notifier.notify("WATCHDOG=1")
-        for post in self._crew.posts:
-            if post.is_stuck():
-                self._crew.abort(post, f"has made no progress for {self._settings.hang_timeout_s:g} s")
+            self._host.notifier.notify("WATCHDOG=1")
+        for process in self._group.processes:
+            if process.is_stuck():
+                self._group.abort(process, f"has made no progress for {self._settings.hang_timeout_s:g} s")
 
     def _on_signal(self, number: int) -> None:
         if self._phase is Phase.STARTING or self._was_signalled:
@@ -169,102 +169,102 @@ class Supervisor:
             _log.info("draining already, as an operator asked; a signal after this %s ends at once", name)
         self._was_signalled = True
 
-    async def _on_ready(self, post: Post, ready: Ready) -> None:
-        was_ready = post.ready
-        post.became_ready()
-        if post.role is Role.FRONTEND:
-            post.addresses = Addresses(ready.address, ready.admin_address)
-        post.num_blocks = post.num_blocks or ready.num_blocks
+    async def _on_ready(self, process: ManagedProcess, ready: Ready) -> None:
+        was_ready = process.ready
+        process.became_ready()
+        if process.role is Role.FRONTEND:
+            process.addresses = Addresses(ready.address, ready.admin_address)
+        process.num_blocks = process.num_blocks or ready.num_blocks
         if self._phase is not Phase.STARTING:
             if not was_ready:
-                _log.info("%s is back", post)
+                _log.info("%s is back", process)
             return
-        if post is self._frontends[0]:
+        if process is self._frontends[0]:
             await self._start(self._frontends[1:])
-        if all(known.ready for known in self._crew.posts):
+        if all(known.ready for known in self._group.processes):
             self._phase = Phase.SERVING
-            self._around.progress.close()
-            self._around.notifier.notify("READY=1", "STATUS=serving")
+            self._host.progress.close()
+            self._host.notifier.notify("READY=1", "STATUS=serving")
             assert self._frontends[0].addresses is not None
-            self._around.announce(self._frontends[0].addresses)
+            self._host.announce(self._frontends[0].addresses)
 
-    def _on_exit(self, post: Post, exited: Exited) -> None:
-        reason = f"{exited}: {post.failure}" if post.failure else str(exited)
-        post.child = None
+    def _on_exit(self, process: ManagedProcess, exited: Exited) -> None:
+        reason = f"{exited}: {process.failure}" if process.failure else str(exited)
+        process.child = None
         if self._phase is Phase.STARTING:
-            self._outcome = self._outcome or Outcome(1, f"{post} {reason}, before it was ready")
+            self._outcome = self._outcome or Outcome(1, f"{process} {reason}, before it was ready")
             return
-        if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
-            if not post.drained:
-                _log.error("%s %s while draining", post, reason)
-            self._on_drained(post)
+        if self._phase is Phase.DRAINING and process.role is Role.FRONTEND:
+            if not process.drained:
+                _log.error("%s %s while draining", process, reason)
+            self._on_drained(process)
             return
-        if post.role is Role.WORKER and self._ranks.is_ending:
-            _log.info("%s %s, as its group did", post, reason)
-            post.emptied()
+        if process.role is Role.WORKER and self._ranks.is_ending:
+            _log.info("%s %s, as its group did", process, reason)
+            process.ended()
             self._restart_ended_ranks()
             return
-        _log.error("%s %s", post, reason)
+        _log.error("%s %s", process, reason)
         try:
-            if post.role is Role.WORKER:
+            if process.role is Role.WORKER:
                 self._ranks.lose()
             else:
-                delay_s = post.restart_delay_s()
+                delay_s = process.restart_delay_s()
         except RestartLimit:
             restarts = self._settings.max_restarts
-            self._outcome = Outcome(1, f"{post} {reason}; it was started again {restarts} times in a row, the limit")
+            self._outcome = Outcome(1, f"{process} {reason}; it was started again {restarts} times in a row, the limit")
             return
-        post.emptied()
-        if post.role is Role.WORKER:
+        process.ended()
+        if process.role is Role.WORKER:
             self._end_ranks()
             return
-        if post.role is Role.ENGINE and self._plan.world_size > 1 and not self._ranks.is_ending:
+        if process.role is Role.ENGINE and self._plan.world_size > 1 and not self._ranks.is_ending:
             self._ranks.end(0.0)
             self._end_ranks()
-        asyncio.get_running_loop().call_later(delay_s, self._events.put_nowait, RestartDue(post))
+        asyncio.get_running_loop().call_later(delay_s, self._events.put_nowait, RestartDue(process))
 
     def _end_ranks(self) -> None:
         """The group ends: nothing that it still has in flight will be answered."""
         for rank in range(self._plan.world_size):
-            self._crew.tell([self._crew.engine], WorkerLost(rank))
+            self._group.tell([self._group.engine], WorkerLost(rank))
         overdue = RanksOverdue(self._ranks.incarnation)
         asyncio.get_running_loop().call_later(_RANKS_STOP_S, self._events.put_nowait, overdue)
         self._restart_ended_ranks()
 
     def _restart_ended_ranks(self) -> None:
         if self._ranks.all_ended:
-            due = RestartDue(self._ranks.posts[0])
+            due = RestartDue(self._ranks.processes[0])
             asyncio.get_running_loop().call_later(self._ranks.restart_delay_s, self._events.put_nowait, due)
 
-    async def _restart(self, post: Post) -> None:
-        if self._phase is Phase.DRAINING and post.role is Role.FRONTEND:
+    async def _restart(self, process: ManagedProcess) -> None:
+        if self._phase is Phase.DRAINING and process.role is Role.FRONTEND:
             return
-        if post.role is Role.WORKER:
+        if process.role is Role.WORKER:
             self._ranks.is_ending = False
-            self._around.runtime_dir.remove(RANKS_STORE)
-            await self._start(self._ranks.posts)
+            self._host.runtime_dir.remove(RANKS_STORE)
+            await self._start(self._ranks.processes)
             return
-        await self._start([post])
-        if post.role is Role.ENGINE:
-            told = self._frontends if self._plan.world_size > 1 else [*self._ranks.posts, *self._frontends]
-            self._crew.tell(told, EngineRestarted(post.incarnation))
+        await self._start([process])
+        if process.role is Role.ENGINE:
+            told = self._frontends if self._plan.world_size > 1 else [*self._ranks.processes, *self._frontends]
+            self._group.tell(told, EngineRestarted(process.incarnation))
             if self._phase is Phase.DRAINING:
-                self._crew.tell([post], Drain(0.0, 0.0))
+                self._group.tell([process], Drain(0.0, 0.0))
 
     def _drain(self, grace_s: float) -> None:
         self._phase = Phase.DRAINING
         delay_s = self._settings.drain_delay_s
-        self._around.notifier.notify("STOPPING=1")
-        self._around.notifier.extend(delay_s + grace_s + _DRAIN_SLACK_S + 2 * STOP_S, "draining")
-        self._crew.tell([self._crew.engine, *self._frontends], Drain(delay_s, grace_s))
+        self._host.notifier.notify("STOPPING=1")
+        self._host.notifier.extend(delay_s + grace_s + _DRAIN_SLACK_S + 2 * STOP_S, "draining")
+        self._group.tell([self._group.engine, *self._frontends], Drain(delay_s, grace_s))
         asyncio.get_running_loop().call_later(
             delay_s + grace_s + _DRAIN_SLACK_S, self._events.put_nowait, DrainOverdue()
         )
-        for post in self._frontends:
-            if post.child is None:
-                self._on_drained(post)
+        for process in self._frontends:
+            if process.child is None:
+                self._on_drained(process)
 
-    def _on_drained(self, post: Post) -> None:
-        post.drained = True
+    def _on_drained(self, process: ManagedProcess) -> None:
+        process.drained = True
         if all(frontend.drained for frontend in self._frontends):
             self._outcome = Outcome(0)

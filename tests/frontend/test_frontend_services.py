@@ -225,7 +225,7 @@ def test_draining_in_its_order(spec: ModelSpec, run: Run) -> None:
             during = world.inference.Generate(unary(ids_request(3)))  # balancers have not noticed yet
             await world.engine.answer((await world.engine.act(Submit)).handle, [40])
             assert (await during).usage.completion_tokens == 1
-            await until(lambda: world.frontend._intake.is_closed)
+            await until(lambda: world.frontend._calls.is_closed)
             refused = await failure(world.inference.StreamGenerate(ids_request(4)))
             assert detail(refused, error_details_pb2.ErrorInfo).reason == "DRAINING"
             await world.engine.answer(finishing.handle, [40])

@@ -15,7 +15,7 @@ from pagewire.scheduler_svc.settings.device import choose_device, choose_dtype, 
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_curve_keys
-from pagewire.scheduler_svc.supervisor.posts import Post, RestartLimit, Role
+from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess, RestartLimit, Role
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses, ServerPlan
 from pagewire.scheduler_svc.watchdog import Watchdog
@@ -148,24 +148,24 @@ def test_runtime_dir_must_be_private() -> None:
 
 def test_a_post_backs_off_and_forgets_after_a_minute_of_service() -> None:
     now_s = 0.0
-    post = Post(Role.WORKER, 0, 3, Watchdog(0.0, 1.0), lambda: now_s)
+    process = ManagedProcess(Role.WORKER, 0, 3, Watchdog(0.0, 1.0), lambda: now_s)
 
     def ended() -> float:
-        delay_s = post.restart_delay_s()
-        post.emptied()
+        delay_s = process.restart_delay_s()
+        process.ended()
         return delay_s
 
     assert [ended(), ended(), ended()] == [0.0, 0.5, 1.0]
     with pytest.raises(RestartLimit):
         ended()
-    post = Post(Role.WORKER, 0, 1, Watchdog(0.0, 1.0), lambda: now_s)
+    process = ManagedProcess(Role.WORKER, 0, 1, Watchdog(0.0, 1.0), lambda: now_s)
     for _ in range(5):
-        post.became_ready()
+        process.became_ready()
         now_s += 30
-        post.became_ready()  # an engine says so again after each recovery
+        process.became_ready()  # an engine says so again after each recovery
         now_s += 30
         assert ended() == 0.0
-    post.became_ready()
+    process.became_ready()
     now_s += 59
     with pytest.raises(RestartLimit):
         ended()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pagewire.scheduler_svc.supervisor.sd_notify import SystemdNotifier, SystemdProgress
+from pagewire.scheduler_svc.supervisor.host import SystemdNotifier, SystemdProgress
 from pagewire.wire.lifeline import ORPHANED_STATUS
 
 from .conftest import ScriptedServer, is_alive, wait_for

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from support.scripted_engine import LIMIT_S, ScriptedEngine
 
-from pagewire.scheduler_svc.frontend.app import Frontend, World
+from pagewire.scheduler_svc.frontend.app import Frontend, FrontendHost
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import generation_pb2, inference_pb2
@@ -108,7 +108,7 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
         news: asyncio.Queue[FromChild] = asyncio.Queue()
         ids = itertools.count()
         clock = SetClock()
-        world = World(
+        host = FrontendHost(
             clock=clock,
             draw_seed=lambda: 12345,
             draw_request_id=lambda: f"drawn-{next(ids)}",
@@ -116,7 +116,7 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
             beat=lambda: None,
         )
         endpoint = Endpoint(address=engine.address, curve=curve)
-        frontend = Frontend(make_launch(spec, engine.address, engine=endpoint, **changes), world)
+        frontend = Frontend(make_launch(spec, engine.address, engine=endpoint, **changes), host)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         running = asyncio.create_task(frontend.run(ready.set_result))
         await asyncio.wait([running, ready], timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,7 @@ from pagewire.scheduler_svc.frontend.limits import (
     MIN_WATCH_INTERVAL_S,
     duration_s,
 )
-from pagewire.scheduler_svc.frontend.rpc.drain import Intake
+from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.launch import FrontendLaunch
@@ -41,13 +41,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self,
         launch: FrontendLaunch,
         engine: EngineClient,
-        intake: Intake,
+        calls: RunningCalls,
         request_drain: Callable[[float | None], None],
     ) -> None:
         """`request_drain` asks the supervisor to drain, with a grace time in seconds or none."""
         self._launch = launch
         self._engine = engine
-        self._intake = intake
+        self._calls = calls
         self._request_drain = request_drain
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -102,7 +102,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def _load(self) -> pb.Load:
         status = self._engine.status
         message = pb.Load(state=pb.ServiceState.Name(int(status.state)))
-        if self._intake.draining.is_set():
+        if self._calls.draining.is_set():
             message.state = pb.SERVICE_STATE_DRAINING
         message.dropped_frames = self._engine.dropped_frames
         load = status.load
@@ -138,7 +138,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         if request.HasField("grace"):
             grace_s = duration_s(request.grace, "grace", lambda s: 0 <= s <= MAX_DRAIN_GRACE_S, "0 to 1 hour")
         self._request_drain(grace_s)
-        await self._intake.draining.wait()
+        await self._calls.draining.wait()
         return pb.DrainResponse()
 
     async def FlushCache(self, request: pb.FlushCacheRequest, context: Context) -> pb.FlushCacheResponse:

@@ -1,28 +1,21 @@
-"""Which calls run, and whether more may: what draining turns.
+"""Draining: which calls run, and whether more may.
 
     OPEN ──begin()──▶ OPEN, draining ──refuse_new()──▶ CLOSED ──▶ idle when the last call leaves
 
-It knows streams only as something that can fail. Invariant: a call that was let in is counted until it leaves.
+Of streams it knows that they can fail. Invariant: a call that was let in is counted until it leaves.
 """
 
 import asyncio
-from typing import Protocol
 
-from pagewire.scheduler_svc.frontend.errors import RequestError, Unavailable, UnavailableReason
-
-
-class Cuttable(Protocol):
-    """A call's stream."""
-
-    def fail(self, error: RequestError) -> None:
-        """End it."""
+from pagewire.scheduler_svc.frontend.errors import Unavailable, UnavailableReason
+from pagewire.scheduler_svc.frontend.streams.stream import RequestStream
 
 
-class Intake:
+class RunningCalls:
     """Counts the generating calls of this frontend."""
 
     def __init__(self) -> None:
-        self._streams: set[Cuttable] = set()
+        self._streams: set[RequestStream] = set()
         self.is_closed = False
         """Whether no call may come in any more."""
         self._idle = asyncio.Event()
@@ -35,13 +28,13 @@ class Intake:
         if self.is_closed:
             raise _draining()
 
-    def enter(self, stream: Cuttable) -> None:
+    def enter(self, stream: RequestStream) -> None:
         """A call begins. Raises Unavailable."""
         self.check()
         self._streams.add(stream)
         self._idle.clear()
 
-    def leave(self, stream: Cuttable) -> None:
+    def leave(self, stream: RequestStream) -> None:
         """It has ended."""
         self._streams.discard(stream)
         if not self._streams:

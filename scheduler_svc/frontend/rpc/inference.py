@@ -24,7 +24,7 @@ from pagewire.scheduler_svc.frontend.request.validate import (
     validate_generation,
 )
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
-from pagewire.scheduler_svc.frontend.rpc.drain import Intake
+from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
@@ -51,7 +51,7 @@ class InferenceParts:
 
     model: ServedModel
     engine: EngineClient
-    intake: Intake
+    calls: RunningCalls
     authenticator: Authenticator
     tokenizer: TextTokenizer | None
     prompts: PromptReader
@@ -165,7 +165,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             refuse_unknown_fields(request)
             valid = validate_generation(request.generation, parts.model.spec, parts.model.limits)
             del request
-            parts.intake.check()
+            parts.calls.check()
             parts.engine.status.check()
             request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
             await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
@@ -205,7 +205,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             )
             stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids)))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
-        parts.intake.enter(stream)
+        parts.calls.enter(stream)
         try:
             parts.engine.status.check()
             parts.engine.sequences.submit(stream)
@@ -224,7 +224,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     def _close(self, stream: RequestStream) -> None:
         stream.close()
-        self._parts.intake.leave(stream)
+        self._parts.calls.leave(stream)
 
 
 def _join(messages: list[pb.StreamGenerateResponse], n: int, want_text: bool) -> pb.GenerateResponse:

@@ -1,10 +1,10 @@
-"""What happens to the supervisor, as events, and how it all ends."""
+"""Events: what happens to the supervisor, and how it all ends."""
 
 import enum
 from typing import NamedTuple
 
 from pagewire.scheduler_svc.supervisor.child import ChildEvent
-from pagewire.scheduler_svc.supervisor.posts import Post
+from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess
 
 
 class Phase(enum.Enum):
@@ -15,12 +15,12 @@ class Phase(enum.Enum):
     DRAINING = enum.auto()
 
 
-class Heard(NamedTuple):
+class FromProcess(NamedTuple):
     """A child said something, or ended."""
 
-    post: Post
+    process: ManagedProcess
     incarnation: int
-    """Of the child; the post may have a newer one by now."""
+    """Of the child; there may be a newer one by now."""
     event: ChildEvent
 
 
@@ -31,9 +31,9 @@ class Signalled(NamedTuple):
 
 
 class RestartDue(NamedTuple):
-    """A post has waited long enough for its next process."""
+    """A process has been away long enough for its next incarnation."""
 
-    post: Post
+    process: ManagedProcess
 
 
 class RanksOverdue(NamedTuple):
@@ -50,7 +50,7 @@ class Tick(NamedTuple):
     """Time has passed: see who still makes progress."""
 
 
-Event = Heard | Signalled | RestartDue | RanksOverdue | DrainOverdue | Tick
+Event = FromProcess | Signalled | RestartDue | RanksOverdue | DrainOverdue | Tick
 
 
 class Outcome(NamedTuple):

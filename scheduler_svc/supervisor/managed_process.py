@@ -1,6 +1,6 @@
-"""Posts: the places in a server that a process fills, one at a time, with what the supervisor knows of each.
+"""Managed processes: each is one of a server's, started again where it ends, with what the supervisor knows of it.
 
-A post outlives its processes: it counts their incarnations, and how often in a row one had to be started again.
+It outlives its incarnations: it counts them, and how often in a row one had to be started again.
 """
 
 import enum
@@ -25,11 +25,11 @@ class Role(enum.Enum):
 
 
 class RestartLimit(Exception):
-    """A post's process ended too often in a row."""
+    """A process ended too often in a row."""
 
 
-class Post:
-    """One place. Only the supervisor changes it."""
+class ManagedProcess:
+    """One of them. Only the supervisor changes it."""
 
     def __init__(
         self, role: Role, index: int, max_restarts: int, watchdog: Watchdog, clock: Callable[[], float]
@@ -37,17 +37,17 @@ class Post:
         self.role = role
         self.index = index
         self.incarnation = -1
-        """Of the process that fills it; counts from 0."""
+        """The one that runs, or ran last; counts from 0."""
         self.child: Child | None = None
         self.failure = ""
-        """What the process gave as its reason to end."""
+        """What it gave as its reason to end."""
         self.addresses: Addresses | None = None
         """Where a frontend listens, once one has said so; kept for those after it."""
         self.num_blocks = 0
-        """KV blocks of a worker, as its first process that served had them; 0 before."""
+        """KV blocks of a worker, as its first incarnation that served had them; 0 before."""
         self.drained = False
         self._ready_since_s: float | None = None
-        self._num_heard = 0
+        self._num_messages = 0
         self._watchdog = watchdog
         self._restarts_in_row = 0
         self._max_restarts = max_restarts
@@ -63,34 +63,34 @@ class Post:
 
     @property
     def ready(self) -> bool:
-        """Whether a process fills it and serves."""
+        """Whether it runs and serves."""
         return self._ready_since_s is not None
 
-    def filled(self, child: Child) -> None:
-        """A new process has been started."""
+    def started(self, child: Child) -> None:
+        """Its next incarnation has been started."""
         self.child = child
         self.failure = ""
 
     def became_ready(self) -> None:
-        """The process serves. Said again, which an engine does after each recovery, it changes nothing."""
+        """It serves. Said again, which an engine does after each recovery, it changes nothing."""
         if self._ready_since_s is None:
             self._ready_since_s = self._clock()
 
-    def heard(self) -> None:
-        """The process said something, whatever it was."""
-        self._num_heard += 1
+    def spoke(self) -> None:
+        """It said something, whatever it was."""
+        self._num_messages += 1
 
     def is_stuck(self) -> bool:
-        """Asked at every tick: whether the process served and has now been silent for too long.
+        """Asked at every tick: whether it served and has now been silent for too long.
 
         Never of a worker, which is silent while it computes: the engine watches its steps. Nor of a process that is not
         ready yet: a model may take any time to load.
         """
         watched = self.role is not Role.WORKER and self.child is not None and self.ready
-        return self._watchdog.is_stuck(self._num_heard if watched else None)
+        return self._watchdog.is_stuck(self._num_messages if watched else None)
 
     def restart_delay_s(self) -> float:
-        """The process has failed: how long to wait before the next. Raises RestartLimit.
+        """It has failed: how long to wait before the next incarnation. Raises RestartLimit.
 
         The first restart in a row is at once: most deaths are single ones, and streams wait meanwhile.
         """
@@ -103,7 +103,7 @@ class Post:
             return 0.0
         return min(_LONGEST_BACKOFF_S, math.ldexp(_FIRST_BACKOFF_S, self._restarts_in_row - 2))
 
-    def emptied(self) -> None:
-        """The process has ended."""
+    def ended(self) -> None:
+        """It has ended."""
         self.child = None
         self._ready_since_s = None
