@@ -13,6 +13,10 @@ FOLDERS_LAST = ("equality", "service", "deploy")
 COMPILING = Path(__file__).parent / "gpu"
 """Tests that run Triton's kernels on a device; where nothing else is asked for, kernels are compiled."""
 
+# Here and not in a hook: the other conftest.py of the folders that are asked for are imported before any hook runs.
+INTERPRETS_BY_DEFAULT = "TRITON_INTERPRET" not in os.environ
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported."""
@@ -26,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
-    if not all(path.resolve().is_relative_to(COMPILING) for path in asked):
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+    if INTERPRETS_BY_DEFAULT and all(path.resolve().is_relative_to(COMPILING) for path in asked):
+        del os.environ["TRITON_INTERPRET"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

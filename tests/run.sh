@@ -2,7 +2,7 @@
 # The whole suite, from nothing: environment, wheel, linters, types, tests. Needs Python >= 3.11 and nothing else.
 #
 #   bash tests/run.sh                 everything
-#   bash tests/run.sh tests/engine    pytest's arguments: a part, without the static checks
+#   bash tests/run.sh tests/scheduler_svc/engine    pytest's arguments: a part, without the static checks
 #
 # PAGEWIRE_TEST_VENV names the environment (default .venv-test); it is reused while its pins are unchanged.
 set -euo pipefail

@@ -1,7 +1,7 @@
 """Token for token the same as transformers, whatever company a sequence keeps.
 
-The model alone is compared in tests/model; here it runs under the scheduler: among 16 others of mixed lengths, in
-chunks of 7 tokens, behind a prefix-cache hit, and after preemption, with block sizes 1, 16 and 256.
+The model alone is compared in tests/worker/model; here it runs under the scheduler: among 16 others of mixed lengths,
+in chunks of 7 tokens, behind a prefix-cache hit, and after preemption, with block sizes 1, 16 and 256.
 """
 
 from collections.abc import Callable, Iterator

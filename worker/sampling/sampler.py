@@ -17,7 +17,7 @@ for this row alone: one sequence that overflows must not end the others, and a t
 fault. Minus infinity beside finite logits is an ordinary probability of zero. So does a row whose parameters are out of
 their ranges: plans are checked long before, and what looks for a threshold that does not exist might never end.
 
-Measured on 2 Zen 4 cores (python tests/worker/measure_worker.py), ms at 1 / 8 / 32 rows of 151,936 logits:
+Measured on 2 Zen 4 cores (python tests/benchmarks/measure_worker.py), ms at 1 / 8 / 32 rows of 151,936 logits:
 
     greedy                 0.05 / 0.12 / 0.37
     temperature            0.21 / 1.3 / 5.2      half of it torch's exp; all rows of a batch in one pass: 3.2 at 32
