@@ -41,15 +41,10 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
     sampling = _message(
         pb.Sampling,
         "generation.sampling",
-        temperature=get("temperature"),
-        top_k=get("top_k"),
-        top_p=get("top_p"),
-        min_p=get("min_p"),
-        presence_penalty=get("presence_penalty"),
-        frequency_penalty=get("frequency_penalty"),
-        repetition_penalty=get("repetition_penalty"),
-        logit_bias=get("logit_bias"),
-        seed=get("seed"),
+        **{
+            field.name: cast(Mapping[str, object], parameters).get(field.name)
+            for field in pb.Sampling.DESCRIPTOR.fields
+        },
     )
     stopping = _message(
         pb.Stopping,

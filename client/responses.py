@@ -6,6 +6,7 @@ Raises ProtocolError for what the contract does not allow.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2
@@ -128,7 +129,9 @@ def model(message: model_pb2.Model) -> Model:
         ),
         tokenizer_digest=message.tokenizer_digest,
         weights_digest=message.weights_digest,
-        default_sampling=DefaultSampling(sampling.temperature, sampling.top_k, sampling.top_p),
+        default_sampling=DefaultSampling(
+            **{each.name: getattr(sampling, each.name) for each in fields(DefaultSampling)}
+        ),
         eos_token_ids=tuple(message.eos_token_ids),
     )
 

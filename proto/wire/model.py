@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from pagewire.wire.sampling import SamplingParams
+
 Architecture = Literal["qwen3", "qwen2", "llama", "mistral"]
 WeightsFormat = Literal["safetensors", "gguf", "random"]
 DType = Literal["bfloat16", "float32"]
@@ -50,14 +52,6 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Set where attention is limited to a window; the server then limits max_model_len to it."""
 
 
-class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a request gets where it sets nothing: the model's generation_config.json, else neutral values."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything about a model but its tensors."""
 
@@ -84,4 +78,5 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The same for conversations with tools, where the model has a template of their own."""
     special_tokens: dict[str, str] = {}
     """Named special tokens for the template: bos_token, eos_token, …"""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingParams = SamplingParams()
+    """What a request gets where it sets nothing: what the model's files say, else neutral values."""

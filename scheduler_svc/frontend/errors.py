@@ -41,7 +41,7 @@ class RequestError(PagewireError):
 
 
 class InvalidArgument(RequestError):
-    """`field` is the path of the field in the request message, such as `generation.sampling.top_p`.
+    """`field` is the path of the field in the request message, such as `generation.sampling.temperature`.
 
     `problem` continues the sentence that the path begins, and gives the value and the limit.
     """

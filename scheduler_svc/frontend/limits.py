@@ -14,7 +14,6 @@ from google.protobuf.duration_pb2 import Duration
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound
 from pagewire.wire.model import ModelSpec
 
-MAX_TEMPERATURE: Final = 100.0
 MIN_PRIORITY: Final = -100
 MAX_PRIORITY: Final = 100
 MAX_CACHE_SALT_BYTES: Final = 256

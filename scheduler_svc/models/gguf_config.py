@@ -14,7 +14,8 @@ from pagewire.scheduler_svc.models.gguf_keys import OFF, Warn, check_keys
 from pagewire.scheduler_svc.models.gguf_parts import GgufModel
 from pagewire.scheduler_svc.models.hf_generation import sampling_defaults
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
-from pagewire.wire.model import Architecture, DecoderConfig, RopeScaling, SamplingDefaults
+from pagewire.wire.model import Architecture, DecoderConfig, RopeScaling
+from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 _ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
@@ -32,6 +33,9 @@ _NAMES = {
     "sliding_window": "attention.sliding_window",
 }
 """A decoder's fields as the format spells them."""
+
+_SAMPLING_NAMES = {"temp": "temperature"}
+"""Where a key of `general.sampling` is not the parameter's name."""
 
 _UNAPPLIED_SAMPLING = {
     "min_p": OFF,
@@ -51,7 +55,7 @@ def decoder_config(model: GgufModel, origin: str, warn: Warn) -> DecoderConfig:
     return _Reader(model, origin).decoder(warn)
 
 
-def sampling(values: Mapping[str, Any], vocab_size: int, origin: str, warn: Warn) -> SamplingDefaults:
+def sampling(values: Mapping[str, Any], vocab_size: int, origin: str, warn: Warn) -> SamplingParams:
     """What `general.sampling.*` recommends, as llama.cpp takes it where a request says nothing. Raises ModelError."""
     found = {
         key.removeprefix("general.sampling."): value
@@ -59,21 +63,21 @@ def sampling(values: Mapping[str, Any], vocab_size: int, origin: str, warn: Warn
         if key.startswith("general.sampling.")
     }
     for name, value in found.items():
-        if name not in ("temp", "top_k", "top_p"):
+        if _SAMPLING_NAMES.get(name, name) not in PARAMETERS:
             neutral = _UNAPPLIED_SAMPLING.get(name, ())
             if neutral is not None and value not in neutral:
                 warn(f"{origin} sets general.sampling.{name} = {shown(value)}, which is not applied")
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ModelError(f"{origin}: general.sampling.{name} = {shown(value)} must be a number")
-    temperature, top_k, top_p = found.get("temp"), found.get("top_k"), found.get("top_p")
-    return sampling_defaults(
-        None if temperature is None else max(0.0, as_written(temperature)),  # below 0 is greedy there
-        None if top_k is None else max(0, int(top_k)),  # and all
-        None if top_p is None else as_written(top_p),
-        vocab_size,
-        f"{origin}: general.sampling",
-    )
+    asked: dict[str, float] = {}
+    for written, value in found.items():
+        name = _SAMPLING_NAMES.get(written, written)
+        if name in PARAMETERS:
+            value = int(value) if PARAMETERS[name].dtype == "<i4" else as_written(value)
+            # What is below 0 asks for nothing there, or of a temperature for the likeliest.
+            asked[name] = max(0, value) if PARAMETERS[name].least == 0 else value
+    return sampling_defaults(asked, vocab_size, f"{origin}: general.sampling")
 
 
 def as_written(value: float) -> float:

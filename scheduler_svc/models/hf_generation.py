@@ -6,7 +6,6 @@ repetition_penalty of 1.05) and run well without; the rest says how transformers
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import msgspec
 
 from pagewire.scheduler_svc.models.files import decode_json, decode_object
 from pagewire.scheduler_svc.startup_errors import ModelError, shown
-from pagewire.wire.model import SamplingDefaults
+from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -83,17 +82,19 @@ _HARMLESS = frozenset(
 
 
 class _GenerationConfig(msgspec.Struct):
-    """What is read."""
+    """What is read beside sampling parameters."""
 
     eos_token_id: int | list[int] | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
 
 
-_READ = frozenset(_GenerationConfig.__struct_fields__)
-SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p")
+_DEFAULTED = {name: limits for name, limits in PARAMETERS.items() if name != "seed"}
+_Sampling = msgspec.defstruct(
+    "_Sampling",
+    [(name, (int if limits.dtype == "<i4" else float) | None, None) for name, limits in _DEFAULTED.items()],
+)
+SAMPLING_KEYS = ("do_sample", *_DEFAULTED)
+_READ = frozenset(_GenerationConfig.__struct_fields__).union(SAMPLING_KEYS)
 GENERATION_KEYS = _READ | _HARMLESS | frozenset(_UNAPPLIED)
 """Every key that is known."""
 
@@ -102,7 +103,7 @@ class HfGeneration(msgspec.Struct, frozen=True):
     """What generation_config.json says; no ids where it names none."""
 
     eos_token_ids: tuple[int, ...]
-    sampling: SamplingDefaults
+    sampling: SamplingParams
 
 
 def read_generation_config(content: bytes, vocab_size: int, origin: str = "generation_config.json") -> HfGeneration:
@@ -111,31 +112,30 @@ def read_generation_config(content: bytes, vocab_size: int, origin: str = "gener
     `do_sample: false` means greedy; sampling that it leaves out is neutral. Raises ModelError.
     """
     config = decode_json(content, _GenerationConfig, origin)
-    sampling = sampling_defaults(
-        0.0 if config.do_sample is False else config.temperature, config.top_k, config.top_p, vocab_size, origin
-    )
+    found = msgspec.structs.asdict(decode_json(content, _Sampling, origin))
+    if config.do_sample is False:
+        found["temperature"] = 0.0
+    sampling = sampling_defaults(found, vocab_size, origin)
     _warn_of_the_rest(decode_object(content, origin), origin)
     return HfGeneration(eos_ids(config.eos_token_id, vocab_size, origin), sampling)
 
 
-def sampling_defaults(
-    temperature: float | None, top_k: int | None, top_p: float | None, vocab_size: int, origin: str
-) -> SamplingDefaults:
-    """Defaults from a file's values, none where it has none. Raises ModelError for what no request may ask for."""
-    for name, value, low, high in (
-        ("temperature", temperature, 0.0, 100.0),
-        ("top_k", top_k, 0, math.inf),
-        ("top_p", top_p, 0.0, 1.0),
-    ):
-        if value is not None and not low <= value <= high:
-            limit = f"{low} to {high}" if high < math.inf else f"at least {low}"
-            raise ModelError(f"{origin}: {name} = {shown(value)} must be {limit}")
-    return SamplingDefaults(
-        temperature=1.0 if temperature is None else temperature,
-        # Of more tokens than there are, all are kept.
-        top_k=0 if top_k is None or top_k >= vocab_size else top_k,
-        top_p=1.0 if top_p is None else max(top_p, NARROWEST_TOP_P),
-    )
+def sampling_defaults(found: Mapping[str, float | None], vocab_size: int, origin: str) -> SamplingParams:
+    """Defaults from a file's values by the parameters' names, none where it has none. Raises ModelError for what no
+    request may ask for."""
+    defaults: dict[str, Any] = {}
+    for name, limits in _DEFAULTED.items():
+        value = found.get(name)
+        if value is None:
+            continue
+        kept = max(value, NARROWEST_TOP_P) if value == 0 < limits.least else value
+        if not limits.allow(kept):
+            in_words = limits.in_words if limits.least == 0 else f"0 to {limits.most:g}"
+            raise ModelError(f"{origin}: {name} = {shown(value)} must be {in_words}")
+        defaults[name] = kept
+    if defaults.get("top_k", 0) >= vocab_size:  # of more tokens than there are, all are kept
+        del defaults["top_k"]
+    return SamplingParams(**defaults)
 
 
 def eos_ids(value: int | list[int] | None, vocab_size: int, origin: str) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+import msgspec
+
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_CACHE_SALT_BYTES,
@@ -18,7 +20,6 @@ from pagewire.scheduler_svc.frontend.limits import (
     MAX_STOP_STRING_BYTES,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
     MIN_PRIORITY,
     ModelLimits,
     check_model,
@@ -30,9 +31,11 @@ from pagewire.scheduler_svc.frontend.limits import (
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.sampling import SamplingParams
+from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
+_NEUTRAL = {"repetition_penalty": 1}
+"""Values of sampling's fields that ask for nothing, where that is not 0."""
 _SALT_DOMAIN = b"pagewire prefix cache salt 1"
 
 
@@ -76,12 +79,7 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
     return ValidGeneration(
         prompt=prompt,
         prompt_path=prompt_path,
-        sampling=SamplingParams(
-            temperature=_temperature(sampling, spec),
-            top_k=_top_k(sampling, spec, limits),
-            top_p=_top_p(sampling, spec),
-            seed=0,
-        ),
+        sampling=_sampling(sampling, spec, limits),
         seed=sampling.seed if sampling.HasField("seed") else None,
         max_tokens=_max_tokens(stopping, limits),
         stop_strings=_stop_strings(stopping, spec),
@@ -131,11 +129,11 @@ def chain_salt(tenant: str, cache_salt: str | None) -> bytes:
 def _refuse_unbuilt(generation: pb.Generation) -> None:
     sampling, stopping, output = generation.sampling, generation.stopping, generation.output
     asked: list[tuple[str, bool]] = [
-        ("sampling.min_p", sampling.min_p != 0),
-        ("sampling.presence_penalty", sampling.presence_penalty != 0),
-        ("sampling.frequency_penalty", sampling.frequency_penalty != 0),
-        ("sampling.repetition_penalty", sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1),
-        ("sampling.logit_bias", bool(sampling.logit_bias)),
+        *(
+            (f"sampling.{field.name}", value != _NEUTRAL.get(field.name, 0))
+            for field, value in sampling.ListFields()
+            if field.name not in PARAMETERS
+        ),
         ("stopping.min_tokens", stopping.min_tokens > 0),
         ("output.logprobs", output.logprobs),
         ("output.num_candidates", output.num_candidates > 0),
@@ -148,27 +146,15 @@ def _refuse_unbuilt(generation: pb.Generation) -> None:
             raise InvalidArgument(f"generation.{name}", "is not supported by this server")
 
 
-def _temperature(sampling: pb.Sampling, spec: ModelSpec) -> float:
-    if not sampling.HasField("temperature"):
-        return spec.sampling.temperature
-    return within(
-        "generation.sampling.temperature",
-        sampling.temperature,
-        lambda x: 0 <= x <= MAX_TEMPERATURE,
-        f"0 to {MAX_TEMPERATURE:g}",
-    )
-
-
-def _top_k(sampling: pb.Sampling, spec: ModelSpec, limits: ModelLimits) -> int:
-    top_k = sampling.top_k if sampling.HasField("top_k") else spec.sampling.top_k
+def _sampling(sampling: pb.Sampling, spec: ModelSpec, limits: ModelLimits) -> SamplingParams:
+    asked = {
+        name: within(f"generation.sampling.{name}", getattr(sampling, name), each.allow, each.in_words)
+        for name, each in PARAMETERS.items()
+        if name != "seed" and sampling.HasField(name)
+    }
+    params: SamplingParams = msgspec.structs.replace(spec.sampling, **asked)
     # Keeping at least as many as there are is keeping all; so no other process meets a k over the vocabulary.
-    return 0 if top_k >= limits.vocab_size else top_k
-
-
-def _top_p(sampling: pb.Sampling, spec: ModelSpec) -> float:
-    if not sampling.HasField("top_p"):
-        return spec.sampling.top_p
-    return within("generation.sampling.top_p", sampling.top_p, lambda x: 0 < x <= 1, "greater than 0, at most 1")
+    return params if params.top_k < limits.vocab_size else msgspec.structs.replace(params, top_k=0)
 
 
 def _max_tokens(stopping: pb.Stopping, limits: ModelLimits) -> int | None:

@@ -60,7 +60,7 @@ class ServedModel:
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
             default_sampling=pb.DefaultSampling(
-                temperature=spec.sampling.temperature, top_k=spec.sampling.top_k, top_p=spec.sampling.top_p
+                **{field.name: getattr(spec.sampling, field.name) for field in pb.DefaultSampling.DESCRIPTOR.fields}
             ),
             eos_token_ids=spec.eos_token_ids,
         )

@@ -13,7 +13,8 @@ from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
 from pagewire.scheduler_svc.models.resolve import parse_source, resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling, SamplingDefaults
+from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling
+from pagewire.wire.sampling import SamplingParams
 
 from .conftest import GgufSource
 
@@ -307,7 +308,7 @@ def test_recommended_sampling(gguf_source: GgufSource, tmp_path: Path, caplog: p
     for start in ("first", "from the cache"):
         caplog.clear()
         spec = read_gguf(gguf_source.write(tmp_path / "m.gguf"), "m", tmp_path / "cache", QUIET)
-        assert spec.sampling == SamplingDefaults(temperature=0.6, top_k=20, top_p=NARROWEST_TOP_P), start
+        assert spec.sampling == SamplingParams(temperature=0.6, top_k=20, top_p=NARROWEST_TOP_P), start
         assert "general.sampling.min_p = 0.1" in caplog.text, start
         assert "penalty_repeat" not in caplog.text
 

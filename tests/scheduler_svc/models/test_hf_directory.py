@@ -14,7 +14,7 @@ from pagewire.scheduler_svc.models.files import weights_digest
 from pagewire.scheduler_svc.models.hf_directory import read_directory
 from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import SamplingDefaults
+from pagewire.wire.sampling import SamplingParams
 
 from .conftest import HfDirectory, write_tokenizer
 
@@ -32,7 +32,7 @@ def test_a_directory(hf_directory: HfDirectory, tmp_path: Path) -> None:
     assert (spec.decoder.head_dim, spec.decoder.num_kv_heads, spec.decoder.qk_norm) == (32, 2, True)
     assert spec.weights_files == (str(hf_directory.path / "model.safetensors"),)
     assert spec.eos_token_ids == (258, 257)
-    assert spec.sampling == SamplingDefaults(temperature=0.6, top_k=20)
+    assert spec.sampling == SamplingParams(temperature=0.6, top_k=20)
     assert spec.chat_template == "{{ messages }}"
     assert spec.special_tokens == {"eos_token": "<|im_end|>"}
     definition = (hf_directory.path / "tokenizer.json").read_bytes()
@@ -133,11 +133,11 @@ def test_an_older_models_sampling_stands_in_its_configuration(
     """As transformers reads it, where there is no generation_config.json."""
     hf_directory.config(do_sample=True, temperature=0.7, top_p=0.9)
     spec = read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
-    assert spec.sampling == SamplingDefaults(temperature=0.7, top_p=0.9)
+    assert spec.sampling == SamplingParams(temperature=0.7, top_p=0.9)
     hf_directory.write("generation_config.json", {"temperature": 0.5, "do_sample": True})
     assert read_directory(
         hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent
-    ).sampling == SamplingDefaults(temperature=0.5)
+    ).sampling == SamplingParams(temperature=0.5)
     assert "config.json sets temperature = 0.7 too; generation_config.json counts" in caplog.text
     assert "do_sample" not in caplog.text
 

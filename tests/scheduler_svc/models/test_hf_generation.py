@@ -10,30 +10,30 @@ from transformers.generation.logits_process import TopPLogitsWarper
 
 from pagewire.scheduler_svc.models.hf_generation import GENERATION_KEYS, NARROWEST_TOP_P, read_generation_config
 from pagewire.scheduler_svc.startup_errors import ModelError
-from pagewire.wire.model import SamplingDefaults
+from pagewire.wire.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
     ("config", "eos", "sampling"),
     [
-        ({}, (), SamplingDefaults()),
+        ({}, (), SamplingParams()),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [5, 3]},
             (5, 3),
-            SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95),
+            SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
         ),
-        ({"do_sample": False, "temperature": 0.6, "eos_token_id": 4}, (4,), SamplingDefaults(temperature=0.0)),
-        ({"temperature": 100.0}, (), SamplingDefaults(temperature=100.0)),
-        ({"temperature": None, "top_k": None, "top_p": None}, (), SamplingDefaults()),
+        ({"do_sample": False, "temperature": 0.6, "eos_token_id": 4}, (4,), SamplingParams(temperature=0.0)),
+        ({"temperature": 100.0}, (), SamplingParams(temperature=100.0)),
+        ({"temperature": None, "top_k": None, "top_p": None}, (), SamplingParams()),
     ],
 )
-def test_generation_config(config: dict[str, Any], eos: tuple[int, ...], sampling: SamplingDefaults) -> None:
+def test_generation_config(config: dict[str, Any], eos: tuple[int, ...], sampling: SamplingParams) -> None:
     generation = read_generation_config(json.dumps(config).encode(), vocab_size=100)
     assert (generation.eos_token_ids, generation.sampling) == (eos, sampling)
 
 
 def test_generation_config_out_of_range() -> None:
-    with pytest.raises(ModelError, match=r"generation_config\.json: top_p = 1\.5 must be 0\.0 to 1\.0"):
+    with pytest.raises(ModelError, match=r"generation_config\.json: top_p = 1\.5 must be 0 to 1"):
         read_generation_config(b'{"top_p": 1.5}', 100)
 
 
@@ -42,7 +42,7 @@ def test_falsy_values_are_values() -> None:
     scores = torch.tensor([[0.0, 1.0, 1.0, 0.5]])
     assert TopPLogitsWarper(0.0)(torch.zeros(1, 0), scores).isfinite().sum() == 1
     generation = read_generation_config(b'{"temperature": 0, "top_k": 0, "top_p": 0, "eos_token_id": 0}', 100)
-    assert generation.sampling == SamplingDefaults(temperature=0.0, top_k=0, top_p=NARROWEST_TOP_P)
+    assert generation.sampling == SamplingParams(temperature=0.0, top_k=0, top_p=NARROWEST_TOP_P)
     assert generation.eos_token_ids == (0,)
 
 

@@ -71,7 +71,7 @@ def _chunk_tops(
     row_stride,
     chunk_max_ptr,
     chunk_sum_ptr,
-    chunk_top_ptr,
+    chunk_tops_ptr,
     VOCAB: tl.constexpr,
     NUM_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -87,7 +87,7 @@ def _chunk_tops(
     ranks = tl.where(ids < VOCAB, rank_of(logits, ids), LEAST_RANK)
     for index in range(NUM_TOP):
         best = tl.max(ranks, 0)
-        tl.store(chunk_top_ptr + place.to(tl.int64) * NUM_TOP + index, best)
+        tl.store(chunk_tops_ptr + place.to(tl.int64) * NUM_TOP + index, best)
         ranks = tl.where(ranks == best, LEAST_RANK, ranks)
 
 
@@ -98,7 +98,7 @@ def _row_tops(
     tokens_ptr,
     chunk_max_ptr,
     chunk_sum_ptr,
-    chunk_top_ptr,
+    chunk_tops_ptr,
     logprob_ptr,
     top_ids_ptr,
     top_logprobs_ptr,
@@ -125,7 +125,7 @@ def _row_tops(
     tl.store(logprob_ptr + row, tl.where(token < 0, nan, logit - whole))
 
     places = tl.arange(0, TOPS_BLOCK)
-    tops_ptr = chunk_top_ptr + row * (NUM_CHUNKS * NUM_TOP) + places
+    tops_ptr = chunk_tops_ptr + row * (NUM_CHUNKS * NUM_TOP) + places
     ranks = tl.load(tops_ptr, mask=places < NUM_CHUNKS * NUM_TOP, other=LEAST_RANK)
     for index in range(NUM_TOP):
         best = tl.max(ranks, 0)
