@@ -30,6 +30,8 @@ _ROLES: Mapping[str, pb.ChatRole] = {
     "assistant": pb.CHAT_ROLE_ASSISTANT,
     "tool": pb.CHAT_ROLE_TOOL,
 }
+_SAMPLING = tuple(pb.Sampling.DESCRIPTOR.fields_by_name)
+"""Parameters of the contract's own names."""
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
 
 
@@ -38,14 +40,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
     check_names(parameters)
     get = parameters.get
     stop = get("stop")
-    sampling = _message(
-        pb.Sampling,
-        "generation.sampling",
-        **{
-            field.name: cast(Mapping[str, object], parameters).get(field.name)
-            for field in pb.Sampling.DESCRIPTOR.fields
-        },
-    )
+    sampling = _message(pb.Sampling, "generation.sampling", **{name: get(name) for name in _SAMPLING})
     stopping = _message(
         pb.Stopping,
         "generation.stopping",
@@ -56,7 +51,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         ignore_eos=get("ignore_eos"),
         include_stop=get("include_stop"),
     )
-    output = _message(
+    response_options = _message(
         pb.Output,
         "generation.output",
         text=get("return_text"),
@@ -74,7 +69,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         prompt=prompt_message(prompt, "generation.prompt"),
         sampling=sampling if sampling.ListFields() else None,
         stopping=stopping if stopping.ListFields() else None,
-        output=output if output.ListFields() else None,
+        output=response_options if response_options.ListFields() else None,
         n=get("n"),
         priority=get("priority"),
         cache_salt=get("cache_salt"),

@@ -63,8 +63,8 @@ class Resumption:
             return False
         if self._transcript.started is None:
             return True
-        output = self._request.generation.output
-        has_ids = output.token_ids if output.HasField("token_ids") else True
+        options = self._request.generation.output
+        has_ids = options.token_ids if options.HasField("token_ids") else True
         return self._enabled and has_ids and error.reason != "DRAINING"
 
     def may_follow_divergence(self) -> bool:
@@ -98,11 +98,11 @@ class Resumption:
                 return seam
             if not any(token.text for token in delivered[seam:]):
                 continue  # nothing to compare: a tokenizer may drop the space before an output's first word
-            output = generation.output
+            options = generation.output
             answer = yield inference_pb2.DetokenizeRequest(
                 model=generation.model if generation.HasField("model") else None,
                 ids=[token.id for token in delivered[:seam] if token.id is not None],
-                skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else None,
+                skip_special_tokens=options.skip_special_tokens if options.HasField("skip_special_tokens") else None,
             )
             if answer.text == "".join(token.text or "" for token in delivered[:seam]):
                 return seam
