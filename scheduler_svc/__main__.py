@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from pagewire.scheduler_svc.models.known import as_table, known_models
+    from pagewire.scheduler_svc.models.resolve import as_table, known_models
 
     wanted = arguments.cache_dir or os.environ.get("PAGEWIRE_CACHE_DIR")
     known = known_models(cache_dir_of(wanted, os.environ), arguments.cached)

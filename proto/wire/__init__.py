@@ -4,8 +4,8 @@ It knows neither transports (no zmq, no grpc) nor tensors (no torch). Every mess
 typed decoder built once; nothing on a wire can name code to run. New fields go last and have defaults.
 
 - `columns`: packed integer columns
-- `codec`: bounded, typed encoding and decoding, the one door for bytes that somebody else made
-- `ranges`: which numbers and texts messages may hold
+- `codec`: bounded, typed encoding and decoding, the one door for bytes that somebody else made; which numbers and texts
+  messages may hold
 - `plan`: engine → worker step plans, worker → engine step results
 - `requests`: frontend ↔ engine
 - `control`: supervisor ↔ its children; `lifeline`: a child's end of that channel

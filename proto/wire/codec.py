@@ -6,13 +6,19 @@ text that is no UTF-8 and RecursionError for what is nested too deeply; tomllib 
 number); nothing but `WireError` comes out. A link counts such a frame and drops it; who reads a file names the file.
 
 Every border has one codec for the union of messages that may cross it. `tests/house` finds decoding elsewhere.
+
+Ranges of the numbers and texts on the private wire are said in the types here: a decoder refuses a message with any
+other. They are what every reader can hold, in its int32 columns and in the public contract's fields, not what makes
+sense; a reader checks that itself. Fields that a refusal must be able to name the message for have none of them:
+`Submit`.
 """
 
 import tomllib
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Longest frame on any socket of ours: a plan that admits 2,048 prompts of 4k tokens is 34 MB."""
@@ -21,6 +27,21 @@ MAX_TOML_BYTES = 64 * 1024
 MAX_TOML_LINE_BYTES = 8 * 1024
 """Longest TOML file, and line of it: the library's time and memory for a key grow with the square of its dots, to
 15 seconds and 4 GB for 64 KiB of them."""
+
+Handle = Annotated[int, Meta(ge=0, lt=2**31)]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+PeerNumber = Annotated[int, Meta(ge=0, lt=1024)]
+"""Of a frontend, or a rank."""
+Incarnation = Annotated[int, Meta(ge=0, lt=2**31)]
+Total = Annotated[int, Meta(ge=0, lt=2**53)]
+"""A counter, microseconds, or bytes; the sum over ranks is one too."""
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+"""Finite, and a number."""
+ShortText = Annotated[str, Meta(max_length=1024)]
+"""A name or a version."""
+ShortTexts = Annotated[dict[ShortText, ShortText], Meta(max_length=256)]
+HandleColumn = Annotated[bytes, Meta(max_length=4 * 65_536)]
+"""int32 column of handles that stand there once each."""
 
 Message = TypeVar("Message")
 Value = TypeVar("Value")

@@ -6,7 +6,7 @@ That works where the supervisor was killed with SIGKILL and could tell nobody.
 
 import msgspec
 
-from pagewire.wire.ranges import Count
+from pagewire.wire.codec import Count
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

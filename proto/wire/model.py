@@ -1,5 +1,7 @@
-"""What a model is, as read from its files once, by the supervisor, and handed to every process that needs it."""
+"""Models: what one is, as read from its files once, by the supervisor, and handed to every process that needs it; and
+the shape that one rank of tensor parallelism computes."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -80,3 +82,30 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Named special tokens for the template: bos_token, eos_token, …"""
     sampling: SamplingParams = SamplingParams()
     """What a request gets where it sets nothing: what the model's files say, else neutral values."""
+
+
+def local_decoder(config: DecoderConfig, num_ranks: int) -> DecoderConfig:
+    """The decoder as one rank of `num_ranks` computes it: its share of the heads, the KV heads and the MLP's inner
+    size. Everything else is as in the whole model, the vocabulary too, because every rank gets all logits. The
+    supervisor refuses a model that does not divide before anything starts; a worker builds its part by the same rule.
+
+    Raises ValueError where a share would not be whole.
+    """
+    parts = {
+        "attention heads": config.num_heads,
+        "KV heads": config.num_kv_heads,
+        "MLP rows (intermediate_size)": config.intermediate_size,
+    }
+    for name, number in parts.items():
+        if number % num_ranks:
+            possible = [size for size in range(1, number + 1) if math.gcd(*parts.values()) % size == 0]
+            raise ValueError(
+                f"tensor_parallel_size is {num_ranks}, which does not divide the model's {number} {name}; "
+                f"this model can run on {', '.join(map(str, possible))} rank{'s' if len(possible) > 1 else ''}"
+            )
+    return msgspec.structs.replace(
+        config,
+        num_heads=config.num_heads // num_ranks,
+        num_kv_heads=config.num_kv_heads // num_ranks,
+        intermediate_size=config.intermediate_size // num_ranks,
+    )

@@ -35,7 +35,7 @@ slot or block by a later plan is safe because plans run in order.
 
 import msgspec
 
-from pagewire.wire.ranges import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
+from pagewire.wire.codec import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
 from pagewire.wire.sampling import SamplingParams
 
 PROTOCOL_VERSION = 3

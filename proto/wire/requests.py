@@ -14,8 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from pagewire.wire.plan import DeviceMemory
-from pagewire.wire.ranges import (
+from pagewire.wire.codec import (
     Count,
     Handle,
     HandleColumn,
@@ -26,6 +25,7 @@ from pagewire.wire.ranges import (
     ShortTexts,
     Total,
 )
+from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.sampling import SamplingParams
 
 

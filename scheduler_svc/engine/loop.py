@@ -17,12 +17,12 @@ import zmq
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
-from pagewire.scheduler_svc.engine.early import EarlySubmissions
 from pagewire.scheduler_svc.engine.events import Event, Outbox
 from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, sampled
+from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.scheduler_svc.watchdog import Watchdog

@@ -16,15 +16,13 @@ everything else in the step together.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
+from pagewire.scheduler_svc.engine.steps import BoolArray
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import Admit
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 class SlotTable:
@@ -230,17 +228,6 @@ class RunningBatch:
             slots.decoding[slot] = True
             self._prefilling.remove(slots.sequence(slot))
         return ended
-
-    def check_integrity(self) -> None:
-        """Recount blocks and slots. Raises AssertionError; for tests."""
-        slots = self.slots
-        running = slots.running()
-        self.blocks.check_integrity(running)
-        assert len(running) + slots.num_free == len(slots.planned), "a slot is lost"
-        for sequence in running:
-            planned, received = slots.planned[sequence.slot], slots.received[sequence.slot]
-            assert planned <= slots.capacity[sequence.slot] == len(sequence.blocks) * self._block_size
-            assert received <= sequence.max_len, f"{sequence.key} went past its limit"
 
     def _last_by_priority(self) -> Sequence:
         slots = self.slots

@@ -20,7 +20,6 @@ because `submit` refuses what could not run alone, and no sequence becomes longe
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 
@@ -29,14 +28,13 @@ from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
-from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep
+from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
+from pagewire.scheduler_svc.engine.steps import NO_FAILURES, Counters, PlannedStep
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import Int32Array, pack, pack_pairs
-from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan
+from pagewire.wire.plan import Admit, StepPlan
 from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
-NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 MAX_ADMITTED_IDS = 1 << 20
 """Token ids in one plan, of all sequences that it admits but the first: frames have a limit, and a worker that decodes
 for others should not read for long."""
@@ -131,9 +129,7 @@ class Scheduler:
         finishes = []
         for sequence in self._batch.slots.running():
             self._batch.release(sequence)
-            known = len(sequence.tokens)
-            sequence.worker_crashes = sequence.worker_crashes + 1 if known == sequence.known_at_crash else 1
-            sequence.known_at_crash = known
+            sequence.count_crash()
             self._wait_again(sequence)
             if sequence.worker_crashes >= MAX_WORKER_CRASHES:
                 finishes.append(self._finish(sequence, FinishKind.FAILED, WORKERS_LOST))
@@ -196,20 +192,14 @@ class Scheduler:
 
         Raises ValueError for what cannot be this step's; the scheduler is then unchanged.
         """
-        if len(tokens) != len(step.rows):
-            raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
-        drawn = tokens != NO_TOKEN
-        failed_rows = np.flatnonzero(~drawn).tolist()
-        if failed_rows != sorted(failures):
-            raise ValueError(
-                f"rows {failed_rows} of step {step.plan.step_id} have no token, and {sorted(failures)} failed"
-            )
+        drawn = step.drawn(tokens, failures)
         check_ids(tokens[drawn], self._config.vocab_size)
         slots = self._batch.slots
         live = slots.generation[step.rows] == step.generations
         failed = [
-            self._finish(slots.sequence(int(step.rows[row])), FinishKind.FAILED, failures[row])
-            for row in np.flatnonzero(live & ~drawn).tolist()
+            self._finish(slots.sequence(int(step.rows[row])), FinishKind.FAILED, reason)
+            for row, reason in sorted(failures.items())
+            if live[row]
         ]
         live &= drawn
         rows, tokens = step.rows[live], tokens[live]
@@ -249,14 +239,6 @@ class Scheduler:
     def counters(self) -> Counters:
         """A copy of the totals."""
         return replace(self._counters)
-
-    def check_integrity(self) -> None:
-        """Recount everything. Raises AssertionError; for tests."""
-        running = self._batch.slots.running()
-        waiting = list(self._waiting)
-        self._batch.check_integrity()
-        assert {id(s) for s in running + waiting} == {id(s) for s in self._sequences.values()}, "a sequence is lost"
-        assert all(not s.blocks and s.slot == NO_SLOT for s in waiting), "a waiting one holds memory"
 
     # Inside
 

@@ -77,6 +77,12 @@ class Sequence:
         """The smallest runs first, the largest is preempted first."""
         return (-self.priority, self.arrival)
 
+    def count_crash(self) -> None:
+        """A worker was lost under it."""
+        known = len(self.tokens)
+        self.worker_crashes = self.worker_crashes + 1 if known == self.known_at_crash else 1
+        self.known_at_crash = known
+
     def end_with(self, token: int, length: int, config: SchedulerConfig) -> FinishKind | None:
         """Why the sequence ends with this token, by which it came to this length; none where it goes on."""
         if not self.ignore_eos and token in config.eos_token_ids:

@@ -4,13 +4,20 @@ The pipeline owns epoch, step ids and the plans whose results are missing. It do
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
 
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.wire.columns import Int32Array, unpack
-from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.wire.plan import NO_TOKEN, StepPlan, StepResult
 from pagewire.wire.requests import SeqStarted
 
+BoolArray = npt.NDArray[np.bool_]
+NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 _MAX_STEP_US = 24 * 3600 * 1_000_000
 
 
@@ -24,6 +31,19 @@ class PlannedStep:
     generations: Int32Array
     """`SlotTable.generation` of those slots when the plan was made."""
     starts: list[Event[SeqStarted]]
+
+    def drawn(self, tokens: Int32Array, failures: Mapping[int, str]) -> BoolArray:
+        """Which rows have a token; `failures` says why the others have none. Raises ValueError for what cannot be this
+        step's."""
+        if len(tokens) != len(self.rows):
+            raise ValueError(f"step {self.plan.step_id} samples {len(self.rows)} rows and {len(tokens)} tokens came")
+        drawn: BoolArray = tokens != NO_TOKEN
+        if failures or not drawn.all():
+            failed = np.flatnonzero(~drawn).tolist()
+            if failed == sorted(failures):
+                return drawn
+            raise ValueError(f"rows {failed} of step {self.plan.step_id} have no token, and {sorted(failures)} failed")
+        return drawn
 
 
 @dataclass(slots=True)

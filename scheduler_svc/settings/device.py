@@ -9,8 +9,7 @@ from pathlib import Path
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.wire.launch import Device
-from pagewire.wire.model import DecoderConfig, DType
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import DecoderConfig, DType, local_decoder
 
 DEVICE_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_prefill_tokens_per_step": 2048}

@@ -189,7 +189,7 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
         "import os, sys\n"
         "from pagewire.scheduler_svc.__main__ import main\n"
         "from pagewire.scheduler_svc import serving\n"
-        "from pagewire.scheduler_svc.models import gguf_file, known\n"
+        "from pagewire.scheduler_svc.models import gguf_file, resolve\n"
         "os.environ.pop('HOME')\n"
         "os.setuid(54321)\n"
         "sys.exit(main(sys.argv[1:]))\n"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from support.decoders import ServedModel
+from support.scheduler_integrity import check_integrity
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
@@ -105,5 +106,5 @@ class LocalEngine:
         """Until every sequence has ended."""
         while self.scheduler.has_work:
             assert self.turn(), "sequences are alive and nothing moves"
-        self.scheduler.check_integrity()
+        check_integrity(self.scheduler)
         assert self.scheduler.blocks.num_used == 0

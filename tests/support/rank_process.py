@@ -16,8 +16,7 @@ from support.batches import PagedDriver, greedy
 from support.worker_process import sim_launch
 
 from pagewire.wire.launch import CpuKernelKind, RankGroup
-from pagewire.wire.model import ModelSpec
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import ModelSpec, local_decoder
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.kernels import choose_kernels
 from pagewire.worker.parallel.ranks import RankStart

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 from support.content_worker import ContentWorker, expected_output
+from support.scheduler_integrity import check_integrity
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
@@ -186,7 +187,7 @@ class World:
 
     def check(self) -> None:
         """What must hold at every moment."""
-        self.scheduler.check_integrity()
+        check_integrity(self.scheduler)
         alive = [e for e in self.sequences.values() if e.ended is None and not e.cancelled]
         assert len(alive) == self.scheduler.num_running + self.scheduler.num_waiting, "a sequence was lost"
         for expectation in self.sequences.values():

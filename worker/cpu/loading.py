@@ -7,7 +7,7 @@ import msgspec
 import torch
 
 from pagewire.wire.launch import WorkerLaunch
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import local_decoder
 from pagewire.worker.attention.base import block_size_of
 from pagewire.worker.attention.kv_cache import KVCache, plan_num_blocks
 from pagewire.worker.cpu.kernels import CpuKernels, choose_kernels, kernels_of_attention

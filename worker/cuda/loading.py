@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pagewire.wire.launch import WorkerLaunch
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import local_decoder
 from pagewire.worker.attention.base import AttentionBackend, block_size_of
 from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, bring_up

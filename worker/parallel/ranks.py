@@ -6,8 +6,7 @@ import torch
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but for the type stubs
 
 from pagewire.wire.launch import RankGroup, WorkerLaunch
-from pagewire.wire.model import DType, ModelSpec
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import DType, ModelSpec, local_decoder
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.loop import RankLost
 from pagewire.worker.model.decoder import Decoder

@@ -52,7 +52,7 @@ class ShardedSource:
 
     def __init__(self, whole: TensorSource, config: DecoderConfig, rank: Rank) -> None:
         """`whole` has the tensors that `config`, the whole model's, needs; what divides has been checked
-        (`pagewire.wire.sharding.local_decoder`)."""
+        (`pagewire.wire.model.local_decoder`)."""
         self._whole = whole
         self._rank = rank
         self._vocabulary = VocabularyPart.of(config.vocab_size, rank)

@@ -1,6 +1,7 @@
 """The scheduler's policies, one test each."""
 
 import pytest
+from support.scheduler_integrity import check_integrity
 from support.scheduler_world import FRONTEND, World
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
@@ -327,7 +328,7 @@ def test_a_submission_that_no_frontend_sends_is_a_value_error(change: dict[str, 
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     with pytest.raises(ValueError, match=r"."):
         w.scheduler.submit(FRONTEND, Submit(**{**fields, **change}), 0.0)
-    w.scheduler.check_integrity()
+    check_integrity(w.scheduler)
 
 
 def test_a_steady_plan_carries_next_to_nothing() -> None:

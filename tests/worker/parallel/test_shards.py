@@ -14,8 +14,7 @@ from support.checkpoints import TINY, decoder_config, model_spec, save_checkpoin
 from support.gguf_files import write_gguf
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from pagewire.wire.model import DecoderConfig, ModelSpec
-from pagewire.wire.sharding import local_decoder
+from pagewire.wire.model import DecoderConfig, ModelSpec, local_decoder
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
 from pagewire.worker.weights.build import open_source
 from pagewire.worker.weights.random_source import BLOCK, RandomSource
