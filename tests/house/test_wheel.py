@@ -23,8 +23,8 @@ LIBRARY = "pagewire/worker/native/libpagewire_native.so"
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Files in the wheel, metadata left out. tests/run.sh names the wheel; otherwise one is built."""
+def all_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Files in the wheel. tests/run.sh names the wheel; otherwise one is built."""
     path = os.environ.get("PAGEWIRE_TEST_WHEEL")
     if path is None:
         out = tmp_path_factory.mktemp("dist")
@@ -42,7 +42,13 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         subprocess.run(command, check=True)
         path = str(next(out.glob("*.whl")))
     with zipfile.ZipFile(path) as wheel:
-        return {name for name in wheel.namelist() if ".dist-info/" not in name}
+        return set(wheel.namelist())
+
+
+@pytest.fixture(scope="module")
+def wheel_names(all_names: set[str]) -> set[str]:
+    """Metadata left out."""
+    return {name for name in all_names if ".dist-info/" not in name}
 
 
 def test_the_wheel_holds_the_tree_and_nothing_else(wheel_names: set[str]) -> None:
@@ -65,3 +71,7 @@ def test_the_wheel_holds_the_library_where_a_compiler_is(wheel_names: set[str]) 
 def test_tests_and_deployment_files_are_not_installed(wheel_names: set[str]) -> None:
     assert all(name.startswith("pagewire/") for name in wheel_names)
     assert not [name for name in wheel_names if "test" in name.split("/")]
+
+
+def test_the_license_comes_with_the_wheel(all_names: set[str]) -> None:
+    assert [name for name in all_names if name.endswith(".dist-info/licenses/deploy/LICENSE")]
