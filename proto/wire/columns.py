@@ -2,14 +2,20 @@
 
 A column of 256 token ids is one 1 KiB bytes object to msgpack, and one numpy view to its reader: no Python object
 per integer on either side.
+
+And rows of sampling parameters (`ROW`, a numpy dtype), as every side keeps them: a device holds them as 32-bit words,
+the native library as a C struct. They stand here and not with their declaration, because the supervisor, which reads a
+model's defaults, loads no numpy.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pagewire.wire.codec import WireError
+from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 Int32Array = npt.NDArray[np.int32]
 _LITTLE_INT32 = np.dtype("<i4")
@@ -39,3 +45,35 @@ def unpack_pairs(column: bytes) -> Int32Array:
     if len(values) % 2:
         raise WireError(f"{len(column)} bytes are no column of int32 pairs")
     return values.reshape(-1, 2)
+
+
+ROW = np.dtype(
+    [(name, each.dtype) for name, each in sorted(PARAMETERS.items(), key=lambda item: -int(item[1].dtype[2:]))],
+    align=True,
+)
+"""A row of parameters, the widest first and its length a multiple of that, as in C."""
+
+_MOST_KEPT = {"<i4": 2**31 - 1}
+"""No vocabulary has as many ids."""
+
+ROW_WORDS = ROW.itemsize // 4
+
+SamplingRows = npt.NDArray[np.void]
+"""Rows of `ROW`."""
+
+
+def row_of(sampling: SamplingParams) -> npt.NDArray[np.void]:
+    """One row of `ROW`, shape []. The parameters are within their limits."""
+    kept = (min(getattr(sampling, name), _MOST_KEPT.get(PARAMETERS[name].dtype, math.inf)) for name in ROW.names or ())
+    return np.array(tuple(kept), ROW)
+
+
+def words_of(rows: SamplingRows) -> Int32Array:
+    """The rows as 32-bit words, [S, ROW_WORDS]. Shares memory where the rows are contiguous."""
+    return np.ascontiguousarray(rows).view(np.int32).reshape(-1, ROW_WORDS)
+
+
+def first_word(name: str) -> int:
+    """Where a parameter begins in a row, in words."""
+    assert ROW.fields is not None
+    return int(ROW.fields[name][1]) // 4

@@ -1,9 +1,8 @@
 """Sampling parameters: how a slot's tokens are drawn, each declared once, in `SamplingParams`.
 
-From the declaration follow the record on the wire; the rows that frontend, engine and worker keep (`ROW`, a numpy
-dtype, which a device holds as 32-bit words and the native library as a C struct); the limits that a request, a
-submission and a plan are held to; the names of a model's defaults. What a parameter does to logits is the samplers'
-alone.
+From the declaration follow the record on the wire; the rows that a worker keeps (`columns.ROW`); the limits that a
+request, a submission and a plan are held to; the names of a model's defaults. What a parameter does to logits is the
+samplers' alone.
 
 To add one: a field here, the same in `pagewire.v1.Sampling`, and what it means in each sampler (`worker/README.md`).
 """
@@ -13,10 +12,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_type_hints
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-
-from pagewire.wire.columns import Int32Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +51,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
                 return f"{name} is {value}; its range is {limits.in_words}"
         return None
 
-    def row(self) -> npt.NDArray[np.void]:
-        """One row of `ROW`, shape []. The parameters are within their limits."""
-        kept = (min(getattr(self, name), _MOST_KEPT.get(PARAMETERS[name].dtype, math.inf)) for name in ROW.names or ())
-        return np.array(tuple(kept), ROW)
-
 
 PARAMETERS: dict[str, Limits] = {
     name: next(part for part in hint.__metadata__ if isinstance(part, Limits))
     for name, hint in get_type_hints(SamplingParams, include_extras=True).items()
 }
 """By name, in the order of the record."""
-
-ROW = np.dtype(
-    [(name, each.dtype) for name, each in sorted(PARAMETERS.items(), key=lambda item: -int(item[1].dtype[2:]))],
-    align=True,
-)
-"""A row of parameters, the widest first and its length a multiple of that, as in C."""
-
-_MOST_KEPT = {"<i4": 2**31 - 1}
-"""No vocabulary has as many ids."""
-
-ROW_WORDS = ROW.itemsize // 4
-
-SamplingRows = npt.NDArray[np.void]
-"""Rows of `ROW`."""
-
-
-def words_of(rows: SamplingRows) -> Int32Array:
-    """The rows as 32-bit words, [S, ROW_WORDS]. Shares memory where the rows are contiguous."""
-    return np.ascontiguousarray(rows).view(np.int32).reshape(-1, ROW_WORDS)
-
-
-def first_word(name: str) -> int:
-    """Where a parameter begins in a row, in words."""
-    assert ROW.fields is not None
-    return int(ROW.fields[name][1]) // 4

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.worker_plans import PlanMaker, admit
 from support.worker_process import ScriptedEngine, WorkerProcess, ipc_address, sim_launch
 
+from pagewire.wire.columns import row_of
 from pagewire.wire.plan import Begin
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.cpu.batch_builder import BatchBuilder
@@ -53,7 +54,7 @@ def measure_sampler() -> None:
     for name, (temperature, top_k, top_p) in cases.items():
         times = []
         for count in (1, 8, 32):
-            rows = np.full(count, SamplingParams(temperature, top_k, top_p).row())
+            rows = np.full(count, row_of(SamplingParams(temperature, top_k, top_p)))
             rows["seed"] = np.arange(count)
             sample = partial(sampler.sample, logits[:count], rows, np.arange(count, dtype=np.int32))
             times.append(median_us(sample, 60) / 1000)

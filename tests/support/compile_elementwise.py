@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from pagewire.wire.sampling import ROW_WORDS
+from pagewire.wire.columns import ROW_WORDS
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape

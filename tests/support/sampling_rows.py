@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pagewire.wire.columns import Int32Array
-from pagewire.wire.sampling import ROW, SamplingParams, SamplingRows, words_of
+from pagewire.wire.columns import ROW, Int32Array, SamplingRows, row_of, words_of
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace, parameter_S
 
 Sample = Callable[..., None]
@@ -37,7 +37,7 @@ QUARTERS = [(1, 1_473_566), (3, 915_196), (10, 1_206_881), (1, 1_425_965)]
 
 def sampling_rows(count: int, **parameters: object) -> SamplingRows:
     """Rows that are neutral but for these, each a value for all or one for each."""
-    rows = np.full(count, SamplingParams().row())
+    rows = np.full(count, row_of(SamplingParams()))
     for name, value in parameters.items():
         rows[name] = value
     return rows

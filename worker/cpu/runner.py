@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.wire.plan import StepPlan
-from pagewire.wire.sampling import SamplingRows
 from pagewire.worker.attention.batch import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array
-from pagewire.wire.sampling import ROW_WORDS, words_of
+from pagewire.wire.columns import ROW_WORDS, Int32Array, words_of
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.kernels.step_tensors import PADDING_SLOT, SEQ_FIELDS
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits

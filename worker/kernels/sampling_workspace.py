@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pagewire.wire.sampling import PARAMETERS, ROW_WORDS, first_word
+from pagewire.wire.columns import ROW_WORDS, first_word
+from pagewire.wire.sampling import PARAMETERS
 
 CHUNK = 2048
 """Ids per program. One row of Qwen3 is 75 chunks, so that a single stream still occupies more than half of an H200's
@@ -27,7 +28,7 @@ _TORCH_DTYPES = {"<f4": torch.float32, "<i4": torch.int32, "<u8": torch.int64}
 
 
 def parameter_S(sampling_SP: torch.Tensor, name: str) -> torch.Tensor:
-    """A sampling parameter of each row of `pagewire.wire.sampling.ROW`, as a view; of a seed the 64 bits as int64."""
+    """A sampling parameter of each row of `pagewire.wire.columns.ROW`, as a view; of a seed the 64 bits as int64."""
     dtype = _TORCH_DTYPES[PARAMETERS[name].dtype]
     return sampling_SP.view(dtype)[:, first_word(name) * 4 // dtype.itemsize]
 

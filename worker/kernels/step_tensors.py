@@ -28,7 +28,7 @@ class SlotTensors:
     arena: torch.Tensor
     """int32 [words]."""
     sampling_RP: torch.Tensor
-    """int32 [R, ROW_WORDS]: rows of `pagewire.wire.sampling.ROW`."""
+    """int32 [R, ROW_WORDS]: rows of `pagewire.wire.columns.ROW`."""
     last_token_R: torch.Tensor
     """int32: the next input of a slot that decodes."""
     length_R: torch.Tensor
@@ -58,6 +58,6 @@ class StepTensors:
     sample_rows_S: torch.Tensor
     """int64."""
     sampling_SP: torch.Tensor
-    """int32 [S, ROW_WORDS]: rows of `pagewire.wire.sampling.ROW`; all zero, which is greedy, for a padding row."""
+    """int32 [S, ROW_WORDS]: rows of `pagewire.wire.columns.ROW`; all zero, which is greedy, for a padding row."""
     sample_positions_S: torch.Tensor
     """int64: where each sampled token will stand in its sequence."""

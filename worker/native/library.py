@@ -9,7 +9,7 @@ import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-from pagewire.wire.sampling import ROW
+from pagewire.wire.columns import ROW
 
 LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 

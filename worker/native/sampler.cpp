@@ -15,7 +15,7 @@ namespace {
 constexpr int32_t kNoToken = -1;
 constexpr double kMinShrink = 0.75;  // a round of narrowing that keeps more is the last
 
-// A row of parameters, as pagewire.wire.sampling.ROW lays it out.
+// A row of parameters, as pagewire.wire.columns.ROW lays it out.
 struct Parameters {
   uint64_t seed;
   float temperature;

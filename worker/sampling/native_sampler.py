@@ -9,8 +9,7 @@ exponential is another approximation (within 2 units in the last place).
 import numpy as np
 import torch
 
-from pagewire.wire.columns import Int32Array
-from pagewire.wire.sampling import SamplingRows
+from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.worker.native.library import NativeLibrary
 from pagewire.worker.native.memory import dtype_code
 from pagewire.worker.sampling.sampler import check_rows

@@ -29,9 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import ROW, Int32Array, SamplingRows
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.wire.sampling import ROW, SamplingRows
 from pagewire.worker.sampling.uniform import Float32Array, uniform
 from pagewire.worker.slots.columns import BoolArray
 

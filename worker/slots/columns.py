@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from pagewire.wire.columns import Int32Array
-from pagewire.wire.sampling import ROW, SamplingRows
+from pagewire.wire.columns import ROW, Int32Array, SamplingRows
 
 BoolArray = npt.NDArray[np.bool_]
 

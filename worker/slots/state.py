@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import ROW, Int32Array, row_of
 from pagewire.wire.plan import StepPlan
-from pagewire.wire.sampling import ROW
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.plan_check import CheckedAdmit, CheckedPlan, PlanError, check_plan
 
@@ -146,7 +145,7 @@ class Slots:
         columns.num_blocks[slot] = len(blocks)
         columns.block_tables[slot, : len(blocks)] = blocks
         columns.references[blocks] += 1
-        columns.sampling[slot] = admit.sampling.row()
+        columns.sampling[slot] = row_of(admit.sampling)
 
     def _grow(self, checked: CheckedPlan) -> None:
         columns = self._columns

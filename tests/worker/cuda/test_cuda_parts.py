@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.worker_plans import SMALL, PlanMaker, admit
 
-from pagewire.wire.sampling import ROW_WORDS, SamplingParams
+from pagewire.wire.columns import ROW_WORDS
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.choice import CudaCard, attention_ladder
 from pagewire.worker.cuda.buckets import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity

@@ -8,9 +8,8 @@ import pytest
 import torch
 from support.sampling_rows import sampling_rows
 
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.wire.sampling import SamplingRows
 from pagewire.worker.native.library import NativeLibrary
 from pagewire.worker.sampling.native_sampler import NativeSampler
 from pagewire.worker.sampling.sampler import Sampler

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from support.sampling_rows import sampling_rows
 
 from pagewire.scheduler_svc.models.hf_generation import NARROWEST_TOP_P
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.wire.sampling import SamplingRows
 from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.sampling.uniform import uniform
 

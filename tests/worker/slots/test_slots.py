@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanModel, admit
 
-from pagewire.wire.columns import pack, pack_pairs
+from pagewire.wire.columns import ROW, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, StepPlan
-from pagewire.wire.sampling import ROW, SamplingParams
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.plan_check import PlanError
 from pagewire.worker.slots.state import Slots, Step
 

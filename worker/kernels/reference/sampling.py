@@ -43,7 +43,7 @@ def sample(
     """One token id, or NO_TOKEN, per row.
 
     logits_SV      float32 or bfloat16, rows contiguous; only read. V is the workspace's vocabulary.
-    sampling_SP    int32: rows of `pagewire.wire.sampling.ROW`, contiguous
+    sampling_SP    int32: rows of `pagewire.wire.columns.ROW`, contiguous
     position_S     int32 or int64: index that the sampled token takes in its sequence
     out_tokens_S   int32 or int64
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.wire.sampling import ROW_WORDS
+from pagewire.wire.columns import ROW_WORDS
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
 
 _WORDS = 1024

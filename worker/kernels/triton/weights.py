@@ -4,7 +4,7 @@ kernel."""
 import triton
 import triton.language as tl
 
-from pagewire.wire.sampling import ROW_WORDS, first_word
+from pagewire.wire.columns import ROW_WORDS, first_word
 from pagewire.worker.kernels.reference.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
 from pagewire.worker.kernels.sampling_workspace import NUM_BINS
 
