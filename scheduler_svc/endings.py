@@ -1,4 +1,4 @@
-"""Exceptions that end a task or a process, apart from those that say something failed."""
+"""Endings: exceptions that end a task or a process, apart from those that say something failed."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What the supervisor starts an engine and a frontend with.
+"""Launches: what the supervisor starts an engine and a frontend with.
 
 One JSON file per child in the runtime directory (mode 0700), read once; the result is frozen and passed down. Unknown
 keys are errors. A worker's launch is in `pagewire.wire.launch`, because another package reads it.

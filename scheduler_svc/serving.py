@@ -1,4 +1,4 @@
-"""From settings to a running server, or to one rank of a server on another host, and to the exit status.
+"""Serving: from settings to a running server, or to one rank of a server on another host, and to the exit status.
 
 It finds the model, decides what depends on it and on this machine, makes what the supervisor acts through, and takes it
 down again. It knows neither flags nor signals before the supervisor's loop: those are the command's.

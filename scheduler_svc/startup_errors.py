@@ -1,4 +1,4 @@
-"""Why a server cannot start: errors for the person who started it, printed as one message without a traceback.
+"""Startup errors: why a server cannot start, for the person who started it, printed as one message without a traceback.
 
 These never become a gRPC status, because nobody is connected yet; the errors of requests are in `errors`.
 """

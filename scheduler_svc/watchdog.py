@@ -1,4 +1,4 @@
-"""Notices that something does not go on: it should change a mark from time to time, and the mark stays.
+"""Watchdog: notices that something does not go on; it should change a mark from time to time, and the mark stays.
 
 Time is counted in its owner's ticks, not read from a clock. Where a machine slept, or its owner stood still together
 with what it watches, no time has passed for either. It does not know what is watched, nor what is done about it.

@@ -1,4 +1,4 @@
-"""Typed, bounded decoding of bytes that somebody else made, and the encoding beside it.
+"""Codecs: typed, bounded decoding of bytes that somebody else made, and the encoding beside it.
 
 This is the one door through which such bytes become values: msgpack frames on sockets, JSON lines on the control
 channel, whole files. The libraries behind it raise what they like (msgspec its own errors, but UnicodeDecodeError for

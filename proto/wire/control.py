@@ -1,4 +1,4 @@
-"""Supervisor ↔ child: JSON lines over one Unix stream socket that the child inherits.
+"""Control messages, supervisor ↔ child: JSON lines over one Unix stream socket that the child inherits.
 
 The socket is also the lifeline: when either side reads end-of-file the other is gone, and a child then ends at once.
 That works where the supervisor was killed with SIGKILL and could tell nobody.

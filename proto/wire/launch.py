@@ -1,4 +1,4 @@
-"""What a worker is started with, and how the processes reach each other.
+"""Launches: what a worker is started with, and how the processes reach each other.
 
 The supervisor writes one JSON file per child into the runtime directory (mode 0700); a child reads it once, and the
 result is frozen and passed down. Unknown keys are errors.

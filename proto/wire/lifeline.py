@@ -1,4 +1,4 @@
-"""A child's end of the control channel, the same for frontends, the engine and workers.
+"""Lifelines: a child's end of the control channel, the same for frontends, the engine and workers.
 
 The supervisor passes an inherited Unix stream socket by number. End-of-file on it means that the supervisor is gone,
 however it ended, and the child must not outlive it.

@@ -1,4 +1,4 @@
-"""Engine ↔ worker: step plans and step results.
+"""Step plans and step results, engine ↔ worker.
 
 A plan carries what changed and what to run. Both sides derive the rest from the same stream of plans, in this order:
 

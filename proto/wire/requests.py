@@ -1,4 +1,4 @@
-"""Frontend ↔ engine: submissions one way, token batches the other.
+"""Submissions and token batches, frontend ↔ engine.
 
 A frontend names each sequence with a `handle` of its own, never used twice while the sequence is open; the engine knows
 a sequence as (frontend, handle). `n` outputs of one request are `n` sequences with the same request id.

@@ -1,4 +1,4 @@
-"""The ranks that make one worker: who has said hello, and what they offer together.
+"""The worker group: the ranks that make one worker, who has said hello, and what they offer together.
 
 Owns the hellos. It does not know sockets, steps or sequences.
 """

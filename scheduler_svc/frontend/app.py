@@ -1,4 +1,4 @@
-"""One frontend, put together: listeners, services, the engine, and the supervisor's commands.
+"""A frontend, put together: listeners, services, the engine, and the supervisor's commands.
 
 It owns the order of starting, draining and stopping, and nothing of a request. `__main__` gives it the outside host:
 launch file, clock, randomness, and a way to talk to the supervisor.

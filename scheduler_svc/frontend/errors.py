@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: the whole tree, and nothing about how a client is told.
+"""Errors: what can go wrong, as exceptions, the whole tree, and nothing about how a client is told.
 
 A `RequestError` is the fate of one request and never touches another. An `InternalError` is a broken invariant of
 ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; nothing else does.

@@ -1,4 +1,4 @@
-"""What can be a decoder at all, whichever file says so: a limit of its own for every number.
+"""Decoder limits: what can be a decoder at all, whichever file says so; a limit of its own for every number.
 
 A number of a file becomes loops, tables and buffers long before a tensor is looked at. The limits are far above every
 published model.

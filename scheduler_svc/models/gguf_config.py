@@ -1,4 +1,4 @@
-"""A GGUF file's metadata → `DecoderConfig` and the defaults of sampling.
+"""GGUF configuration: a file's metadata → `DecoderConfig` and the defaults of sampling.
 
 Keys are those of ggml's docs/gguf.md and of the gguf package, the older spellings included, read as llama.cpp reads
 them. `llama` files hold Mistral models too, which differ in no flag of ours. Keys that are not read are `gguf_keys`',

@@ -1,4 +1,4 @@
-"""Every key of config.json that is not read: harmless, harmless at certain values, or unknown.
+"""Keys of config.json that are not read: harmless, harmless at certain values, or unknown.
 
 A key that would change the forward pass is refused by name, also where transformers' class of the family leaves it out:
 whoever wrote it meant something by it, and a model that says nothing but computes another thing is worse than one that

@@ -1,4 +1,4 @@
-"""Which class of transformers reads a directory's tokenizer, and what that class does not take from tokenizer.json.
+"""Tokenizer classes: which of transformers' reads a directory, and what it does not take from tokenizer.json.
 
 Three classes that the served families name build normalizer, pre-tokenizer, decoder and BPE options themselves, from
 keys of tokenizer_config.json, and take vocabulary, merges and post-processor alone from tokenizer.json (transformers

@@ -1,4 +1,4 @@
-"""What this machine computes with: the device and the type of weights that `auto` stands for.
+"""Device choice: what this machine computes with, the device and the type of weights that `auto` stands for.
 
 The supervisor decides, once, because the engine, the frontends and the worker must all be told the same.
 """

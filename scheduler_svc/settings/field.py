@@ -1,4 +1,4 @@
-"""What is written beside a setting's type, and a setting as its sources and the help see it.
+"""Setting fields: what is written beside a setting's type, and a setting as its sources and the help see it.
 
 It knows how one value is checked and shown, not which settings there are.
 """

@@ -1,4 +1,4 @@
-"""Every setting of the server, each with its meaning, unit, range and default, in one frozen struct.
+"""Settings: every one of the server, each with its meaning, unit, range and default, in one frozen struct.
 
 The struct is the only place where a setting is declared: flags, environment variables, the TOML file, `--help` and
 `--print-config` are all made from it (`sources`). It knows neither where a value came from nor what a model is.

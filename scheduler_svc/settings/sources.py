@@ -1,4 +1,4 @@
-"""Where settings come from: flags, then the environment, then a TOML file, then the default, which may be
+"""Sources of settings: flags, then the environment, then a TOML file, then the default, which may be
 the device's own.
 
 Everything here follows from the struct `Settings`: its fields name the flags (`--max-num-seqs`), the variables

@@ -1,4 +1,4 @@
-"""Says that the server is up: a line on stdout for people, a JSON object for scripts."""
+"""Ready report: says that the server is up, a line on stdout for people, a JSON object for scripts."""
 
 import contextlib
 import os

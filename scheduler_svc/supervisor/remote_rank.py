@@ -1,4 +1,4 @@
-"""`pagewire worker`: keeps one rank of a model running on a host that the server's supervisor does not reach.
+"""A remote rank, `pagewire worker`: keeps one rank of a model running on a host that no supervisor reaches.
 
 systemd, Kubernetes or a person starts it. It starts the worker process and starts it again, without limit, whenever its
 group ends: the server's supervisor, which starts rank 0, decides how often a group may. It ends when it is told to,

@@ -1,4 +1,4 @@
-"""What a server consists of, decided once before anything starts, and each child's launch made from it.
+"""The server plan: what a server consists of, decided once before anything starts, and each child's launch.
 
 Pure: it reads no file, opens no socket and starts no process.
 """

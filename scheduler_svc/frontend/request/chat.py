@@ -1,4 +1,4 @@
-"""From `pagewire.v1.Chat` to the variables of a chat template, validated but for what JSON texts hold.
+"""Chats: from `pagewire.v1.Chat` to the variables of a chat template, validated but for what JSON texts hold.
 
 It knows the shapes that templates expect (Hugging Face's: a tool is `{"type": "function", "function": {…}}`) and the
 contract's limits; it reads no JSON and renders nothing: that is done in another process (`template_variables`), because

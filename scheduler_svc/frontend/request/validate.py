@@ -1,4 +1,4 @@
-"""From `pagewire.v1.Generation` to a request that keeps every promise of the contract, or InvalidArgument.
+"""Validation: from `pagewire.v1.Generation` to a request that keeps every promise of the contract, or InvalidArgument.
 
 It knows the contract's limits and the model's; it knows neither tokenizer nor engine. Every message names the field's
 path in the request, its value and the limit. A field whose work is not built is refused when it asks for something; its

@@ -1,4 +1,4 @@
-"""Who calls: API keys, and the tenants they stand for.
+"""Authentication: API keys, and the tenants they stand for.
 
 The keys are read once. Only their SHA-256 digests are kept, so that neither a log nor a dump of this object shows one,
 and digests of equal length are compared in constant time, always all of them. It knows gRPC's metadata but no service.

@@ -1,4 +1,4 @@
-"""grpc.health.v1, following the engine and not the listener.
+"""Health: grpc.health.v1, following the engine and not the listener.
 
 SERVING when a new request would run: the engine is READY, was heard of in time, and this frontend is not draining. The
 empty name and every service of a listener have the same status. Watch streams stay open through failures, and see each

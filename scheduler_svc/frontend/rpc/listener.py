@@ -1,4 +1,4 @@
-"""gRPC servers: every option in so many words, credentials, and the address that was bound.
+"""Listeners: gRPC servers, every option in so many words, credentials, and the address that was bound.
 
 It knows no service. grpc's own defaults are not relied on, because they differ between versions and are no decision.
 """

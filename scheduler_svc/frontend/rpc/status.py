@@ -1,4 +1,4 @@
-"""The one map from the exception tree to gRPC statuses with google.rpc details.
+"""Statuses: the one map from the exception tree to gRPC's with google.rpc details.
 
 It knows neither where errors arise nor which call they end. A client reads the details by type: `BadRequest` names a
 field, `RetryInfo` gives a delay, `ErrorInfo` gives a machine's reason under the domain `pagewire`.

@@ -1,4 +1,4 @@
-"""The engine, as the rest of the frontend sees it: status, sequences and queries over one link.
+"""The engine client: the engine as the rest of the frontend sees it, status, sequences and queries over one link.
 
 It turns the wire's union into calls, and a restart of the engine into registering and submitting anew. It does the same
 with an engine that falls silent: one that lives on may have given this frontend up, because it left too much unread,

@@ -1,4 +1,4 @@
-"""What the engine has said about itself, and when.
+"""Engine status: what the engine has said about itself, and when.
 
 It holds no socket. One writer, the engine client, feeds it; services and health read it.
 """

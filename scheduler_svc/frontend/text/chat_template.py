@@ -1,4 +1,4 @@
-"""Rendering chat messages in processes of their own, within limits of time, memory and output.
+"""Chat templates: messages are rendered in processes of their own, within limits of time, memory and output.
 
 `template_process` explains why a process. This side keeps a small pool of them: the first is started, and compiles the
 template, before the server listens, so that a template that does not compile ends the start; another is started when

@@ -1,4 +1,4 @@
-"""From token ids to text, token by token.
+"""Detokenizer: from token ids to text, token by token.
 
 A table, made once per model from its `tokenizer.json`, gives every id its bytes; a detokenizer per output joins them
 into whole UTF-8 characters. It knows neither streams nor stop strings.

@@ -1,4 +1,4 @@
-"""One output's tokens on their way to text: characters made whole, stop strings found, and what is open held back.
+"""Output text: an output's tokens, characters made whole, stop strings found, and what is open held back.
 
 It knows neither messages nor streams. A token leaves once the fate of each of its bytes is known: no byte of it waits
 for the rest of a character, and none may be the start of a stop string. Tokens leave in order, each with the text that

@@ -1,4 +1,4 @@
-"""Finding stop strings in text that arrives in pieces.
+"""Stop strings: found in text that arrives in pieces.
 
 An Aho-Corasick automaton over UTF-8 bytes (Aho and Corasick 1975), built once per request and shared by its outputs.
 It reads each byte once, so a token costs time in proportion to its own length, whatever the stop strings are; trying

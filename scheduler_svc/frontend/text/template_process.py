@@ -1,4 +1,4 @@
-"""The process that renders chat templates: Jinja in a sandbox, in a process with limits.
+"""The template process: Jinja in a sandbox, in a process with limits.
 
 A template comes with the model and its arguments come with requests, so rendering is untrusted work. Jinja's sandbox
 keeps it from the interpreter, not from the clock or the memory: a loop that prints nothing cannot be interrupted from

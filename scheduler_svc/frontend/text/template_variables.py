@@ -1,4 +1,4 @@
-"""What a chat template is given: plain variables, with the JSON of the request read into them.
+"""Template variables: what a chat template is given, plain variables, with the JSON of the request read into them.
 
 Templates differ in two things, and no model's files say which is meant:
 

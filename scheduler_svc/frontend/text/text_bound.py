@@ -1,4 +1,4 @@
-"""The most text that a number of tokens can stand for, from a tokenizer's definition.
+"""Text bound: the most text that a number of tokens can stand for, from a tokenizer's definition.
 
 A text over it need not be tokenized to know that it does not fit: that costs a second and 170 MB for each megabyte. The
 bound is exact in one direction: no text that fits is over it. So it is given only for definitions whose every part is
