@@ -1,4 +1,4 @@
-"""The boundary: where a call arrives and exceptions become statuses, around every handler and nowhere else.
+"""The boundary: where calls arrive and exceptions become statuses, around each interceptor and handler alone.
 
 A `RequestError` becomes its status. Anything else that is let out is a bug of ours or of a library: the caller learns
 INTERNAL and no more, the log gets the traceback. An `InternalError`, a broken invariant, also ends the process, which
