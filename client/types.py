@@ -171,11 +171,12 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class DefaultSampling:
-    """The sampling of a request that sets none; top_k 0 and top_p 1 keep every token."""
+    """The sampling of a request that sets none; top_k 0, top_p 1 and min_p 0 keep every token."""
 
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
 
 
 @dataclass(frozen=True, slots=True)

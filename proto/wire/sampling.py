@@ -7,7 +7,6 @@ samplers' alone.
 To add one: a field here, the same in `pagewire.v1.Sampling`, and what it means in each sampler (`worker/README.md`).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_type_hints
 
@@ -26,8 +25,8 @@ class Limits:
     """Whether a draw needs to know the tokens before it."""
 
     def allow(self, value: float) -> bool:
-        """Whether it is a number within them."""
-        return math.isfinite(value) and self.least <= value <= self.most
+        """Whether it is a number within them; NaN is none."""
+        return self.least <= value <= self.most
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -41,6 +40,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_p: Annotated[float, Limits("<f4", 2.0**-149, 1, "greater than 0, at most 1")] = 1.0
     """1 keeps all. The least is float32's: below it a worker would hold 0."""
     seed: Annotated[int, Limits("<u8", 0, 2**64 - 1, "0 to 2^64 - 1")] = 0
+    min_p: Annotated[float, Limits("<f4", 0, 1, "0 to 1")] = 0.0
+    """Of what top-k and top-p keep, drops what is less likely than this share of the likeliest; 0 drops none."""
 
     def problem(self) -> str | None:
         """Why nothing can be drawn with these, naming field, value and limit; none where it can. The engine asks before

@@ -38,7 +38,6 @@ _SAMPLING_NAMES = {"temp": "temperature"}
 """Where a key of `general.sampling` is not the parameter's name."""
 
 _UNAPPLIED_SAMPLING = {
-    "min_p": OFF,
     "xtc_probability": OFF,
     "xtc_threshold": None,  # without effect where the probability is 0
     "penalty_last_n": None,  # the same of penalty_repeat

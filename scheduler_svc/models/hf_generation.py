@@ -26,7 +26,6 @@ _UNAPPLIED: dict[str, tuple[object, ...]] = {
     "repetition_penalty": (1,),
     "presence_penalty": _OFF,
     "frequency_penalty": _OFF,
-    "min_p": _OFF,
     "top_h": (1,),
     "typical_p": (1,),
     "epsilon_cutoff": _OFF,

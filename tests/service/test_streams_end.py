@@ -110,7 +110,7 @@ def test_bad_requests_get_their_status_and_disturb_no_stream(service: Service) -
         (stream_request([10**9]), grpc.StatusCode.INVALID_ARGUMENT, "prompt.token_ids"),
         (stream_request([1], stopping={"max_tokens": 10**6}), grpc.StatusCode.INVALID_ARGUMENT, "max_tokens"),
         (stream_request([1], sampling={"temperature": float("nan")}), grpc.StatusCode.INVALID_ARGUMENT, "temperature"),
-        (stream_request([1], sampling={"min_p": 0.5}), grpc.StatusCode.INVALID_ARGUMENT, "min_p"),
+        (stream_request([1], sampling={"min_p": 1.5}), grpc.StatusCode.INVALID_ARGUMENT, "min_p"),
         (stream_request([1], n=1000), grpc.StatusCode.INVALID_ARGUMENT, "n"),
         (stream_request([1], model="another"), grpc.StatusCode.NOT_FOUND, "another"),
         (stream_request([1] * 5_000_000), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),

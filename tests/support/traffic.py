@@ -44,6 +44,7 @@ class Asked:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     priority: int = 0
@@ -60,6 +61,7 @@ class Asked:
                     "temperature": self.temperature,
                     "top_k": self.top_k,
                     "top_p": self.top_p,
+                    "min_p": self.min_p,
                     "seed": self.seed,
                 },
                 stopping={
@@ -101,6 +103,7 @@ def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_le
             temperature=draw.choice((0.0, 0.5, 1.0)),
             top_k=draw.choice((0, 0, 1, 7)),
             top_p=draw.choice((1.0, 1.0, 0.8)),
+            min_p=draw.choice((0.0, 0.0, 0.1, 0.7)),
             max_tokens=max_tokens,
             stop_token_ids=tuple(draw.sample(range(vocab_size), 8)) if draw.random() < 0.3 else (),
             priority=draw.choice((0, 0, 0, 5)),
@@ -212,6 +215,7 @@ class Judge:
                 temperature=asked.temperature,
                 top_k=asked.top_k,
                 top_p=asked.top_p,
+                min_p=asked.min_p,
                 seed=(asked.seed + index) % 2**64,
             ),
             positions,

@@ -19,7 +19,7 @@ LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 9
+INTERFACE = 10
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256

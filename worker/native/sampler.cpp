@@ -21,8 +21,9 @@ struct Parameters {
   float temperature;
   int32_t top_k;
   float top_p;
+  float min_p;
 };
-constexpr char kLayout[] = "seed temperature top_k top_p";
+constexpr char kLayout[] = "seed temperature top_k top_p min_p";
 
 struct SampleArgs {
   const void *logits;  // [S, V], rows row_stride apart
@@ -70,6 +71,12 @@ bool heavier(const Candidate &a, const Candidate &b) { return a.weight != b.weig
 bool larger(const Candidate &a, const Candidate &b) { return a.value != b.value ? a.value > b.value : a.id < b.id; }
 bool lower_id(const Candidate &a, const Candidate &b) { return a.id < b.id; }
 
+// Drops, in order, the candidates that weigh less than `least`. Returns how many are left.
+int64_t keep_min_p(Candidate *c, int64_t n, float least) {
+  if (!(least > 0)) return n;
+  return std::remove_if(c, c + n, [least](const Candidate &each) { return each.weight < double(least); }) - c;
+}
+
 // The first candidate, by id, at which the running sum passes draw × total; never one of no weight. There is one.
 int32_t invert(const Candidate *c, int64_t n, double draw) {
   double total = 0;
@@ -100,8 +107,8 @@ int64_t keep_top_p(Candidate *c, int64_t n, double target) {
   return kept;
 }
 
-int32_t draw_top_k(const LogitsRow &row, const Scratch &s, double largest, float temperature, int64_t k, float top_p,
-                   double draw) {
+int32_t draw_top_k(const LogitsRow &row, const Scratch &s, double largest, const Parameters &asked, double draw) {
+  const int64_t k = asked.top_k;
   const int64_t blocks = (row.vocab + kSumBlock - 1) / kSumBlock;
   float bound = -__builtin_inff();
   if (k < blocks) {
@@ -125,15 +132,23 @@ int32_t draw_top_k(const LogitsRow &row, const Scratch &s, double largest, float
   std::sort(s.candidates, s.candidates + n, lower_id);
   double total = 0;
   for (int64_t i = 0; i < n; ++i) {
-    s.candidates[i].weight = std::exp((double(s.candidates[i].value) - largest) / double(temperature));
+    s.candidates[i].weight = std::exp((double(s.candidates[i].value) - largest) / double(asked.temperature));
     total += s.candidates[i].weight;
   }
-  if (top_p < 1) n = keep_top_p(s.candidates, n, double(top_p) * total);
+  if (asked.top_p < 1) n = keep_top_p(s.candidates, n, double(asked.top_p) * total);
+  return invert(s.candidates, keep_min_p(s.candidates, n, asked.min_p), draw);
+}
+
+// Without top-p, what weighs at least min_p; the largest weighs 1.
+int32_t draw_min_p(const LogitsRow &row, const Scratch &s, float min_p, double draw) {
+  const int64_t n = kernels()->at_least(s.values, 0, row.vocab, min_p, s.ids);
+  if (n == 0) return kNoToken;
+  for (int64_t i = 0; i < n; ++i) s.candidates[i] = {double(s.values[s.ids[i]]), 0, s.ids[i]};
   return invert(s.candidates, n, draw);
 }
 
-int32_t draw_top_p(const LogitsRow &row, const Scratch &s, double total, float top_p, double draw) {
-  const double target = double(top_p) * total;
+int32_t draw_top_p(const LogitsRow &row, const Scratch &s, double total, const Parameters &asked, double draw) {
+  const double target = double(asked.top_p) * total;
   // Whatever n ids weigh less than (total - target) / n each weigh less than total - target together, so those that
   // remain hold the target.
   const float bound = std::nextafter(float((total - target) / double(row.vocab)), 0.0f);
@@ -154,7 +169,8 @@ int32_t draw_top_p(const LogitsRow &row, const Scratch &s, double total, float t
   }
   if (n == 0) return kNoToken;
   for (int64_t i = 0; i < n; ++i) s.candidates[i] = {double(s.values[s.ids[i]]), 0, s.ids[i]};
-  return invert(s.candidates, keep_top_p(s.candidates, n, target), draw);
+  n = keep_top_p(s.candidates, n, target);
+  return invert(s.candidates, keep_min_p(s.candidates, n, asked.min_p), draw);
 }
 
 int32_t draw_from_all(const LogitsRow &row, const Scratch &s, double total, double draw) {
@@ -185,12 +201,12 @@ int32_t sample_row(const SampleArgs &a, int64_t index, const Scratch &s) {
   const LogitsRow row{static_cast<const char *>(a.logits) + index * a.row_stride * bytes, a.vocab, a.dtype};
   const float largest = kernels()->row_maxima(&row, s.maxima);
   if (!std::isfinite(largest)) return kNoToken;
-  const float temperature = a.asked[index].temperature;
-  const int64_t k = a.asked[index].top_k;
-  const float top_p = a.asked[index].top_p;
+  const Parameters &asked = a.asked[index];
+  const float temperature = asked.temperature, top_p = asked.top_p, min_p = asked.min_p;
+  const int64_t k = asked.top_k;
   const double draw = double(a.uniform[index]);
   // Out of range, which NaN is too: see `are_in_range` of the other sampler.
-  if (!(temperature >= 0 && k >= 0 && top_p >= 0 && top_p <= 1)) return kNoToken;
+  if (!(temperature >= 0 && k >= 0 && top_p >= 0 && top_p <= 1 && min_p >= 0 && min_p <= 1)) return kNoToken;
   const int64_t blocks = (a.vocab + kSumBlock - 1) / kSumBlock;
   if (temperature == 0) {
     const int64_t block = std::find(s.maxima, s.maxima + blocks, largest) - s.maxima;
@@ -198,11 +214,12 @@ int32_t sample_row(const SampleArgs &a, int64_t index, const Scratch &s) {
     kernels()->widen(&row, first, end, s.values);
     return int32_t(first + (std::find(s.values, s.values + (end - first), largest) - s.values));
   }
-  if (k > 0 && k < a.vocab) return draw_top_k(row, s, double(largest), temperature, k, top_p, draw);
+  if (k > 0 && k < a.vocab) return draw_top_k(row, s, double(largest), asked, draw);
   kernels()->row_weights(&row, largest, temperature, s.values, s.sums);
   double total = 0;
   for (int64_t block = 0; block < blocks; ++block) total += double(s.sums[block]);
-  if (top_p < 1) return draw_top_p(row, s, total, top_p, draw);
+  if (top_p < 1) return draw_top_p(row, s, total, asked, draw);
+  if (min_p > 0) return draw_min_p(row, s, min_p, draw);
   return draw_from_all(row, s, total, draw);
 }
 

@@ -3,7 +3,8 @@
     temperature 0   the largest logit; the lowest id among equals
     else            w = exp((logit - largest) / temperature)
                     top-k keeps the k largest w, top-p then the fewest largest whose sum is ≥ p of what top-k kept;
-                    among equals the lower id counts as larger
+                    among equals the lower id counts as larger; min-p drops of these what weighs less than that, the
+                    largest w being 1
                     the token is the first kept id, in ascending order of ids, at which the running sum of w passes
                     uniform(seed, position) × (sum of kept w)
 
@@ -60,7 +61,8 @@ def check_rows(logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Arra
 def are_in_range(rows: SamplingRows) -> BoolArray:
     """Which rows have parameters that they can be drawn with. A new array."""
     top_p = rows["top_p"]
-    return (rows["temperature"] >= 0) & (rows["top_k"] >= 0) & (top_p >= 0) & (top_p <= 1)
+    top_k, min_p = rows["top_k"], rows["min_p"]
+    return (rows["temperature"] >= 0) & (top_k >= 0) & (top_p >= 0) & (top_p <= 1) & (min_p >= 0) & (min_p <= 1)
 
 
 class Sampler:
@@ -107,7 +109,8 @@ class Sampler:
         return result
 
     def _draw(self, logits: torch.Tensor, block_max: Float32Array, asked: np.void, draw: float) -> int:
-        temperature, top_k, top_p = float(asked["temperature"]), int(asked["top_k"]), float(asked["top_p"])
+        temperature, top_k = float(asked["temperature"]), int(asked["top_k"])
+        top_p, min_p = float(asked["top_p"]), float(asked["min_p"])
         largest = float(block_max.max())
         if 0 < top_k < self._vocab_size:
             values = logits.numpy()
@@ -115,14 +118,17 @@ class Sampler:
             weights = np.exp((values[ids].astype(np.float64) - largest) / temperature)
             if top_p < 1:
                 ids, weights = _top_p(ids, weights, top_p * float(weights.sum()))
-            return int(ids[_invert(weights, draw)])
+            return _invert(ids, weights, min_p, draw)
 
         block_sums = self._weigh(logits, largest, temperature)
         if top_p < 1:
             target = top_p * float(block_sums.sum())
             ids = self._heavy_ids(float(block_sums.sum()), target)
             ids, weights = _top_p(ids, self._weights_np[ids].astype(np.float64), target)
-            return int(ids[_invert(weights, draw)])
+            return _invert(ids, weights, min_p, draw)
+        if min_p > 0:
+            ids = np.flatnonzero(self._weights_np[: self._vocab_size] >= min_p)
+            return _invert(ids, self._weights_np[ids].astype(np.float64), min_p, draw)
         return self._invert_row(block_sums, draw)
 
     def _weigh(self, logits: torch.Tensor, largest: float, temperature: float) -> Float64Array:
@@ -198,10 +204,14 @@ def _top_p(ids: Int64Array, weights: Float64Array, target: float) -> tuple[Int64
     return ids[kept], weights[kept]
 
 
-def _invert(weights: Float64Array, draw: float) -> int:
+def _invert(ids: Int64Array, weights: Float64Array, min_p: float, draw: float) -> int:
+    """The id drawn of those that weigh at least `min_p`, by their weights; ids ascending."""
+    if min_p > 0:
+        kept = weights >= min_p
+        ids, weights = ids[kept], weights[kept]
     running = weights.cumsum()
     index = int(running.searchsorted(draw * running[-1], side="right"))
-    return min(index, _last_positive(weights))
+    return int(ids[min(index, _last_positive(weights))])
 
 
 def _last_positive(weights: Float64Array) -> int:

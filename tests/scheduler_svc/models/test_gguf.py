@@ -304,12 +304,13 @@ def test_recommended_sampling(gguf_source: GgufSource, tmp_path: Path, caplog: p
         ("general.sampling.top_p", 0.0),
         ("general.sampling.min_p", 0.1),
         ("general.sampling.penalty_repeat", 1.0),
+        ("general.sampling.xtc_probability", 0.5),
     ]
     for start in ("first", "from the cache"):
         caplog.clear()
         spec = read_gguf(gguf_source.write(tmp_path / "m.gguf"), "m", tmp_path / "cache", QUIET)
-        assert spec.sampling == SamplingParams(temperature=0.6, top_k=20, top_p=NARROWEST_TOP_P), start
-        assert "general.sampling.min_p = 0.1" in caplog.text, start
+        assert spec.sampling == SamplingParams(temperature=0.6, top_k=20, top_p=NARROWEST_TOP_P, min_p=0.1), start
+        assert "general.sampling.xtc_probability = 0.5" in caplog.text, start
         assert "penalty_repeat" not in caplog.text
 
 

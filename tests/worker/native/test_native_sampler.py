@@ -6,6 +6,7 @@ A token may differ where a draw falls within a rounding error of an edge between
 import numpy as np
 import pytest
 import torch
+from support.min_p import VOCAB_SIZE, min_p_rows
 from support.sampling_rows import sampling_rows
 
 from pagewire.wire.columns import Int32Array, SamplingRows
@@ -22,6 +23,9 @@ OUT_OF_RANGE = [
     ("top_p", -0.5),
     ("top_p", 1.5),
     ("top_k", -1),
+    ("min_p", NAN),
+    ("min_p", -0.5),
+    ("min_p", 1.5),
 ]
 NUM_ROWS = 60
 SETTINGS = [
@@ -143,3 +147,9 @@ def test_frequencies_follow_the_distribution(library: NativeLibrary) -> None:
     tokens = NativeSampler(library, 257).sample(logits.expand(count, -1).contiguous(), *rows(count, 1.0, 0, 1.0))
     frequencies = np.bincount(tokens, minlength=257) / count
     assert np.abs(frequencies - logits.softmax(0).numpy()).max() < 0.004
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_min_p_draws_as_transformers_processes(library: NativeLibrary, seed: int) -> None:
+    rows = min_p_rows(seed)
+    rows.check(NativeSampler(library, VOCAB_SIZE).sample(rows.logits_SV, rows.asked, rows.positions))

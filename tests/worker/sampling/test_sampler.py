@@ -21,6 +21,9 @@ OUT_OF_RANGE = [
     ("top_p", -0.5),
     ("top_p", 1.5),
     ("top_k", -1),
+    ("min_p", NAN),
+    ("min_p", -0.5),
+    ("min_p", 1.5),
 ]
 
 

@@ -3,7 +3,8 @@
     temperature 0   the largest logit; the lowest id among equals
     else            weight = floor(2^42 · 2^((logit - largest) · rate)), an integer; rate = log2(e) / temperature
                     top-k keeps the k largest logits, top-p then the fewest largest whose weights sum to at least
-                    p of what top-k kept; among equal logits the lower id counts as larger
+                    p of what top-k kept; among equal logits the lower id counts as larger; min-p drops of these
+                    what weighs less than that share of the largest, which weighs 2^42
                     the token is the first kept id, in ascending order of ids, at which the running sum of weights
                     passes uniform(seed, position) × (sum of kept weights)
 
@@ -52,6 +53,7 @@ def sample(
     workspace.check(logits_SV, sampling_SP, position=position_S, out_tokens=out_tokens_S)
     temperature_S, top_k_S = parameter_S(sampling_SP, "temperature"), parameter_S(sampling_SP, "top_k")
     top_p_S, seed_S = parameter_S(sampling_SP, "top_p"), parameter_S(sampling_SP, "seed")
+    least_S = least_weight(parameter_S(sampling_SP, "min_p"))
     logits_SV = logits_SV.float()
     largest_S = logits_SV.amax(1)  # NaN where the row has one
     greedy_S = logits_SV.argmax(1)
@@ -67,7 +69,8 @@ def sample(
     ranked_SV = torch.where(rank_V < top_k_S[:, None], ranked_SV, 0)
     target_S = top_p_target(ranked_SV.sum(1), top_p_S)
     before_SV = ranked_SV.cumsum(1) - ranked_SV
-    ranked_SV = torch.where((before_SV < target_S[:, None]) | (rank_V == 0), ranked_SV, 0)
+    is_kept_SV = (before_SV < target_S[:, None]) & (ranked_SV >= least_S[:, None])
+    ranked_SV = torch.where(is_kept_SV | (rank_V == 0), ranked_SV, 0)
     running_SV = torch.zeros_like(ranked_SV).scatter_(1, ids_SV, ranked_SV).cumsum(1)
     draw_S = scaled_draw(running_SV[:, -1], uniform_bits(seed_S, position_S))
     drawn_S = (running_SV > draw_S[:, None]).to(torch.uint8).argmax(1)
@@ -81,6 +84,11 @@ def top_p_target(total_S: torch.Tensor, top_p_S: torch.Tensor) -> torch.Tensor:
     high_S, low_S = total_S >> P_BITS, total_S & ((1 << P_BITS) - 1)
     target_S = p_S * high_S + ((p_S * low_S + ((1 << P_BITS) - 1)) >> P_BITS)
     return torch.where(top_p_S < 1, target_S, total_S)
+
+
+def least_weight(min_p_S: torch.Tensor) -> torch.Tensor:
+    """The weight that min-p asks for: ceil(p · 2^42), which is exact in float64."""
+    return (min_p_S.to(torch.float64) * 2.0**MASS_BITS).ceil().to(torch.int64)
 
 
 def scaled_draw(total_S: torch.Tensor, draw_S: torch.Tensor) -> torch.Tensor:

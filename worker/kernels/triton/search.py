@@ -1,4 +1,4 @@
-"""Top-k, top-p and the draw for one row, by bisection, in one program.
+"""Top-k, top-p, min-p and the draw for one row, by bisection, in one program.
 
 Ranks (`pagewire.worker.kernels.triton.logits.rank_of`) are unique, so "the k largest, the lower id first among equals"
 is simply "every rank from some threshold on", and so is what top-p keeps. The thresholds and the drawn id are found by
@@ -17,6 +17,8 @@ from pagewire.worker.kernels.triton.logits import LEAST_RANK, MOST_RANK, is_dist
 from pagewire.worker.kernels.triton.uniform import uniform_bits
 from pagewire.worker.kernels.triton.weights import (
     is_filtered,
+    least_weight,
+    min_p_of,
     scaled_draw,
     seed_of,
     temperature_of,
@@ -58,25 +60,26 @@ def search(
             total = tl.sum(mass, 0)
             draw = uniform_bits(seed_of(sampling_ptr, row), tl.load(position_ptr + row))
             top_k, top_p = top_k_of(sampling_ptr, row), top_p_of(sampling_ptr, row)
+            least = least_weight(min_p_of(sampling_ptr, row))
             rate = weight_rate(temperature)
             row_ptr = logits_ptr + row.to(tl.int64) * row_stride
             listed_ptr = candidates_ptr + row.to(tl.int64) * MAX_CANDIDATES
             num_listed = tl.load(num_candidates_ptr + row)
             if IS_SMALL | (num_listed > MAX_CANDIDATES):
                 token = _draw(
-                    row_ptr, listed_ptr, VOCAB, total, largest, rate, top_k, top_p, draw,
+                    row_ptr, listed_ptr, VOCAB, total, largest, rate, top_k, top_p, least, draw,
                     VOCAB, MANY_TILE, IS_HELD=VOCAB <= MANY_TILE, IS_LISTED=False,
                 )  # fmt: skip
                 tl.store(tokens_ptr + row, token)
             elif num_listed <= FEW_TILE:
                 token = _draw(
-                    row_ptr, listed_ptr, num_listed, total, largest, rate, top_k, top_p, draw,
+                    row_ptr, listed_ptr, num_listed, total, largest, rate, top_k, top_p, least, draw,
                     VOCAB, FEW_TILE, IS_HELD=True, IS_LISTED=True,
                 )  # fmt: skip
                 tl.store(tokens_ptr + row, token)
             else:
                 token = _draw(
-                    row_ptr, listed_ptr, num_listed, total, largest, rate, top_k, top_p, draw,
+                    row_ptr, listed_ptr, num_listed, total, largest, rate, top_k, top_p, least, draw,
                     VOCAB, MAX_CANDIDATES, IS_HELD=True, IS_LISTED=True,
                 )  # fmt: skip
                 tl.store(tokens_ptr + row, token)
@@ -92,6 +95,7 @@ def _draw(
     rate,
     top_k,
     top_p,
+    least,
     draw,
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
@@ -99,8 +103,8 @@ def _draw(
     IS_LISTED: tl.constexpr,
 ):
     """The drawn id. Looked at are the num_ids ids at listed_ptr, which include all that top-k or, without it, top-p
-    keeps; or the whole row. They fit one TILE, which is then held, or are loaded for every pivot. total is the weight
-    of the whole row."""
+    keeps, or without both min-p; or the whole row. They fit one TILE, which is then held, or are loaded for every
+    pivot. total is the weight of the whole row."""
     ids, ranks, weights = _load(row_ptr, listed_ptr, 0, num_ids, largest, rate, TILE, IS_LISTED)
     lowest = tl.min(tl.where(ranks == LEAST_RANK, MOST_RANK, ranks), 0)
     highest = tl.max(ranks, 0)
@@ -116,32 +120,36 @@ def _draw(
         high = highest + 1
         while (high - low > 1) & (num_low != top_k):
             middle = low + ((high - low) >> 1)
-            count, _ = _measure(ids, ranks, weights, row_ptr, middle, VOCAB, largest, rate, VOCAB, TILE, IS_HELD)
+            count, _ = _measure(ids, ranks, weights, row_ptr, middle, VOCAB, 0, largest, rate, VOCAB, TILE, IS_HELD)
             is_enough = count >= top_k
             num_low = tl.where(is_enough, count, num_low)
             low = tl.where(is_enough, middle, low)
             high = tl.where(is_enough, high, middle)
-        num_low, total = _measure(ids, ranks, weights, row_ptr, low, VOCAB, largest, rate, VOCAB, TILE, IS_HELD)
+        num_low, total = _measure(ids, ranks, weights, row_ptr, low, VOCAB, 0, largest, rate, VOCAB, TILE, IS_HELD)
     if top_p < 1:
         target = top_p_target(total, top_p)
         high = highest + 1
         num_high = tl.zeros((), tl.int32)
         while (high - low > 1) & (num_low - num_high > 1):
             middle = low + ((high - low) >> 1)
-            count, weight = _measure(ids, ranks, weights, row_ptr, middle, VOCAB, largest, rate, VOCAB, TILE, IS_HELD)
+            count, weight = _measure(
+                ids, ranks, weights, row_ptr, middle, VOCAB, 0, largest, rate, VOCAB, TILE, IS_HELD
+            )
             is_enough = weight >= target
             num_low = tl.where(is_enough, count, num_low)
             num_high = tl.where(is_enough, num_high, count)
             low = tl.where(is_enough, middle, low)
             high = tl.where(is_enough, high, middle)
-        num_low, total = _measure(ids, ranks, weights, row_ptr, low, VOCAB, largest, rate, VOCAB, TILE, IS_HELD)
+        num_low, total = _measure(ids, ranks, weights, row_ptr, low, VOCAB, 0, largest, rate, VOCAB, TILE, IS_HELD)
+    if least > 0:
+        _, total = _measure(ids, ranks, weights, row_ptr, low, VOCAB, least, largest, rate, VOCAB, TILE, IS_HELD)
     passed = scaled_draw(total, draw)
     # The running sum has not passed the draw at `before`, and has at `token`.
     before = tl.zeros((), tl.int32) - 1
     token = tl.zeros((), tl.int32) + (VOCAB - 1)
     while token - before > 1:
         middle_id = (before + token) >> 1
-        _, weight = _measure(ids, ranks, weights, row_ptr, low, middle_id, largest, rate, VOCAB, TILE, IS_HELD)
+        _, weight = _measure(ids, ranks, weights, row_ptr, low, middle_id, least, largest, rate, VOCAB, TILE, IS_HELD)
         token = tl.where(weight > passed, middle_id, token)
         before = tl.where(weight > passed, before, middle_id)
     return token
@@ -167,25 +175,26 @@ def _measure(
     row_ptr,
     least_rank,
     last_id,
+    least_weight,
     largest,
     rate,
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
     IS_HELD: tl.constexpr,
 ):
-    """(number, weight) of the ids up to last_id whose rank is at least least_rank: of the tile that is held, or of the
-    whole row, whose first tile that is."""
-    count, weight = _sum_up(ids, ranks, weights, least_rank, last_id)
+    """(number, weight) of the ids up to last_id whose rank and weight are at least these: of the tile that is held, or
+    of the whole row, whose first tile that is."""
+    count, weight = _sum_up(ids, ranks, weights, least_rank, last_id, least_weight)
     if not IS_HELD:
         for start in range(TILE, VOCAB, TILE):
             more_ids, more_ranks, more_weights = _load(row_ptr, row_ptr, start, VOCAB, largest, rate, TILE, False)
-            more_count, more_weight = _sum_up(more_ids, more_ranks, more_weights, least_rank, last_id)
+            more_count, more_weight = _sum_up(more_ids, more_ranks, more_weights, least_rank, last_id, least_weight)
             count += more_count
             weight += more_weight
     return count, weight
 
 
 @triton.jit
-def _sum_up(ids, ranks, weights, least_rank, last_id):
-    is_counted = (ranks >= least_rank) & (ids <= last_id)
+def _sum_up(ids, ranks, weights, least_rank, last_id, least_weight):
+    is_counted = (ranks >= least_rank) & (ids <= last_id) & (weights >= least_weight)
     return tl.sum(is_counted.to(tl.int32), 0), tl.sum(tl.where(is_counted, weights, 0), 0)

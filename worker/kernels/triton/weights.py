@@ -17,6 +17,7 @@ _NUM_BINS, _LAST_BIN = tl.constexpr(NUM_BINS), tl.constexpr(NUM_BINS - 1)
 _ROW_WORDS = tl.constexpr(ROW_WORDS)
 _SEED, _TEMPERATURE = tl.constexpr(first_word("seed")), tl.constexpr(first_word("temperature"))
 _TOP_K, _TOP_P = tl.constexpr(first_word("top_k")), tl.constexpr(first_word("top_p"))
+_MIN_P = tl.constexpr(first_word("min_p"))
 
 
 @triton.jit
@@ -35,6 +36,19 @@ def top_p_of(sampling_ptr, row):
 
 
 @triton.jit
+def min_p_of(sampling_ptr, row):
+    return tl.load(sampling_ptr + row * _ROW_WORDS + _MIN_P).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def least_weight(min_p):
+    """int64: ceil(p · 2^42). The product is exact in float32, and whole where it is large."""
+    scaled = min_p * _MASS_SCALE
+    whole = scaled.to(tl.int64)
+    return whole + (whole.to(tl.float32) < scaled).to(tl.int64)
+
+
+@triton.jit
 def seed_of(sampling_ptr, row):
     """int64: the seed's 64 bits."""
     return tl.load((sampling_ptr + row * _ROW_WORDS + _SEED).to(tl.pointer_type(tl.int64)))
@@ -42,9 +56,9 @@ def seed_of(sampling_ptr, row):
 
 @triton.jit
 def is_filtered(sampling_ptr, row, VOCAB: tl.constexpr):
-    """Whether top-k or top-p leave anything out."""
+    """Whether top-k, top-p or min-p leave anything out."""
     top_k = top_k_of(sampling_ptr, row)
-    return ((top_k > 0) & (top_k < VOCAB)) | (top_p_of(sampling_ptr, row) < 1)
+    return ((top_k > 0) & (top_k < VOCAB)) | (top_p_of(sampling_ptr, row) < 1) | (min_p_of(sampling_ptr, row) > 0)
 
 
 @triton.jit
@@ -108,6 +122,8 @@ def last_bin_of(
     top_k = top_k_of(sampling_ptr, row)
     if (top_k > 0) & (top_k < VOCAB):
         last_bin = last_bin_of_top_k(bins_ptr, top_k)
+    elif top_p_of(sampling_ptr, row) >= 1:
+        last_bin = last_bin_of_min_p(min_p_of(sampling_ptr, row), scale, rate)
     else:
         chunks = tl.arange(0, CHUNKS_BLOCK)
         total = tl.sum(tl.load(masses_ptr + chunks, mask=chunks < NUM_CHUNKS, other=0), 0)
@@ -121,6 +137,13 @@ def last_bin_of_top_k(bins_ptr, top_k):
     """The bin by which the largest logits are at least top_k."""
     counts = tl.load(bins_ptr + tl.arange(0, _NUM_BINS))
     return tl.sum((tl.cumsum(counts, 0) < top_k).to(tl.int32), 0)
+
+
+@triton.jit
+def last_bin_of_min_p(min_p, scale, rate):
+    """The bin by which every logit that weighs at least min_p, above 0, is in; one more, for what rounding may do."""
+    depth = tl.div_rn(-tl.log2(min_p), rate)
+    return tl.minimum(depth * scale * 1.001 + 1, _LAST_BIN).to(tl.int32)
 
 
 @triton.jit

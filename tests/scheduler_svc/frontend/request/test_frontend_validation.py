@@ -44,8 +44,6 @@ def user(content: str = "hello", **fields: Any) -> pb.ChatMessage:
 
 
 UNBUILT = [
-    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=0.1))),
-    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=math.nan))),
     ("sampling.presence_penalty", generation(sampling=pb.Sampling(presence_penalty=-0.5))),
     ("sampling.frequency_penalty", generation(sampling=pb.Sampling(frequency_penalty=0.5))),
     ("sampling.repetition_penalty", generation(sampling=pb.Sampling(repetition_penalty=1.1))),
@@ -76,6 +74,9 @@ OUT_OF_RANGE = [
     ("sampling.top_p", generation(sampling=pb.Sampling(top_p=1.01))),
     ("sampling.top_p", generation(sampling=pb.Sampling(top_p=math.nan))),
     ("sampling.top_p", generation(sampling=pb.Sampling(top_p=-math.inf))),
+    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=-0.1))),
+    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=1.01))),
+    ("sampling.min_p", generation(sampling=pb.Sampling(min_p=math.nan))),
     ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=0))),
     ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=400))),
     ("stopping.stop_strings", generation(stopping=pb.Stopping(stop_strings=["x"] * 17))),
@@ -126,7 +127,7 @@ def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None
     decided = {field.split(".")[0] for field, _ in UNBUILT + OUT_OF_RANGE} | {"model", "sampling", "stopping", "output"}
     assert {field.name for field in pb.Generation.DESCRIPTOR.fields} == {name.split("[")[0] for name in decided}
     read = {
-        "Sampling": {"temperature", "top_k", "top_p", "seed"},
+        "Sampling": {"temperature", "top_k", "top_p", "seed", "min_p"},
         "Stopping": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop"},
         "Output": {"text", "token_ids", "skip_special_tokens"},
     }

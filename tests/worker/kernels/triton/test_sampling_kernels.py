@@ -10,8 +10,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from support.min_p import VOCAB_SIZE, min_p_rows
 from support.sampling_rows import SETTINGS, DeviceRows, device_rows, rows_at_quarters, tokens_of
 
+from pagewire.wire.columns import words_of
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.kernels.reference.sampling import sample as reference
 from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
@@ -198,3 +200,14 @@ def test_what_does_not_fit_the_workspace_is_refused() -> None:
         tokens_of(sample, torch.zeros(3, 300), rows)
     with pytest.raises(ValueError, match="vocab_size is 1048577; sampling takes 1 to 1048576"):
         SamplingWorkspace.allocate(1, (1 << 20) + 1, CPU)
+
+
+@pytest.mark.parametrize(("max_candidates", "half"), [(32, slice(0, 500)), (512, slice(500, 1000))])
+def test_min_p_draws_as_transformers_processes(max_candidates: int, half: slice) -> None:
+    rows = min_p_rows(seed=0).part(half)
+    num_rows = len(rows.asked)
+    workspace = workspace_for(VOCAB_SIZE, max_rows=num_rows, max_candidates=max_candidates)
+    tokens_S = torch.empty(num_rows, dtype=torch.int32)
+    sampling_SP = torch.from_numpy(words_of(rows.asked))
+    sample(rows.logits_SV, sampling_SP, torch.from_numpy(rows.positions), tokens_S, workspace=workspace)
+    rows.check(tokens_S.numpy())
