@@ -24,7 +24,7 @@ class Terminal:
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()
 
-        # A program of its own takes the terminal: a function between fork and exec would run beside gRPC's threads, which
+        # A program of its own takes the terminal: a function between fork and exec would run beside the threads that
         # gRPC starts again in a forked process, on descriptors that are closed there.
         taking = [sys.executable, "-I", "-S", "-c", _TAKE_TERMINAL, *command]
         self.process = subprocess.Popen(
