@@ -3,12 +3,7 @@
 Both are complete, and a worker uses one or the other for all of it: linears, attention, what lies between, sampling.
 `cpu_linears` says for a report which kinds of linear there are to choose from.
 
-Measured on 2 Zen 4 cores that other processes shared (alternating runs, two threads), one step of Qwen3-0.6B's shape in
-bf16, 230 tokens of context, ms, median:
-
-    sequences       8        32
-    native         64       185
-    torch         107       347
+What one costs against the other stands in this folder's README.
 """
 
 from collections.abc import Callable

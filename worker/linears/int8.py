@@ -6,31 +6,7 @@ that size. The product stays the same, and the few channels that stand far out o
 step for all of them, are spread over 64. Where a model ties its head to the embedding, the head is int8 and the
 embedding keeps a table of its own in the model's dtype.
 
-Perplexity of SmolLM2-135M over tests/equality/data/perplexity.txt (1,815 tokens), relative to bf16's 16.76; fp32 has
-0.999. The standard error of every ratio is 0.002 to 0.006.
-
-    weights      activations                                   ratio
-    per channel  not quantized                                 1.001
-    per channel  per token, rotated by 64                      1.001    this
-    per channel  per token, rotated by 16                      1.004
-    per channel  per token and group of 64 along `in`          1.005
-    per channel  per token and group of 128                    1.008
-    per channel  per token and group of 256                    1.008
-    per channel  per token, asymmetric                         1.016
-    per channel  per token                                     1.034
-      with one kind of linear left in bf16: qkv 1.013, gate and up 1.024, down 1.025, head 1.029, o 1.041
-      with the norm's weight moved into the linear's, before quantizing                           1.040
-      with the inputs balanced by the size of the weight's columns                                1.049
-    groups of 64 per token                                     1.032
-    groups of 64 per token and group of 64                     1.010
-
-Groups along `in` also cost the kernel: a conversion and a multiplication of every sum for each of them.
-
-Time of all linears of Qwen3-0.6B's shape, ms, two Zen 4 cores, the native library in turns with its own bf16:
-
-    rows           1      8     32    128
-    bf16        25.1   31.7   98.4    302     (head on 32 rows at most)
-    int8        16.3   22.9   55.8    173
+What was tried instead, with perplexities and times, stands in this folder's README.
 """
 
 import ctypes
