@@ -7,6 +7,7 @@ import pytest
 from house.trees import ROOT, listed_files, named, readme_of
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+FILE = re.compile(r"`([\w/]+\.(?:py|cpp|h|proto|sh))`")
 READMES = sorted({readme_of(path.parent) for path in listed_files()})
 
 
@@ -17,6 +18,9 @@ def test_a_readme_names_the_files_of_its_folder(readme: Path) -> None:
 
 
 def test_the_readmes_lead_where_they_say() -> None:
-    for readme in (Path("README.md"), Path("tests/README.md"), *READMES):
-        for target in LINK.findall((ROOT / readme).read_text()):
+    for readme in (Path("tests/README.md"), *READMES):
+        text = (ROOT / readme).read_text()
+        for target in LINK.findall(text):
             assert (ROOT / readme.parent / target).exists(), f"{readme} leads to {target}"
+        for file in FILE.findall(text):
+            assert (ROOT / file).exists() or (ROOT / readme.parent / file).exists(), f"{readme} names {file}"
