@@ -19,6 +19,23 @@ from pagewire.worker.kernels.triton import few_rows
 WAIT, LAUNCH_DEPENDENTS = "griddepcontrol.wait", "griddepcontrol.launch_dependents"
 
 
+def sources_of_loads(ptx: str) -> set[int]:
+    """The kernel's parameters that addresses of loads from global memory follow from."""
+    sources: dict[str, set[int]] = {}
+    found: set[int] = set()
+    for line in ptx.splitlines():
+        line = re.sub(r"^\s*(@!?%p\d+\s+)?", "", line)
+        names = re.findall(r"%\w+", line)
+        if parameter := re.match(r"ld\.param\S*\s+(%\w+), \[\w*param_(\d+)\]", line):
+            sources[parameter[1]] = {int(parameter[2])}
+        elif line.startswith("ld.global"):
+            for name in re.findall(r"%\w+", line[line.rindex("[") :]):
+                found |= sources.get(name, set())
+        elif names:
+            sources[names[0]] = sources.get(names[0], set()).union(*(sources.get(name, set()) for name in names[1:]))
+    return found
+
+
 def report_compilations() -> None:
     launch = JITFunction.run
 
@@ -41,10 +58,11 @@ def report_compilations() -> None:
                     "waits": bool(wait),
                     "stores_before_wait": len(re.findall(r"\bst\.global", before_wait)) if wait else 0,
                     "wide_loads_before_wait": len(re.findall(r"\bld\.global\S*\.v4\.b32", before_wait)) if wait else 0,
+                    "sources_before_wait": sorted(sources_of_loads(before_wait)) if wait else [],
                     "tile_loads": kwargs["BLOCK"]
                     * (1 + kwargs.get("IS_GATED", False))
                     // kwargs["num_warps"]
-                    * -(-kwargs["WIDTH"] // kwargs["CHUNK"]),
+                    * kwargs["AHEAD"],
                     "shared": metadata.shared,
                     "stack_bytes": stack_bytes(kernel.asm["cubin"]),
                 }
@@ -86,6 +104,8 @@ def main() -> None:
         driver.set_active(Target(arch))
         for num_rows in (1, 3):
             compile_layer(num_rows, 1024, 2048, 4096, 3072, torch.bfloat16, overlap=overlap)
+            if arch == 90 and overlap:  # as Qwen3-8B's, as far as several rows of it run in these kernels
+                compile_layer(num_rows, 4096, 4096, 6144, 4096, torch.bfloat16, overlap=overlap)
     # An odd shape, and fp32.
     compile_layer(2, 576, 576, 960, 1536, torch.float32, overlap=False)
     driver.set_active(Target(90))

@@ -35,4 +35,4 @@ def load_cuda(
         libraries=("numpy", "torch", "triton"),
     )
     hello = msgspec.structs.replace(hello, device_memory=report.for_engine())
-    return LoadedDevice(runner=loaded.brought_up.runner, hello=hello, notes=tuple(report.lines()))
+    return LoadedDevice(runner=loaded.brought_up.runner, hello=hello, notes=(*loaded.notes, *report.lines()))

@@ -37,6 +37,8 @@ class LoadedCuda:
     brought_up: BroughtUp
     attention_backend: str
     linear_backend: str
+    notes: tuple[str, ...]
+    """What was not taken and why, for the log."""
 
 
 def load_cuda(
@@ -83,7 +85,10 @@ def load_cuda(
         max_positions=limits.max_model_len,
     )
     candidates = platform.few_rows_kernels(kit.device)
-    linears = device_linears(candidates, kit.device, needs.dtype, kit.new_recorder().record)
+    notes: list[str] = []
+    linears = device_linears(
+        candidates, kit.device, needs.dtype, new_record=lambda: kit.new_recorder().record, refused=notes.append
+    )
     allocated_before = meter.allocated()
     launch, decoder = _decoder(launch, attention, ops, linears, progress, on_rank_lost)
     loaded = LoadedModel(
@@ -104,6 +109,7 @@ def load_cuda(
         brought_up=bring_up(kit, loaded, limits, terms, Waker(wake).watch, progress),
         attention_backend=attention.name,
         linear_backend=decoder.linear_backend,
+        notes=tuple(notes),
     )
 
 

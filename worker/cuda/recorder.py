@@ -5,6 +5,7 @@ again. `EagerRecorder` keeps the function and calls it, so that all of a recorde
 proven without a device.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -51,8 +52,14 @@ class CudaGraphRecorder:
                 work()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except Exception:
+            # Torch ends the capture, whose own error comes first, and so does not get to giving the pool up.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)  # type: ignore[attr-defined]
+            raise
         current.wait_stream(self._stream)
         # The first launch brings the graph to the device: time and memory that no request should wait for, and that
         # must be taken before free memory is measured.

@@ -23,6 +23,15 @@ _WIDEST = 4096
 """Inputs of which FEW_ROWS rows fit into a program's registers beside their weights; of more, one row does."""
 
 
+_MAX_DIFFERENCE = 0.02
+"""Of a trial's result, as a share of what it should be: some roundings of bf16 one after the other."""
+_RESULTS = tuple(
+    f"{name} of {rows}" for rows in ("one row", f"{FEW_ROWS} rows") for name in ("first sums", "last sums", "logits")
+)
+_SAID = 300
+"""Characters of an error that are passed on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewRowsKernels:
     """One kind of kernels; see `pagewire.worker.kernels.reference.few_rows` for what each computes."""
@@ -116,29 +125,36 @@ class FewRowsLinears:
         return TableEmbedding(weight_VE), self.head(weight_VE)
 
 
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+"""Makes of some work what runs it again, as decode steps are recorded."""
+
+
 def device_linears(
     candidates: Sequence[FewRowsKernels],
     device: torch.device,
     dtype: torch.dtype,
-    record: Callable[[Callable[[], None]], Callable[[], None]],
+    new_record: Callable[[], Record],
+    refused: Callable[[str], None],
 ) -> LinearKind:
-    """With the first candidate that computes what its definition does on this device; with none if none does. `record`
-    makes of some work what runs it again, as decode steps are recorded."""
+    """With the first candidate that computes what its definition does on this device; with none if none does. Each is
+    recorded by a recorder of its own, because one whose recording failed may be left in any state. `refused` is told
+    of each that is not taken, and why."""
     for kernels in candidates:
-        if _works(kernels, device, dtype, record):
+        reason = trial(kernels, device, dtype, new_record())
+        if not reason:
             return FewRowsLinears(kernels, device)
+        refused(f"linears of few rows, {kernels.name}: {reason}")
     return TorchLinears(TorchLinear, device)
 
 
-def _works(
-    kernels: FewRowsKernels,
-    device: torch.device,
-    dtype: torch.dtype,
-    record: Callable[[Callable[[], None]], Callable[[], None]],
-) -> bool:
-    """A small layer's linears one after the other, so that each reads what the one before it wrote, with one row and
-    with as many as they take, recorded; tried because a compiler, a driver or a device may refuse the kernels, their
-    launch, or its recording, in its own way."""
+
+
+def trial(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype, record: Record) -> str:
+    """Why these kernels are not to be used on this device; empty where they are.
+
+    A small layer's linears one after the other, so that each reads what the one before it wrote, with one row and with
+    as many as they take, recorded; tried because a compiler, a driver or a device may refuse the kernels, their launch,
+    or its recording, in its own way."""
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
@@ -177,12 +193,13 @@ def _works(
     try:
         record(work)()
         _finish(device)
-    except Exception:  # what compilers, drivers and launchers raise has no common kind
-        return False
-    return all(
-        bool((ours - theirs).norm() <= 0.02 * theirs.norm())
-        for ours, theirs in zip(computed, both(torch_few_rows_kernels()), strict=True)
-    )
+    except Exception as error:  # what compilers, drivers and launchers raise has no common kind
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}"
+    for name, ours, theirs in zip(_RESULTS, computed, both(torch_few_rows_kernels()), strict=True):
+        difference = float((ours - theirs).norm() / theirs.norm())
+        if not difference <= _MAX_DIFFERENCE:
+            return f"{name} differ from their definition by {difference:.2g} of their size"
+    return ""
 
 
 def _finish(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """A linear whose few rows run in kernels of its own: the same product for any number of rows, and kernels that are
 chosen only where they work."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,12 @@ from pagewire.worker.linears.skinny import (
     FewRowsKernels,
     FewRowsLinear,
     FewRowsLinears,
+    Record,
     device_linears,
     torch_few_rows_kernels,
 )
 from pagewire.worker.linears.torch import TorchLinear
+from pagewire.worker.model.linear import Linear, TorchLinear
 
 CPU = torch.device("cpu")
 KERNELS = torch_few_rows_kernels()
@@ -59,21 +62,49 @@ def _write_nothing(*tensors: object) -> None:
     tensors[-1].zero_()
 
 
-@pytest.mark.parametrize("broken", [_refuse, _write_nothing])
+def _chosen(
+    candidates: list[FewRowsKernels], dtype: torch.dtype, new_record: Callable[[], Record]
+) -> tuple[Linear, list[str]]:
+    refused: list[str] = []
+    kind = device_linears(candidates, CPU, dtype, new_record, refused.append)
+    return kind.linear(torch.zeros(2, 2), None), refused
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_refuse, "RuntimeError: no kernel image is available"), (_write_nothing, "differ from")]
+)
 @pytest.mark.parametrize("which", ["linear", "add_norm_linear", "add_norm_gate_up"])
-def test_kernels_that_fail_their_trial_are_not_chosen(which: str, broken: object) -> None:
-    record = EagerRecorder().record
+def test_kernels_that_fail_their_trial_are_not_chosen(which: str, broken: object, reason: str) -> None:
+    recorders: list[EagerRecorder] = []
+
+    def new_record() -> Record:
+        recorders.append(EagerRecorder())
+        return recorders[-1].record
+
     bad: FewRowsKernels = replace(KERNELS, name="bad", **{which: broken})
-    assert isinstance(device_linears([bad], CPU, torch.float32, record).linear(torch.zeros(2, 2), None), TorchLinear)
-    second = device_linears([bad, KERNELS], CPU, torch.bfloat16, record).linear(torch.zeros(2, 2), None)
+    linear, refused = _chosen([bad], torch.float32, new_record)
+    assert isinstance(linear, TorchLinear)
+    assert len(refused) == 1
+    assert refused[0].startswith("linears of few rows, bad: ")
+    assert reason in refused[0]
+    second, refused = _chosen([bad, KERNELS], torch.bfloat16, new_record)
     assert isinstance(second, FewRowsLinear)
     assert second.name == KERNELS.name
+    assert len(refused) == 1
+    assert len({id(recorder) for recorder in recorders}) == 3, "one that failed may be in any state"
+
+
+def test_kernels_whose_numbers_are_none_are_not_chosen() -> None:
+    bad = replace(KERNELS, linear=lambda *tensors: tensors[-1].fill_(float("nan")))
+    linear, (reason,) = _chosen([bad], torch.float32, lambda: EagerRecorder().record)
+    assert isinstance(linear, TorchLinear)
+    assert "differ from their definition by nan" in reason
 
 
 def test_kernels_that_cannot_be_recorded_are_not_chosen() -> None:
-    def record(work: object) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
+    def record(work: object) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    assert isinstance(
-        device_linears([KERNELS], CPU, torch.float32, record).linear(torch.zeros(2, 2), None), TorchLinear
-    )
+    linear, (reason,) = _chosen([KERNELS], torch.float32, lambda: record)
+    assert isinstance(linear, TorchLinear)
+    assert reason.endswith(": RuntimeError: operation not permitted when stream is capturing and more")

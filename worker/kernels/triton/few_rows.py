@@ -44,7 +44,7 @@ def linear(
     """See `pagewire.worker.kernels.reference.few_rows.linear`. `overlap`: programs start before the kernel before them
     is over."""
     num_rows, num_outputs = out_TN.shape
-    block = outputs_per_program(num_outputs, 1)
+    block = outputs_per_program(num_rows, weight_NK, 1)
     _linear[(triton.cdiv(num_outputs, block),)](
         x_TK,
         weight_NK,
@@ -71,7 +71,7 @@ def add_norm_linear(
 ) -> None:
     """See `pagewire.worker.kernels.reference.few_rows.add_norm_linear`, and above for `overlap`."""
     num_rows, num_outputs = out_TN.shape
-    block = outputs_per_program(num_outputs, 1)
+    block = outputs_per_program(num_rows, weight_NE, 1)
     _add_norm_linear[(triton.cdiv(num_outputs, block),)](
         x_TE,
         delta_TE,
@@ -103,7 +103,7 @@ def add_norm_gate_up(
 ) -> None:
     """See `pagewire.worker.kernels.reference.few_rows.add_norm_gate_up`, and above for `overlap`."""
     num_rows, num_outputs = out_TF.shape
-    block = outputs_per_program(num_outputs, 2)
+    block = outputs_per_program(num_rows, weight_GE, 2)
     _add_norm_linear[(triton.cdiv(num_outputs, block),)](
         x_TE,
         delta_TE,

@@ -27,10 +27,15 @@ _MAX_WEIGHT_ROWS = 16
 _TILES_AHEAD = 16
 """Tiles of one output per warp that are under way at a time: 64 registers of bf16 per lane, all of 4,096 columns."""
 
+_NARROW = 2560
+"""Columns of which several rows leave registers for two outputs per warp. Past it Triton 3.7 spilled 200 to 3,800 bytes
+a thread, where 3.6 spilled none."""
 
-def outputs_per_program(num_outputs: int, weights_per_output: int) -> int:
+
+def outputs_per_program(num_rows: int, weight: torch.Tensor, weights_per_output: int) -> int:
     """Outputs per program: 4 at least, so that there are 4 warps."""
-    block = _MAX_WEIGHT_ROWS // weights_per_output
+    num_outputs = weight.shape[0] // weights_per_output
+    block = _MAX_WARPS if _is_heavy(num_rows, weight) else _MAX_WEIGHT_ROWS // weights_per_output
     while block > 4 and num_outputs < _ENOUGH_PROGRAMS * block:
         block //= 2
     return block
@@ -43,6 +48,8 @@ def cut(num_rows: int, weight: torch.Tensor, block: int, num_weight_rows: int) -
     chunk = min(_CHUNK, triton.next_power_of_2(width))
     num_warps = min(_MAX_WARPS, block)
     tiles_ahead = max(1, _TILES_AHEAD * num_warps // num_weight_rows)
+    if num_weight_rows > num_warps and _is_heavy(num_rows, weight):
+        tiles_ahead = 2
     return {
         "WIDTH": width,
         "ROWS": 1 if num_rows == 1 else FEW_ROWS,
@@ -51,6 +58,10 @@ def cut(num_rows: int, weight: torch.Tensor, block: int, num_weight_rows: int) -
         "AHEAD": min(tiles_ahead, triton.cdiv(width, chunk)),
         "num_warps": num_warps,
     }
+
+
+def _is_heavy(num_rows: int, weight: torch.Tensor) -> bool:
+    return num_rows > 1 and weight.shape[1] > _NARROW
 
 
 def launch_options(overlap: bool) -> dict[str, bool]:

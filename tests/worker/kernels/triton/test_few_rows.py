@@ -18,6 +18,16 @@ from pagewire.worker.kernels.triton import few_rows
 from pagewire.worker.linears.skinny import FewRowsLinears, device_linears, triton_few_rows_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
+from pagewire.worker.linears.skinny import (
+    FewRowsKernels,
+    FewRowsLinears,
+    device_linears,
+    triton_few_rows_kernels,
+)
+from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
+from pagewire.worker.weights.build import load_decoder
+from pagewire.worker.kernels.reference import few_rows as reference
+from pagewire.worker.kernels.triton import few_rows
 
 CPU = torch.device("cpu")
 FLOOR = 0.05
@@ -129,10 +139,16 @@ def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
 def test_what_cannot_run_here_is_not_chosen() -> None:
     """The interpreter knows no overlapped launch."""
     candidates = [triton_few_rows_kernels(overlap=overlap) for overlap in (True, False)]
-    record = EagerRecorder().record
-    linears = device_linears(candidates, CPU, torch.float32, record)
-    assert linears.linear(torch.zeros(4, 4), None).name == "few-rows"
-    assert device_linears(candidates[:1], CPU, torch.float32, record).linear(torch.zeros(4, 4), None).name == "torch"
+    refused: list[str] = []
+
+    def chosen(candidates: list[FewRowsKernels]) -> str:
+        kind = device_linears(candidates, CPU, torch.float32, lambda: EagerRecorder().record, refused.append)
+        return kind.linear(torch.zeros(4, 4), None).name
+
+    assert chosen(candidates) == "few-rows"
+    assert chosen(candidates[:1]) == "torch"
+    assert len(refused) == 2
+    assert refused[0].startswith("linears of few rows, few-rows-overlapped: ")
 
 
 def test_every_kernel_was_compiled_for_both_devices(compiled: list[dict[str, Any]]) -> None:
@@ -146,7 +162,7 @@ def test_every_kernel_was_compiled_for_both_devices(compiled: list[dict[str, Any
 
 def test_registers_and_shared_memory_suffice(compiled: list[dict[str, Any]]) -> None:
     for kernel in compiled:
-        assert kernel["stack_bytes"] <= 32, kernel
+        assert kernel["stack_bytes"] <= 64, kernel
         # No weight passes through shared memory: a row's part and the warps' sums do.
         assert kernel["shared"] <= 1 << 10, kernel
 
@@ -158,12 +174,16 @@ def test_overlap_is_in_the_code_and_in_the_launch_or_in_neither(compiled: list[d
 
 
 def test_weights_are_asked_for_before_the_wait_and_nothing_is_written(compiled: list[dict[str, Any]]) -> None:
-    """All of them at these shapes, 16 bytes at a time."""
+    """As many as are to be under way, 16 bytes at a time. Nothing is loaded from where the kernel before may write: x,
+    the first parameter, and what is added to it, the second of those that norm."""
     overlapped = [kernel for kernel in compiled if kernel["overlap"]]
-    assert overlapped
+    assert {kernel["width"] for kernel in overlapped} >= {1024, 4096}
     for kernel in overlapped:
         assert kernel["stores_before_wait"] == 0, kernel
         assert kernel["wide_loads_before_wait"] == kernel["tile_loads"], kernel
+        written, weight = ({0}, 1) if kernel["name"] == "_linear" else ({0, 1}, 3)
+        assert weight in kernel["sources_before_wait"], kernel
+        assert not written & set(kernel["sources_before_wait"]), kernel
 
 
 def test_programs_reach_every_multiprocessor(compiled: list[dict[str, Any]]) -> None:

@@ -1,0 +1,185 @@
+"""The kernels of few rows in bf16 at the widths of published models: against their definition, overlapped against not
+overlapped bit by bit over many replays, and what a start finds when it tries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+import torch
+from gpu.report.chain import Chain
+from gpu.report.checks import Check
+from gpu.report.results import PartRecord
+from gpu.report.scale import Scale
+
+from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
+from pagewire.wire.model import DecoderConfig
+from pagewire.worker.cuda.platform import CudaPlatform
+from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder, Recorder
+from pagewire.worker.model.few_rows_linear import FewRowsKernels, FewRowsLinears, torch_few_rows_kernels, trial
+from pagewire.worker.torch_kernels.few_rows import FEW_ROWS
+
+MAX_RELATIVE = 8e-3
+"""Of one kernel in bf16: what it stores is rounded once, and so is the norm."""
+_DIFFERENT_INPUTS = 8
+_SOME_LAYERS = 6
+"""Of a chain: more weights than a cache holds."""
+
+
+def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
+    """See above; a check for each shape, and one for each kind of kernels."""
+    dtype = torch.float32 if scale.is_dry else torch.bfloat16
+    kinds = list(_kinds(scale, device))
+    for kernels in kinds:
+        with record.attempt(kernels.name):
+            reason = trial(kernels, device, dtype, _recorder(device).record)
+            record.add(
+                Check(
+                    what=f"{kernels.name}: works when a start tries it",
+                    seen=float(not reason),
+                    unit="",
+                    relation="at least",
+                    limit=1.0,
+                ),
+                **{f"{kernels.name}: refused for": reason},
+            )
+    if not scale.is_dry:
+        with record.attempt("a recording that fails"):
+            record.add(_failed_recording(kinds[-1], device, dtype))
+    for shape in dict.fromkeys((scale.small_shape, scale.large_shape)):
+        config = RANDOM_SHAPES[shape]
+        with record.attempt(shape):
+            for kernels in kinds:
+                record.add(_difference(f"{kernels.name}, {shape}", kernels, config, dtype, device))
+    for shape, num_layers in ((scale.small_shape, _SOME_LAYERS), (scale.large_shape, 2)):
+        if len(kinds) < 2:
+            continue
+        with record.attempt(f"replays, {shape}"):
+            chain = Chain(RANDOM_SHAPES[shape], num_layers, dtype, device)
+            for num_rows in _rows_of(shape):
+                record.add(_replays(scale, shape, chain, num_rows, kinds, device))
+
+
+def _kinds(scale: Scale, device: torch.device) -> Iterator[FewRowsKernels]:
+    """What a device is offered, best first; in a dry run the definition, twice."""
+    if scale.is_dry:
+        yield torch_few_rows_kernels()
+        yield torch_few_rows_kernels()
+    else:
+        yield from CudaPlatform().few_rows_kernels(device)
+
+
+def _recorder(device: torch.device) -> Recorder:
+    return CudaGraphRecorder(device) if device.type == "cuda" else EagerRecorder()
+
+
+def _rows_of(shape: str) -> list[int]:
+    """Numbers of rows that a shape's linears run in these kernels."""
+    return [1, FEW_ROWS]
+
+
+def _failed_recording(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype) -> Check:
+    """A synchronization cannot be recorded; what follows must work all the same, in the memory that was there."""
+    bad = msgspec_replace(kernels, linear=lambda *tensors: tensors[-1].fill_(float(tensors[-1].sum().item())))
+    before = trial(bad, device, dtype, _recorder(device).record)
+    after = trial(kernels, device, dtype, _recorder(device).record)
+    again = torch.ones(1 << 20, device=device).sum().item()
+    holds = bool(before) and not after and again == float(1 << 20)
+    return Check(
+        what="a recording that fails is told, and the next one works",
+        seen=float(holds),
+        unit="",
+        relation="at least",
+        limit=1.0,
+    )
+
+
+def msgspec_replace(kernels: FewRowsKernels, **fields: Callable[..., object]) -> FewRowsKernels:
+    import dataclasses
+
+    return dataclasses.replace(kernels, **fields)  # type: ignore[arg-type]
+
+
+def _difference(
+    what: str, kernels: FewRowsKernels, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+) -> Check:
+    """The largest relative error of any of a layer's linears and of the head, for every number of rows."""
+    chain = Chain(config, 1, dtype, device)
+    definition = torch_few_rows_kernels()
+    worst = 0.0
+    most_rows = max(FewRowsLinears(kernels, device).linear(weight, None).max_rows for weight in chain.layers[0][:1])  # type: ignore[attr-defined]
+    for num_rows in range(1, most_rows + 1):
+        for ours, theirs in zip(
+            _each(chain, kernels, num_rows, dtype, device),
+            _each(chain, definition, num_rows, dtype, device),
+            strict=True,
+        ):
+            error = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+            worst = max(worst, error if error == error else float("inf"))
+    return Check(
+        what=f"{what}: relative error of a linear", seen=worst, unit="", relation="at most", limit=MAX_RELATIVE
+    )
+
+
+def _each(
+    chain: Chain, kernels: FewRowsKernels, num_rows: int, dtype: torch.dtype, device: torch.device
+) -> list[torch.Tensor]:
+    """Every linear by itself on inputs of its own, so that errors do not add up; and the sums."""
+    c = chain.config
+    qkv_weight, o, gate_up, down = chain.layers[0]
+    norm, floor = torch.full((c.hidden_size,), c.hidden_size**0.5, device=device), 1e-6 * c.hidden_size
+
+    def drawn(width: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        return torch.randn(num_rows, width, device=device, generator=generator).to(dtype)
+
+    def empty(width: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return torch.full((num_rows, width), float("nan"), dtype=kind, device=device)
+
+    x, delta = chain.inputs(num_rows, 1), drawn(c.hidden_size, 2)
+    outs = [
+        empty(chain.qkv_width),
+        empty(c.hidden_size),
+        empty(c.intermediate_size),
+        empty(c.hidden_size),
+        empty(c.vocab_size, torch.float32),
+    ]
+    sums = [empty(c.hidden_size, torch.float32) for _ in range(2)]
+    kernels.add_norm_linear(x, delta, norm, floor, qkv_weight, None, sums[0], outs[0])
+    kernels.linear(drawn(chain.attended, 3), o, None, outs[1])
+    kernels.add_norm_gate_up(x, delta, norm, floor, gate_up, None, sums[1], outs[2])
+    kernels.linear(drawn(c.intermediate_size, 4), down, None, outs[3])
+    kernels.linear(drawn(c.hidden_size, 5), chain.head, None, outs[4])
+    return [*outs, *sums]
+
+
+def _replays(
+    scale: Scale, shape: str, chain: Chain, num_rows: int, kinds: list[FewRowsKernels], device: torch.device
+) -> Check:
+    """Values of logits that differ, over all replays of the first kind, from the last kind's."""
+    inputs = [chain.inputs(num_rows, 10 + index) for index in range(_DIFFERENT_INPUTS)]
+    x = inputs[0].clone()
+    plain, plain_logits, _ = chain.work(kinds[-1], x)
+    launch = _recorder(device).record(plain)
+    expected = []
+    for each in inputs:
+        x.copy_(each)
+        launch()
+        expected.append(plain_logits.clone())
+    ours, logits, _ = chain.work(kinds[0], x)
+    launch = _recorder(device).record(ours)
+    num_differing = torch.zeros((), dtype=torch.int64, device=device)
+    for index in range(scale.replays):
+        x.copy_(inputs[index % _DIFFERENT_INPUTS])
+        launch()
+        num_differing += (logits != expected[index % _DIFFERENT_INPUTS]).sum()
+    if not all(bool(each.isfinite().all()) for each in expected):
+        num_differing += 1
+    return Check(
+        what=f"{shape}, {chain.num_layers} layers, {num_rows} rows: {scale.replays} replays of {kinds[0].name}, "
+        f"values that are not {kinds[-1].name}'s",
+        seen=float(num_differing.item()),
+        unit="values",
+        relation="at most",
+        limit=0,
+    )
