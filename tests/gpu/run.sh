@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Every equality and every speed of a machine with one NVIDIA GPU, in under nine minutes, without a network.
+# Every equality and every speed of a machine with one NVIDIA GPU, in under seven minutes, without a network.
 #
 #   bash tests/gpu/run.sh                          wheels beside this file, in tests/gpu/wheels, where there are any
 #   bash tests/gpu/run.sh --wheels DIR             wheels of that folder; tests/gpu/carry.sh fills one
+#   bash tests/gpu/run.sh --only PART...           some of its parts, as its table names them
+#   bash tests/gpu/run.sh --peer                   a comparison with transformers' continuous batching, and nothing else
 #   bash tests/gpu/run.sh --dry-run --out DIR      tiny shapes on the CPU; the report goes to DIR (gpu-report)
 #
 # Needs a Python >= 3.11 with torch >= 2.11 and Triton: the first on the PATH, or the one that PYTHON names. Wheels go

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu.report.budget import DRY_STAGES, GPU_STAGES
+from gpu.report.__main__ import TOTAL_S, environ_of
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, Share, only
 from gpu.report.checks import Check, PartResult, result_of
 from gpu.report.installed import PACKAGES, difference
 from gpu.report.part import PARTS
@@ -24,8 +25,9 @@ SPEEDS = {
         "one stream, tiny",
         "prefill of 16 tokens",
         "idle share of the device in steady decode, 4 streams",
+        "nano-vllm workload: the service / the worker without gRPC",
     ],
-    "direct": ["nano-vllm workload: the service / the worker without gRPC"],
+    "direct": ["nano-vllm workload without gRPC"],
     "large": ["4 streams, tiny"],
     "peer": ["the service / transformers' generate_batch"],
     "kernel times": [
@@ -38,8 +40,30 @@ ABOUT = {"card": "a card", "torch": "2", "date": "today"}
 
 
 def test_both_lists_of_stages_have_every_part() -> None:
-    for stages in (GPU_STAGES, DRY_STAGES):
+    more = tuple(stage for stage in PEER_STAGES if stage not in GPU_STAGES)
+    for stages in (GPU_STAGES + more, DRY_STAGES):
         assert sorted(part for stage in stages for share in stage for part in share.parts) == sorted(PARTS)
+
+
+def test_the_limits_of_all_parts_fit_the_run() -> None:
+    """What brings the packages takes some of it, too."""
+    for stages in (GPU_STAGES, PEER_STAGES):
+        assert sum(max(share.limit_s for share in stage) for stage in stages) <= TOTAL_S
+
+
+def test_some_parts_alone_and_the_card() -> None:
+    found = only(GPU_STAGES, ["steps", "large"])
+    assert [[share.parts for share in stage] for stage in found] == [[("card",)], [("steps",)], [("large",)]]
+    assert only(((Share(("steps", "kernels", "flash"), 3),),), ["kernels", "flash"]) == (
+        (Share(("kernels", "flash"), 3),),
+    )
+
+
+def test_compiled_kernels_are_kept_where_somebody_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    assert environ_of(tmp_path, dry_run=False)["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/kept")
+    assert environ_of(tmp_path, dry_run=False)["TRITON_CACHE_DIR"] == "/kept"
 
 
 @pytest.mark.slow
@@ -59,7 +83,9 @@ def test_a_dry_run(tmp_path: Path) -> None:
     assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)
     assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == dict.fromkeys(
         PARTS, ("held", "")
-    ), (tmp_path / "gpu.log").read_text()
+    ) | {"collectives": ("skipped", "no NCCL"), "sanitizer": ("skipped", "a dry run has no device")}, (
+        tmp_path / "gpu.log"
+    ).read_text()
     assert done.returncode == 0
     assert said.keys() == {"held", "dry_run", "seconds", "card", "torch", "date", "hardware", "versions", "parts"}
     assert (said["held"], said["dry_run"]) == (True, True)
@@ -72,10 +98,10 @@ def test_a_dry_run(tmp_path: Path) -> None:
             assert check["seen"] > 0
             assert check["limit"] is None or not check["is_judged"]
     assert [check["floor"] > check["limit"] > 0 for check in (*checks["service"][:3], *checks["large"])] == [True] * 4
-    for part in ("kernels", "steps", "logits", "flash"):
+    for part in ("few rows", "kernels", "steps", "logits", "flash"):
         assert checks[part]
         assert all(check["is_judged"] and check["limit"] is not None for check in checks[part])
-    assert len(checks["kernels"]) == 8
+    assert len(checks["kernels"]) == 10
 
     table = (tmp_path / "gpu.md").read_text()
     for check in (check for found in checks.values() for check in found):

@@ -147,8 +147,6 @@ def device_linears(
     return TorchLinears(TorchLinear, device)
 
 
-
-
 def trial(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype, record: Record) -> str:
     """Why these kernels are not to be used on this device; empty where they are.
 

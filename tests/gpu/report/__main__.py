@@ -1,4 +1,5 @@
-"""`python tests/gpu/report [--dry-run] [--out DIR]`: all equalities and speeds of a GPU machine, in under nine minutes.
+"""`python tests/gpu/report [--dry-run] [--out DIR] [--only PART...] [--peer]`: all equalities and speeds of a GPU
+machine, in under seven minutes.
 
 Writes gpu.json, gpu.md and gpu.log (what the parts said) into DIR, the first two anew with every result. Exits with 0
 where everything held, 1 where something did not, 2 where there is no GPU to run on. `tests/gpu/run.sh` brings what it
@@ -20,12 +21,13 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, Budget, Course
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, Budget, Course, only
 from gpu.report.live import LiveReport
+from gpu.report.part import PARTS
 from gpu.report.writing import MARKDOWN_NAME
 
 LOG_NAME = "gpu.log"
-_GPU_TOTAL_S = 520.0
+TOTAL_S = 410.0
 _DRY_TOTAL_S = 115.0
 _HAS_GPU = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
 
@@ -35,10 +37,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests/gpu/run.sh", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU: the course of things alone")
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the report (gpu-report)")
-    parser.add_argument(
-        "--spent", type=float, default=0.0, metavar="S", help="seconds of the nine minutes spent before"
-    )
+    parser.add_argument("--spent", type=float, default=0.0, metavar="S", help="seconds of the run's time spent before")
+    parser.add_argument("--limit", type=float, default=TOTAL_S, metavar="S", help="seconds of the whole run (410)")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help="these parts, and the card")
+    parser.add_argument("--peer", action="store_true", help="a comparison with transformers, and nothing else")
     args = parser.parse_args()
+    stages = DRY_STAGES if args.dry_run else PEER_STAGES if args.peer else GPU_STAGES
+    if args.only:
+        stages = only(stages, args.only)
     spent_s: float = args.spent
     begin_s = time.monotonic() - spent_s
 
@@ -55,11 +61,11 @@ def main() -> int:
             results=Path(folder) / "results",
             log=args.out / LOG_NAME,
             dry_run=args.dry_run,
-            environ=_environ(Path(folder), args.dry_run),
+            environ=environ_of(Path(folder), args.dry_run),
         )
-        budget = Budget((_DRY_TOTAL_S if args.dry_run else _GPU_TOTAL_S) - seconds())
+        budget = Budget((_DRY_TOTAL_S if args.dry_run else args.limit) - seconds())
         with LiveReport(course.results, args.out, dry_run=args.dry_run, seconds=seconds) as live:
-            for stage in DRY_STAGES if args.dry_run else GPU_STAGES:
+            for stage in stages:
                 print(f"== {', '.join(part for share in stage for part in share.parts)}", flush=True)
                 budget.run_stage(stage, course)
     print(f"\n{(args.out / MARKDOWN_NAME).read_text(encoding='utf-8')}\n{seconds():.0f} s; written to {args.out}")
@@ -67,10 +73,11 @@ def main() -> int:
     return 0 if live.whole["held"] else 1
 
 
-def _environ(folder: Path, dry_run: bool) -> dict[str, str]:
+def environ_of(folder: Path, dry_run: bool) -> dict[str, str]:
     """Of the parts. Caches are the run's own: a home may be missing or read-only, and every run compiles the same.
-    Kernels are compiled where there is a device to run them, and interpreted where there is none."""
-    environ = {**os.environ, "TRITON_CACHE_DIR": str(folder / "triton"), "XDG_CACHE_HOME": str(folder / "cache")}
+    Where TRITON_CACHE_DIR is set, compiled kernels are kept there for the next run. Kernels are compiled where there is
+    a device to run them, and interpreted where there is none."""
+    environ = {"TRITON_CACHE_DIR": str(folder / "triton"), **os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     environ |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environ.pop("TRITON_INTERPRET", None)
     if dry_run:

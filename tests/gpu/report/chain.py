@@ -8,11 +8,17 @@ from collections.abc import Callable
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.model.few_rows_linear import FewRowsKernels
+from pagewire.worker.model.few_rows_linear import FewRowsKernels, FewRowsLinear
+from pagewire.worker.model.linear import TorchLinear
 
 Tensor = torch.Tensor
 _POISON = 0xFF
 """Every value made of such bytes is NaN."""
+
+
+def most_rows(kernels: FewRowsKernels, weight: Tensor) -> int:
+    """That the decoder gives to these kernels for this weight."""
+    return FewRowsLinear(kernels, weight, None, weight.dtype, TorchLinear(weight, None)).max_rows
 
 
 class Chain:
@@ -76,6 +82,12 @@ class Chain:
         delta, qkv, attended, gated = (views[name] for name in ("delta", "qkv", "attended", "gated"))
         first, second, last, logits = (views[name] for name in ("first", "second", "last", "logits"))
 
+        def linear(values: Tensor, weight: Tensor, out: Tensor) -> None:
+            if most_rows(kernels, weight) < num_rows:
+                torch.mm(values, weight.T, out=out)
+            else:
+                kernels.linear(values, weight, None, out)
+
         def step() -> None:
             arena.fill_(_POISON)
             delta.zero_()
@@ -83,10 +95,10 @@ class Chain:
             for qkv_weight, o, gate_up, down in self.layers:
                 kernels.add_norm_linear(before, delta, self._norm, self._floor, qkv_weight, None, after, qkv)
                 attended.copy_(qkv[:, : self.attended])  # a kernel that knows nothing of early starts, as attention is
-                kernels.linear(attended, o, None, delta)
+                linear(attended, o, delta)
                 before, after = after, second if after is first else first
                 kernels.add_norm_gate_up(before, delta, self._norm, self._floor, gate_up, None, after, gated)
-                kernels.linear(gated, down, None, delta)
+                linear(gated, down, delta)
                 before, after = after, second if after is first else first
             last.copy_(before)
             kernels.linear(last, self.head, None, logits)

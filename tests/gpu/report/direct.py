@@ -5,22 +5,27 @@ What the service's workload costs when nothing stands between plan and step but 
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
+from gpu.report.bounds import WORKLOAD, speed_check
+from gpu.report.compiling import launch_of
+from gpu.report.floors import Floors, Rates, Request
 from gpu.report.results import PartRecord
 from gpu.report.rounds import rounds
 from gpu.report.scale import Scale
-from support.worker_process import sim_launch
 
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
+from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
+from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.columns import pack, unpack
 from pagewire.wire.plan import StepResult
 from pagewire.wire.requests import Submit
@@ -45,20 +50,11 @@ class DirectEngine:
     """Runs workloads on a device of its own."""
 
     def __init__(self, scale: Scale, platform: Platform) -> None:
-        settings = scale.settings
-        spec = random_spec(scale.small_shape, 0)
+        launch = launch_of(scale, scale.small_shape)
+        spec = launch.model
         self._woken = threading.Event()
         loaded = load_cuda(
-            sim_launch(
-                "ipc:///nowhere",
-                device="cuda",
-                dtype=settings["dtype"],
-                model=spec,
-                max_num_seqs=settings["max_num_seqs"],
-                max_model_len=settings["max_model_len"],
-                max_num_batched_tokens=settings["max_num_batched_tokens"],
-                block_size=None,
-            ),
+            launch,
             platform,
             progress=lambda stage, done: None,
             on_rank_lost=lambda reason: None,
@@ -68,7 +64,7 @@ class DirectEngine:
         self._config = SchedulerConfig(
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
-            max_prefill_tokens_per_step=int(settings["max_prefill_tokens_per_step"]),
+            max_prefill_tokens_per_step=int(scale.settings["max_prefill_tokens_per_step"]),
             max_model_len=limits.max_model_len,
             max_queued=1024,
             vocab_size=spec.decoder.vocab_size,
@@ -120,17 +116,23 @@ class DirectEngine:
                 raise TimeoutError(f"the device did not end its step in {_STEP_TIMEOUT_S:g} s")
 
 
-def run(scale: Scale, platform: Platform, record: PartRecord) -> list[float]:
+def run(scale: Scale, engine: DirectEngine, card: str, rates: Rates, record: PartRecord) -> None:
     """Tokens a second of nano-vllm's workload, a round each, after one that warms up."""
-    engine = DirectEngine(scale, platform)
     length = Span(*scale.workload_length)
     max_id = min(NANO_VLLM_MAX_ID, RANDOM_SHAPES[scale.small_shape].vocab_size - 1)
     engine.run(nano_vllm(4, Span(4, 32), Span(4, 16), 99, max_id), 0.6)
     found: list[DirectRound] = []
+    floor = 0.0
     for index in rounds(scale.workload_rounds):
-        found.append(engine.run(nano_vllm(scale.workload_seqs, length, length, index, max_id), 0.6))
-        record.add(rounds=[msgspec.structs.asdict(each) for each in found])
-    return [each.tokens_per_s for each in found]
+        jobs = nano_vllm(scale.workload_seqs, length, length, index, max_id)
+        if not index:
+            requests = [Request(len(job.prompt), job.max_tokens) for job in jobs]
+            floor = Floors(RANDOM_SHAPES[scale.small_shape], rates).batch_rate(requests)
+        found.append(engine.run(jobs, 0.6))
+        speeds = [each.tokens_per_s for each in found]
+        record.add(rounds=[msgspec.structs.asdict(each) for each in found], workload_tokens_per_s=speeds)
+    what = "nano-vllm workload without gRPC"
+    record.add(speed_check(what, statistics.median(speeds), floor, WORKLOAD, card, not scale.is_dry))
 
 
 def _submission(handle: int, job: Job, temperature: float) -> Submit:

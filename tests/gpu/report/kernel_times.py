@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Span, nano_vllm
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
-from pagewire.worker.cuda.platform import Platform
 
 _SHOWN = 25
 _NAME_LENGTH = 100
@@ -34,9 +33,9 @@ class _Steps(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-def run(scale: Scale, platform: Platform, rates: Rates, record: PartRecord) -> None:
+def run(scale: Scale, engine: DirectEngine, rates: Rates, record: PartRecord) -> None:
     """A row for each kind of step, and its kernels among the figures: µs and launches of each in a step."""
-    engine, floors = DirectEngine(scale, platform), Floors(RANDOM_SHAPES[scale.small_shape], rates)
+    floors = Floors(RANDOM_SHAPES[scale.small_shape], rates)
     budget = int(scale.settings["max_num_batched_tokens"])
     length, count = scale.prefill_length, 3 if scale.is_dry else 24
     for streams in (1, scale.workload_seqs):

@@ -50,7 +50,13 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
     heads = _DRY_HEADS if scale.is_dry else _GPU_HEADS
     checks: dict[str, Callable[[str], Check]] = {
         "paged_decode": lambda what: _close(what, max(_decode(h, size, device) for h, size in heads)),
+        "paged_decode, one long context": lambda what: _close(
+            what, max(_decode(h, size, device, _skewed(scale)) for h, size in heads[:1])
+        ),
         "paged_prefill": lambda what: _close(what, max(_prefill(h, size, device) for h, size in heads)),
+        "paged_prefill, one long prompt": lambda what: _close(
+            what, max(_prefill(h, size, device, _ragged(scale)) for h, size in heads[:1])
+        ),
         "start_rms_norm, add_rms_norm": lambda what: _close(what, _norms(40 if scale.is_dry else 1024, device)),
         "silu_mul": lambda what: _close(what, _silu_mul(52 if scale.is_dry else 3072, device)),
         "rotate_and_store": lambda what: _close(what, max(_rotate(h, size, device) for h, size in heads)),
@@ -97,13 +103,24 @@ def rows_on(world: PagedWorld, device: torch.device) -> torch.Tensor:
     return wide[:, : h.num_heads * h.head_dim].unflatten(1, (h.num_heads, h.head_dim))
 
 
-def _decode(heads: Heads, block_size: int, device: torch.device) -> float:
-    contexts = (1, block_size, block_size + 1, 0, 127, 129, 300)
-    if device.type == "cuda":
-        contexts += (1024, 4095, 4097)
+def _skewed(scale: Scale) -> tuple[int, ...]:
+    """Short contexts beside one that is long."""
+    return (20, 300, 20) if scale.is_dry else (*range(40, 103), 30_000)
+
+
+def _ragged(scale: Scale) -> list[tuple[int, int]]:
+    """Short prompts beside one that is long."""
+    return [(5, 5), (60, 60), (3, 3)] if scale.is_dry else [(2000, 2000), *((60, 60) for _ in range(30)), (50, 3000)]
+
+
+def _decode(heads: Heads, block_size: int, device: torch.device, contexts: tuple[int, ...] = ()) -> float:
+    if not contexts:
+        contexts = (1, block_size, block_size + 1, 0, 127, 129, 300)
+        if device.type == "cuda":
+            contexts += (1024, 4095, 4097)
     world = PagedWorld(heads, block_size, [(1, context) for context in contexts])
     workspace = torch_decode.DecodeWorkspace.allocate(
-        max_rows=16,
+        max_rows=max(16, len(contexts)),
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,
         head_dim=heads.head_dim,
@@ -124,10 +141,13 @@ def _decode(heads: Heads, block_size: int, device: torch.device) -> float:
     return max(difference(ours, results[0]) for ours in results[1:])
 
 
-def _prefill(heads: Heads, block_size: int, device: torch.device) -> float:
-    sequences = [(7, 7), (3, 70), (1, 20), (block_size, block_size), (4, 0)]
-    if device.type == "cuda":
-        sequences += [(500, 500), (130, 1100), (1, 2000)]
+def _prefill(
+    heads: Heads, block_size: int, device: torch.device, sequences: list[tuple[int, int]] | None = None
+) -> float:
+    if sequences is None:
+        sequences = [(7, 7), (3, 70), (1, 20), (block_size, block_size), (4, 0)]
+        if device.type == "cuda":
+            sequences += [(500, 500), (130, 1100), (1, 2000)]
     world = PagedWorld(heads, block_size, sequences)
     q, kv, tables, starts, lens = (
         rows_on(world, device),

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 # Python puts this file's folder there, whose modules have names of packages that others look for (`kernels`).
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -27,6 +28,9 @@ from gpu.report.checks import Check, PartResult, Skipped
 from gpu.report.floors import Rates
 from gpu.report.results import PartRecord, read_results
 from gpu.report.scale import DRY, GPU, Scale
+
+if TYPE_CHECKING:
+    from gpu.report.direct import DirectEngine
 
 Earlier = dict[str, PartResult]
 T = TypeVar("T")
@@ -115,6 +119,17 @@ def _small(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     card, rates = _card_of(earlier)
     with service.spawned(scale, scale.small_shape, record) as found:
         asyncio.run(service.small_model(found, scale, card, rates, record))
+    served = _figure({"service": record.so_far()}, "service", "workload_tokens_per_s", list[float])
+    direct = _figure(earlier, "direct", "workload_tokens_per_s", list[float])
+    check = Check(
+        what="nano-vllm workload: the service / the worker without gRPC",
+        seen=statistics.median(served) / statistics.median(direct),
+        unit="x",
+        relation="at least",
+        limit=LEAST_SHARE_OF_DIRECT,
+        is_judged=not scale.is_dry,
+    )
+    record.add(check)
 
 
 def _large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
@@ -125,20 +140,76 @@ def _large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
         asyncio.run(service.large_model(found, scale, card, rates, record))
 
 
-def _direct(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+_engines: list[DirectEngine] = []
+"""One for all parts of this process: a second would not find its memory."""
+
+
+def _engine(scale: Scale) -> DirectEngine:
     from gpu.report import direct, steps
 
-    found = direct.run(scale, steps.platform_of(scale), record)
-    served = _figure(earlier, "service", "workload_tokens_per_s", list[float])
-    check = Check(
-        what="nano-vllm workload: the service / the worker without gRPC",
-        seen=statistics.median(served) / statistics.median(found),
-        unit="x",
-        relation="at least",
-        limit=LEAST_SHARE_OF_DIRECT,
-        is_judged=not scale.is_dry,
-    )
-    record.add(check)
+    if not _engines:
+        _engines.append(direct.DirectEngine(scale, steps.platform_of(scale)))
+    return _engines[0]
+
+
+def _direct(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import direct
+
+    card, rates = _card_of(earlier)
+    direct.run(scale, _engine(scale), card, rates, record)
+
+
+def _few_rows(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import few_rows
+
+    few_rows.run(scale, torch.device(scale.device), record)
+
+
+def _collective(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import collective
+
+    record.add(collective.run(torch.device(scale.device)))
+
+
+def _sanitizer(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import sanitizer
+
+    if scale.is_dry:
+        raise Skipped("a dry run has no device")
+    sanitizer.run(record)
+
+
+def _compile_small(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import compiling, steps
+
+    compiling.run(scale, scale.small_shape, steps.platform_of(scale), record)
+
+
+def _compile_large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import compiling, steps
+
+    compiling.run(scale, scale.large_shape, steps.platform_of(scale), record)
+
+
+def _bare_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import bare_times
+
+    _, rates = _card_of(earlier)
+    bare_times.run(scale, torch.device(scale.device), rates, record)
+    if not scale.is_dry:
+        gc.collect()
+        torch.cuda.empty_cache()  # the parts after it in this process want all of the memory
+
+
+def _peer_workload(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import service
+
+    card, rates = _card_of(earlier)
+    with service.spawned(scale, scale.small_shape, record) as found:
+        asyncio.run(service.peer_workload(found, scale, card, rates, record))
 
 
 def _peer(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
@@ -147,15 +218,15 @@ def _peer(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
 
     rate = peer.run(scale, torch.device(scale.device), record)
     record.add(peer_tokens_per_s=rate)
-    ours = _figure(earlier, "service", "peer_workload_tokens_per_s", float)
+    ours = _figure(earlier, "peer workload", "peer_workload_tokens_per_s", float)
     record.add(Check(what="the service / transformers' generate_batch", seen=ours / rate, unit="x"))
 
 
 def _kernel_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
-    from gpu.report import kernel_times, steps
+    from gpu.report import kernel_times
 
     _, rates = _card_of(earlier)
-    kernel_times.run(scale, steps.platform_of(scale), rates, record)
+    kernel_times.run(scale, _engine(scale), rates, record)
 
 
 def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
@@ -167,15 +238,22 @@ def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
 
 PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "card": _card,
+    "few rows": _few_rows,
     "kernels": _kernels,
     "steps": _steps,
     "logits": _logits,
     "flash": _flash,
+    "collectives": _collective,
+    "sanitizer": _sanitizer,
+    "compile small": _compile_small,
+    "compile large": _compile_large,
+    "bare times": _bare_times,
+    "kernel times": _kernel_times,
+    "direct": _direct,
     "service": _small,
     "large": _large,
-    "direct": _direct,
+    "peer workload": _peer_workload,
     "peer": _peer,
-    "kernel times": _kernel_times,
 }
 
 if __name__ == "__main__":

@@ -62,6 +62,10 @@ class PartRecord:
             self._failures.append(f"{what}{': ' * bool(what)}{type(error).__name__}: {error}")
             self.add()
 
+    def so_far(self) -> PartResult:
+        """What it has found."""
+        return self._result()
+
     def end(self, skipped: str = "") -> None:
         """Nothing more comes. `skipped` is the reason where the machine lacks what the part is about."""
         self._append(

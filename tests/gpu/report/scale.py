@@ -29,6 +29,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     matmul_size: int
     plan_steps: int
     """Of each random stream of plans."""
+    replays: int
+    """Of a chain of kernels that start before the one before them is over."""
     sampled_vocab: int
     logit_layers: int
     logit_shape: str
@@ -62,6 +64,7 @@ GPU = Scale(
     copy_bytes=4 << 30,
     matmul_size=8192,
     plan_steps=60,
+    replays=500,
     sampled_vocab=151_936,
     logit_layers=6,
     logit_shape="qwen3-0.6b",
@@ -101,6 +104,7 @@ DRY = Scale(
     copy_bytes=16 << 20,
     matmul_size=256,
     plan_steps=15,
+    replays=3,
     sampled_vocab=400,
     logit_layers=2,
     logit_shape="tiny",
