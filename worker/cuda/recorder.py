@@ -58,7 +58,7 @@ class CudaGraphRecorder:
         except Exception:
             # Torch ends the capture, whose own error comes first, and so does not get to giving the pool up.
             with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)  # type: ignore[attr-defined]
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
             raise
         current.wait_stream(self._stream)
         # The first launch brings the graph to the device: time and memory that no request should wait for, and that

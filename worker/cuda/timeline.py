@@ -125,7 +125,9 @@ class CudaStepTimes:
         return is_over
 
     def wait(self) -> None:
-        self.ended.synchronize()
+        # Who waits is a thread whose device is the first one, where CUDA would make a context that nobody needs.
+        with torch.cuda.device(self._stream.device):
+            self.ended.synchronize()
 
     @property
     def busy_us(self) -> int:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
-from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # exported, but for the type stubs
+from torch.distributed import ProcessGroup, Store, Work  # type: ignore[attr-defined]  # exported, but for the type stubs
 from torch.distributed import distributed_c10d as c10d
 
 from pagewire.worker.loop import RankLost
@@ -35,16 +35,21 @@ class Collectives(Protocol):
 
 
 class GroupCollectives:
-    """Over a process group of torch's. On a GPU, operations are ordered with the current stream and can be captured
-    in a graph."""
+    """Over a process group of torch's. On a GPU, operations run on the current stream, without events to and from one
+    of NCCL's own, and can be captured in a graph. Nothing is raised there for a rank that is lost while a graph runs:
+    its process's end tells, or COLLECTIVE_TIMEOUT_S."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
         self.world_size: int = group.size()
+        self._reduce_options = c10d.AllreduceOptions()
+        self._gather_options = c10d.AllgatherOptions()  # type: ignore[attr-defined]
+        for options in (self._reduce_options, self._gather_options):
+            options.asyncOp = False
 
     def all_reduce(self, x: torch.Tensor) -> None:
         try:
-            self._group.allreduce([x]).wait()
+            _finish(self._group.allreduce([x], self._reduce_options))
         except RuntimeError as error:
             raise RankLost(_in_short(error)) from error
 
@@ -52,10 +57,16 @@ class GroupCollectives:
         parts = x.new_empty((self.world_size, *x.shape))
         # As one tensor of N times as many rows, which is all that Gloo takes.
         try:
-            self._group._allgather_base(parts.flatten(0, 1), x).wait()
+            _finish(self._group._allgather_base(parts.flatten(0, 1), x, self._gather_options))
         except RuntimeError as error:
             raise RankLost(_in_short(error)) from error
         return parts
+
+
+def _finish(work: Work | None) -> None:
+    """On the current stream there may be no work to wait for."""
+    if work is not None:
+        work.wait()
 
 
 def _in_short(error: RuntimeError) -> str:
