@@ -60,6 +60,11 @@ def known_models() -> Mapping[str, Any] | Absent:
     return _ask("scheduler", "pagewire.scheduler_svc", "models", "--json")
 
 
+def auto_device() -> Mapping[str, Any] | Absent:
+    """What `serve` runs on where no device is asked for, and why."""
+    return _ask("scheduler", "pagewire.scheduler_svc", "device")
+
+
 def worker_probe() -> Mapping[str, Any] | Absent:
     """Devices, backends and torch."""
     # The worker says itself what it lacks, but for the library that it says it with.

@@ -12,15 +12,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import cache_dir_of
 from pagewire.scheduler_svc.settings import sources
+from pagewire.scheduler_svc.settings.auto_device import AutoDevice, choose_auto, find_cuda
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.standard_streams import (
     ArgumentParser,
@@ -45,6 +47,8 @@ def main(argv: list[str] | None = None, commands: Commands | None = None) -> int
         arguments = _parser().parse_args(argv)
         if arguments.command == "models":
             return _models(arguments)
+        if arguments.command == "device":
+            return _device()
         if arguments.command == "worker":
             return _worker(arguments, commands or Commands())
         return _serve(arguments, commands or Commands())
@@ -99,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "--connect", required=True, metavar="tcp://HOST:PORT", help="where the server's engine listens for workers"
     )
     sources.add_flags(worker, workers_alone=True)
+    commands.add_parser(
+        "device",
+        help="say what device auto is here",
+        description="Say what device `auto` is on this machine, and why, as one JSON object.",
+    )
     models = commands.add_parser(
         "models", help="list the models that can be named", description="List the models that can be named."
     )
@@ -117,17 +126,33 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _device() -> int:
+    """For a server whose other settings are their defaults."""
+    chosen: list[AutoDevice] = []
+
+    def choose(values: Mapping[str, Any]) -> AutoDevice:
+        chosen.append(choose_auto(values, find_cuda))
+        return chosen[0]
+
+    sources.resolve({"device": "auto"}, {}, None, choose)
+    write_result(msgspec.json.encode(chosen[0]).decode() + "\n")
+    return 0
+
+
 def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     if arguments.make_curve_keys is not None:
         from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys
 
         make_curve_keys(arguments.make_curve_keys)
         return 0
-    resolved = sources.resolve(vars(arguments), os.environ, arguments.config)
+    resolved = sources.resolve(
+        vars(arguments), os.environ, arguments.config, lambda values: choose_auto(values, find_cuda)
+    )
     if arguments.print_config:
         write_result(sources.render(resolved))
         return 0
     _take_charge(resolved.settings, "supervisor")
+    _tell_device(resolved)
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd)
     return _until_interrupted(lambda: _run_server(arguments, resolved.settings, commands))
@@ -137,8 +162,13 @@ def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
     if not arguments.connect.startswith("tcp://"):
         raise SettingsError(f"--connect {arguments.connect} must be tcp://host:port")
     flags = vars(arguments) | {"worker_transport": arguments.connect}
-    settings = sources.resolve(flags, os.environ, arguments.config).settings
+    one_rank = {"tensor_parallel_size": 1, "remote_workers": 0}
+    resolved = sources.resolve(
+        flags, os.environ, arguments.config, lambda values: choose_auto({**values, **one_rank}, find_cuda)
+    )
+    settings = resolved.settings
     _take_charge(settings, f"rank {arguments.rank}")
+    _tell_device(resolved)
     return _until_interrupted(lambda: _run_rank(arguments, settings, commands))
 
 
@@ -154,6 +184,13 @@ def _run_rank(arguments: argparse.Namespace, settings: Settings, commands: Comma
     from pagewire.scheduler_svc.serving import run_rank
 
     return run_rank(settings, arguments.rank, commands, quiet=arguments.quiet)
+
+
+def _tell_device(resolved: sources.Resolved) -> None:
+    """What `auto` came to: a machine whose GPU is not used should not look as if it were."""
+    origin = resolved.origins["device"]
+    if origin.startswith("auto: "):
+        logging.info("device %s: %s", resolved.settings.device, origin.removeprefix("auto: "))
 
 
 def _take_charge(settings: Settings, who: str) -> None:

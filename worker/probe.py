@@ -219,5 +219,5 @@ def cuda_report(
         name=card.name,
         memory_bytes=memory_bytes,
         usable=not triton.missing,
-        note=triton.missing or f"{triton.found}; --device cuda",
+        note=triton.missing or triton.found,
     )

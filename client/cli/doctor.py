@@ -51,6 +51,7 @@ def examine(args: argparse.Namespace) -> Report:
     """Everything, as JSON has it. Takes as long as importing torch does."""
     probe = installed.worker_probe()
     known = installed.known_models()
+    auto = installed.auto_device()
     service = _service(args)
     extras = {name: dict(installed.requirements(extra)) for extra, name in _EXTRAS.items()}
     return {
@@ -62,6 +63,7 @@ def examine(args: argparse.Namespace) -> Report:
         "packages": extras,
         "worker": None if isinstance(probe, installed.Absent) else probe,
         "worker_error": probe.reason if isinstance(probe, installed.Absent) else "",
+        "auto_device": None if isinstance(auto, installed.Absent) else auto,
         "models": None if isinstance(known, installed.Absent) else known,
         "models_error": known.reason if isinstance(known, installed.Absent) else "",
         "service": service,
@@ -142,6 +144,8 @@ def _worker_table(report: Report) -> Table:
         state = "usable" if device["usable"] else "not usable"
         parts_of = [device["name"], size(device["memory_bytes"]), state, device["note"]]
         table.add_row(f"device {device['device']}", ", ".join(part for part in parts_of if part))
+    if report["auto_device"] is not None:
+        table.add_row("device auto", "{device}: {reason}".format_map(report["auto_device"]))
     for kind in ("attention", "linear"):
         for backend in worker[f"{kind}_backends"]:
             state = "in use" if backend["chosen"] else "available" if backend["available"] else "not available"

@@ -28,7 +28,7 @@ emulated and slower than float32."""
 
 
 def choose_device(settings: Settings) -> Device:
-    """Resolve `auto`, which is the CPU today."""
+    """The CPU where nobody has asked this machine what `auto` is; see `auto_device`."""
     return "cpu" if settings.device == "auto" else settings.device
 
 

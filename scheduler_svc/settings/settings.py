@@ -30,7 +30,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda", "sim"],
-        Setting("model", "Where the model runs; sim runs none and answers at once. auto is cpu."),
+        Setting(
+            "model",
+            "Where the model runs; sim runs none and answers at once. auto is cuda where this machine has an NVIDIA "
+            "device that the installed torch and Triton can use, else cpu.",
+        ),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],

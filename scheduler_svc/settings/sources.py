@@ -16,12 +16,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pagewire.scheduler_svc.settings.checks import check_agreement
 from pagewire.scheduler_svc.settings.device import DEVICE_DEFAULTS
+from pagewire.scheduler_svc.settings.auto_device import AutoDevice
 from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
@@ -92,8 +93,14 @@ def add_flags(parser: argparse.ArgumentParser, *, workers_alone: bool = False) -
             group.add_argument(field.flag, dest=name, metavar=_metavar(field), help=text)
 
 
-def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | None) -> Resolved:
-    """Merge the sources. `flags` may hold other keys, and None for absent ones. Raises SettingsError."""
+def resolve(
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    config: str | None,
+    auto_device: Callable[[Mapping[str, Any]], AutoDevice] | None = None,
+) -> Resolved:
+    """Merge the sources. `flags` may hold other keys, and None for absent ones. `auto_device` is asked what device
+    `auto` is, given the other values; without it, it stays `auto`. Raises SettingsError."""
     if config is None:
         config = environ.get(CONFIG_VARIABLE) or None  # blanks are an optional variable's way to be unset
     sources = (
@@ -115,6 +122,9 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | 
         except SettingsError as error:
             raise SettingsError(f"{error} (from {origin})") from None
         values[name], origins[name] = value, origin
+    if values["device"] == "auto" and auto_device is not None:
+        chosen = auto_device(values)
+        values["device"], origins["device"] = chosen.device, f"auto: {chosen.reason}"
     for name, value in DEVICE_DEFAULTS.get(values["device"], {}).items():
         if origins[name] == DEFAULT:
             values[name], origins[name] = value, f"default of device {values['device']}"

@@ -37,7 +37,7 @@ from pagewire.scheduler_svc.frontend.text.template_process import (
 from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
 from pagewire.scheduler_svc.models import bundled, gguf_file
-from pagewire.scheduler_svc.settings import sources
+from pagewire.scheduler_svc.settings import auto_device, sources
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_worker_keys
 from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
@@ -215,6 +215,16 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     yield ByteDecoder("worker/launch_file.py", written(read_worker_launch), (LaunchError,), (some,))
     settings = written(lambda path: sources.render(sources.resolve({}, {}, str(path))))
     toml = b'max_n = 4\nmodel = "m"\nload_interval_s = 0.5\n[table]\na.b.c = [1, {x = 1979-05-27}]\n'
+    driver = b'["x", 9, 0]'
+    yield ByteDecoder(
+        "scheduler_svc/settings/auto_device.py",
+        auto_device.read_answer,
+        (WireError,),
+        (b'{"error": "no"}', b'{"version": 13000, "devices": [' + driver + b"]}"),
+    )
+    yield ByteDecoder(
+        "scheduler_svc/settings/auto_device.py", auto_device.read_version_file, (WireError,), (b"cuda = None\n",)
+    )
     yield ByteDecoder("scheduler_svc/settings/sources.py", settings, (SettingsError,), (toml, b"max_n = 4\n"))
     keys = b"tenant:0123456789abcdef\n# comment\n"
     read = written(lambda path: read_keys(str(path)))
