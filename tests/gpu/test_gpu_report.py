@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gpu.report.__main__ import TOTAL_S, environ_of
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, Share, only
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, SWEEP_STAGES, Share, only
 from gpu.report.checks import Check, PartResult, result_of
 from gpu.report.installed import PACKAGES, difference
 from gpu.report.part import PARTS
@@ -27,7 +27,7 @@ SPEEDS = {
         "idle share of the device in steady decode, 4 streams",
         "nano-vllm workload: the service / the worker without gRPC",
     ],
-    "direct": ["nano-vllm workload without gRPC"],
+    "direct": ["one stream without gRPC", "nano-vllm workload without gRPC"],
     "large": ["4 streams, tiny"],
     "peer": ["the service / transformers' generate_batch"],
     "kernel times": [
@@ -40,14 +40,14 @@ ABOUT = {"card": "a card", "torch": "2", "date": "today"}
 
 
 def test_both_lists_of_stages_have_every_part() -> None:
-    more = tuple(stage for stage in PEER_STAGES if stage not in GPU_STAGES)
+    more = tuple(stage for stage in SWEEP_STAGES + PEER_STAGES if stage not in GPU_STAGES)
     for stages in (GPU_STAGES + more, DRY_STAGES):
         assert sorted(part for stage in stages for share in stage for part in share.parts) == sorted(PARTS)
 
 
 def test_the_limits_of_all_parts_fit_the_run() -> None:
     """What brings the packages takes some of it, too."""
-    for stages in (GPU_STAGES, PEER_STAGES):
+    for stages in (GPU_STAGES, SWEEP_STAGES, PEER_STAGES):
         assert sum(max(share.limit_s for share in stage) for stage in stages) <= TOTAL_S
 
 
@@ -80,10 +80,11 @@ def test_a_dry_run(tmp_path: Path) -> None:
         timeout=120,
     )
     said = json.loads((tmp_path / "gpu.json").read_text())
+    no_device = ("skipped", "a dry run has no device")
     assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)
     assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == dict.fromkeys(
         PARTS, ("held", "")
-    ) | {"collectives": ("skipped", "no NCCL"), "sanitizer": ("skipped", "a dry run has no device")}, (
+    ) | {"collectives": ("skipped", "no NCCL"), "sanitizer": no_device, "sweep": no_device}, (
         tmp_path / "gpu.log"
     ).read_text()
     assert done.returncode == 0

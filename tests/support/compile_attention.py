@@ -73,6 +73,7 @@ def compile_attention(name: str, heads: tuple[int, int, int], block_size: int, d
             "MAX_SPLITS": MAX_SPLITS,
             "SPLITS": MAX_SPLITS,
             "PADDED_SPLITS": MAX_SPLITS,
+            "OVERLAP": arch == 90,
             "SPLITS_AT_ONCE": max(1, min(MAX_SPLITS, paged_decode._COMBINED_VALUES // (padded_g * padded_d))),
         }
         kernel = compile_kernel(paged_decode._paged_decode_kernel, constants, types, arch, tile)

@@ -34,6 +34,9 @@ VOCAB_SIZE = 151_936
 CPU = torch.device("cpu")
 
 
+WAIT = "griddepcontrol.wait"
+
+
 class Target:
     """What Triton asks of a driver before it has compiled."""
 
@@ -64,12 +67,30 @@ def stack_bytes(cubin: bytes) -> int:
     return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", report))
 
 
+def sources_of_loads(ptx: str) -> set[int]:
+    """The kernel's parameters that addresses of loads from global memory follow from."""
+    sources: dict[str, set[int]] = {}
+    found: set[int] = set()
+    for line in ptx.splitlines():
+        line = re.sub(r"^\s*(@!?%p\d+\s+)?", "", line)
+        names = re.findall(r"%\w+", line)
+        if parameter := re.match(r"ld\.param\S*\s+(%\w+), \[\w*param_(\d+)\]", line):
+            sources[parameter[1]] = {int(parameter[2])}
+        elif line.startswith("ld.global"):
+            for name in re.findall(r"%\w+", line[line.rindex("[") :]):
+                found |= sources.get(name, set())
+        elif names:
+            sources[names[0]] = sources.get(names[0], set()).union(*(sources.get(name, set()) for name in names[1:]))
+    return found
+
+
 def report_compilations() -> None:
     launch = JITFunction.run
 
     def compile_only(function: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = launch(function, *args, grid=grid, warmup=True, **kwargs)
         metadata = kernel.metadata
+        before_wait, wait, _ = kernel.asm["ptx"].partition(WAIT)
         print(
             json.dumps(
                 {
@@ -78,6 +99,11 @@ def report_compilations() -> None:
                     "shared": metadata.shared,
                     "stack_bytes": stack_bytes(kernel.asm["cubin"]),
                     "bf16": "bf16" in kernel.asm["ttir"],
+                    "overlap": kwargs.get("OVERLAP", False),
+                    "waits": bool(wait),
+                    "launch_pdl": metadata.launch_pdl,
+                    "stores_before_wait": len(re.findall(r"\bst\.global", before_wait)) if wait else 0,
+                    "sources_before_wait": sorted(sources_of_loads(before_wait)) if wait else [],
                 }
             )
         )
@@ -86,15 +112,17 @@ def report_compilations() -> None:
     JITFunction.run = compile_only
 
 
-def compile_elementwise(width: int, inner: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+def compile_elementwise(
+    width: int, inner: int, num_heads: int, num_kv_heads: int, head_dim: int, *, overlap: bool
+) -> None:
     def values(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.bfloat16)
 
     indices_T = torch.zeros(NUM_ROWS, dtype=torch.int64)
     x_TE, weight_E, delta_TE, out_TE = torch.zeros(NUM_ROWS, width), torch.zeros(width), *values(2, NUM_ROWS, width)
-    norm.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE)
-    norm.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE)
-    activation.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner))
+    norm.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE, overlap=overlap)
+    norm.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE, overlap=overlap)
+    activation.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner), overlap=overlap)
     rotate_and_store.rotate_and_store(
         values(NUM_ROWS, (num_heads + 2 * num_kv_heads) * head_dim),
         torch.zeros(num_heads + num_kv_heads, head_dim),
@@ -103,6 +131,7 @@ def compile_elementwise(width: int, inner: int, num_heads: int, num_kv_heads: in
         indices_T,
         indices_T,
         values(2, 4, num_kv_heads, 16, head_dim),
+        overlap=overlap,
     )
 
 
@@ -141,8 +170,8 @@ def main() -> None:
     report_compilations()
     for arch in (90, 80):
         driver.set_active(Target(arch))
-        compile_elementwise(1024, 3072, 16, 8, 128)
-        compile_elementwise(5120, 25_600, 9, 3, 80)
+        compile_elementwise(1024, 3072, 16, 8, 128, overlap=arch == 90)
+        compile_elementwise(5120, 25_600, 9, 3, 80, overlap=False)
         compile_sampling(VOCAB_SIZE if arch == 90 else 512, torch.bfloat16)
         compile_step_state(1 if arch == 90 else 256)
     compile_sampling(VOCAB_SIZE, torch.float32)

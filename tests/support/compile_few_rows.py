@@ -10,30 +10,13 @@ import sys
 from typing import Any
 
 import torch
-from compile_elementwise import CPU, Target, stack_bytes
+from compile_elementwise import CPU, WAIT, Target, sources_of_loads, stack_bytes
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from pagewire.worker.kernels.triton import few_rows
 
-WAIT, LAUNCH_DEPENDENTS = "griddepcontrol.wait", "griddepcontrol.launch_dependents"
-
-
-def sources_of_loads(ptx: str) -> set[int]:
-    """The kernel's parameters that addresses of loads from global memory follow from."""
-    sources: dict[str, set[int]] = {}
-    found: set[int] = set()
-    for line in ptx.splitlines():
-        line = re.sub(r"^\s*(@!?%p\d+\s+)?", "", line)
-        names = re.findall(r"%\w+", line)
-        if parameter := re.match(r"ld\.param\S*\s+(%\w+), \[\w*param_(\d+)\]", line):
-            sources[parameter[1]] = {int(parameter[2])}
-        elif line.startswith("ld.global"):
-            for name in re.findall(r"%\w+", line[line.rindex("[") :]):
-                found |= sources.get(name, set())
-        elif names:
-            sources[names[0]] = sources.get(names[0], set()).union(*(sources.get(name, set()) for name in names[1:]))
-    return found
+LAUNCH_DEPENDENTS = "griddepcontrol.launch_dependents"
 
 
 def report_compilations() -> None:

@@ -171,7 +171,7 @@ class CpuPlatform:
             new_recorder=EagerRecorder,
         )
 
-    def ops_kernels(self) -> OpsKernels:
+    def ops_kernels(self, overlap: bool) -> OpsKernels:
         return torch_ops_kernels()
 
     def few_rows_kernels(self, device: torch.device) -> list[FewRowsKernels]:

@@ -64,6 +64,8 @@ class AttentionNeeds:
     max_model_len: int
     block_size: int | None
     """None: the backend's default."""
+    overlap: bool = False
+    """Kernels of our own may start before the one before them is over: the device was seen to do it."""
 
 
 Build = Callable[[AttentionNeeds, CudaCard], AttentionBackend]
@@ -191,7 +193,7 @@ def _triton(card: CudaCard | None, import_module: ImportModule) -> Rung:
 def _build_triton(needs: AttentionNeeds, card: CudaCard) -> AttentionBackend:
     return TritonAttention(
         needs.config,
-        triton_paged_kernels(),
+        triton_paged_kernels(overlap=needs.overlap),
         needs.device,
         max_num_seqs=needs.max_num_seqs,
         max_model_len=needs.max_model_len,

@@ -5,6 +5,7 @@ Triton's the same class runs on a CPU.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -67,12 +68,13 @@ def torch_paged_kernels() -> PagedKernels:
     return PagedKernels(name="torch-kernels", decode=paged_decode, prefill=paged_prefill)
 
 
-def triton_paged_kernels() -> PagedKernels:
-    """Raises ImportError where Triton is not installed."""
+def triton_paged_kernels(*, overlap: bool) -> PagedKernels:
+    """`overlap`: the decode kernel's programs start before the kernel before it is over, which devices can from sm_90
+    on. Raises ImportError where Triton is not installed."""
     from pagewire.worker.kernels.triton.paged_decode import paged_decode
     from pagewire.worker.kernels.triton.paged_prefill import paged_prefill
 
-    return PagedKernels(name=NAME, decode=paged_decode, prefill=paged_prefill)
+    return PagedKernels(name=NAME, decode=partial(paged_decode, overlap=overlap), prefill=paged_prefill)
 
 
 class TritonAttention:

@@ -10,6 +10,7 @@ new x goes to a second buffer, and the two change places.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -50,16 +51,17 @@ def torch_ops_kernels() -> OpsKernels:
     )
 
 
-def triton_ops_kernels() -> OpsKernels:
-    """Raises ImportError where Triton is not installed."""
+def triton_ops_kernels(*, overlap: bool) -> OpsKernels:
+    """`overlap`: as of `pagewire.worker.linears.skinny.triton_few_rows_kernels`. Raises ImportError where Triton
+    is not installed."""
     from pagewire.worker.kernels.triton import activation, norm, rotate_and_store
 
     return OpsKernels(
         name="triton",
-        start_rms_norm=norm.start_rms_norm,
-        add_rms_norm=norm.add_rms_norm,
-        rotate_and_store=rotate_and_store.rotate_and_store,
-        silu_mul=activation.silu_mul,
+        start_rms_norm=partial(norm.start_rms_norm, overlap=overlap),
+        add_rms_norm=partial(norm.add_rms_norm, overlap=overlap),
+        rotate_and_store=partial(rotate_and_store.rotate_and_store, overlap=overlap),
+        silu_mul=partial(activation.silu_mul, overlap=overlap),
     )
 
 

@@ -15,6 +15,8 @@ from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.waker import Waker
 from pagewire.worker.linears.skinny import device_linears
 from pagewire.worker.model.decoder import Decoder
+from pagewire.worker.linears.skinny import FewRowsLinears, device_linears
+from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.native.processor import usable_cores
@@ -56,13 +58,22 @@ def load_cuda(
     kit = platform.kit(0 if launch.group is None else launch.group.local_rank)
     meter = kit.meter
     before_model_bytes = meter.total() - meter.free()
+    dtype = TORCH_DTYPES[launch.dtype]
+    candidates = platform.few_rows_kernels(kit.device)
+    notes: list[str] = []
+    linears = device_linears(
+        candidates, kit.device, dtype, new_record=lambda: kit.new_recorder().record, refused=notes.append
+    )
+    # What the trial showed for the linears' launches is true of the other kernels'.
+    overlap = isinstance(linears, FewRowsLinears) and linears.overlaps
     needs = AttentionNeeds(
         config=local_decoder(launch.model.decoder, launch.world_size),
-        dtype=TORCH_DTYPES[launch.dtype],
+        dtype=dtype,
         device=kit.device,
         max_num_seqs=launch.max_num_seqs,
         max_model_len=launch.max_model_len,
         block_size=launch.block_size,
+        overlap=overlap,
     )
     attention = platform.attention(launch.attention_backend, needs)
     block_size = block_size_of(attention, launch.block_size)
@@ -80,14 +91,9 @@ def load_cuda(
         needs.config,
         needs.dtype,
         kit.device,
-        platform.ops_kernels(),
+        platform.ops_kernels(overlap),
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
-    )
-    candidates = platform.few_rows_kernels(kit.device)
-    notes: list[str] = []
-    linears = device_linears(
-        candidates, kit.device, needs.dtype, new_record=lambda: kit.new_recorder().record, refused=notes.append
     )
     allocated_before = meter.allocated()
     launch, decoder = _decoder(launch, attention, ops, linears, progress, on_rank_lost)

@@ -33,8 +33,9 @@ class Platform(Protocol):
         """The device of this host's rank of that number, made the current one, and what drives it. Raises
         CudaUnavailable."""
 
-    def ops_kernels(self) -> OpsKernels:
-        """What computes between the linears. Raises CudaUnavailable."""
+    def ops_kernels(self, overlap: bool) -> OpsKernels:
+        """What computes between the linears; `overlap`: they may start before the kernel before them is over. Raises
+        CudaUnavailable."""
 
     def few_rows_kernels(self, device: torch.device) -> Sequence[FewRowsKernels]:
         """For the linears of a few rows: what this device should run, best first. Raises CudaUnavailable."""
@@ -66,9 +67,9 @@ class CudaPlatform:
             new_recorder=lambda: CudaGraphRecorder(device),
         )
 
-    def ops_kernels(self) -> OpsKernels:
+    def ops_kernels(self, overlap: bool) -> OpsKernels:
         try:
-            return triton_ops_kernels()
+            return triton_ops_kernels(overlap=overlap)
         except ImportError as error:
             raise _without_triton(error) from error
 

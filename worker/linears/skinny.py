@@ -37,6 +37,8 @@ class FewRowsKernels:
     """One kind of kernels; see `pagewire.worker.kernels.reference.few_rows` for what each computes."""
 
     name: str
+    overlaps: bool = False
+    """Programs start before the kernel before theirs is over."""
     linear: Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
     add_norm_linear: Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor | None, Tensor, Tensor], None]
     add_norm_gate_up: Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor | None, Tensor, Tensor], None]
@@ -59,6 +61,7 @@ def triton_few_rows_kernels(*, overlap: bool) -> FewRowsKernels:
 
     return FewRowsKernels(
         name="few-rows-overlapped" if overlap else "few-rows",
+        overlaps=overlap,
         linear=partial(few_rows.linear, overlap=overlap),
         add_norm_linear=partial(few_rows.add_norm_linear, overlap=overlap),
         add_norm_gate_up=partial(few_rows.add_norm_gate_up, overlap=overlap),
@@ -112,6 +115,7 @@ class FewRowsLinears:
 
     def __init__(self, kernels: FewRowsKernels, device: torch.device) -> None:
         self.device = device
+        self.overlaps = kernels.overlaps
         self._kernels = kernels
         self._torch = TorchLinears(TorchLinear, device)
 

@@ -21,7 +21,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, Budget, Course, only
+from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, SWEEP_STAGES, Budget, Course, only
 from gpu.report.live import LiveReport
 from gpu.report.part import PARTS
 from gpu.report.writing import MARKDOWN_NAME
@@ -41,8 +41,11 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=TOTAL_S, metavar="S", help="seconds of the whole run (410)")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help="these parts, and the card")
     parser.add_argument("--peer", action="store_true", help="a comparison with transformers, and nothing else")
+    parser.add_argument("--sweep", action="store_true", help="attention cut in other ways, and nothing else")
     args = parser.parse_args()
-    stages = DRY_STAGES if args.dry_run else PEER_STAGES if args.peer else GPU_STAGES
+    stages = DRY_STAGES if args.dry_run else GPU_STAGES
+    if args.peer or args.sweep:
+        stages = PEER_STAGES if args.peer else SWEEP_STAGES
     if args.only:
         stages = only(stages, args.only)
     spent_s: float = args.spent

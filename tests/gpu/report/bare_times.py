@@ -35,13 +35,13 @@ _LAYERS = 14
 def run(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) -> None:
     """A row for each case."""
     config = RANDOM_SHAPES[scale.small_shape]
-    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels()
+    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels(overlap=True)
     for name, contexts in _decodes(scale).items():
         with record.attempt(name):
-            record.add(_decode(f"paged_decode, {name}", config, contexts, paged, rates, device))
+            record.add(decode(f"paged_decode, {name}", config, contexts, paged, rates, device))
     for name, lengths in _prompts(scale).items():
         with record.attempt(name):
-            record.add(_prefill(f"paged_prefill, {name}", config, lengths, paged, rates, device))
+            record.add(prefill(f"paged_prefill, {name}", config, lengths, paged, rates, device))
     for num_rows in (1, 4):
         with record.attempt(f"linears of {num_rows} rows"):
             record.add(*_linears(scale, config, num_rows, rates, device))
@@ -89,7 +89,7 @@ def _cache(
     return layers, tables.to(device), torch.tensor(contexts, dtype=torch.int32, device=device)
 
 
-def _decode(
+def decode(
     what: str,
     config: DecoderConfig,
     contexts: list[int],
@@ -97,6 +97,7 @@ def _decode(
     rates: Rates,
     device: torch.device,
 ) -> Check:
+    """A layer's attention of decoding rows; µs."""
     layers, tables, lens = _cache(config, contexts, device)
     c, rows = config, len(contexts)
     workspace = DecodeWorkspace.allocate(
@@ -119,7 +120,7 @@ def _decode(
     return _row(what, _seconds(work, device) / len(layers), num_bytes / rates.bytes_per_s)
 
 
-def _prefill(
+def prefill(
     what: str,
     config: DecoderConfig,
     lengths: list[int],
@@ -127,6 +128,7 @@ def _prefill(
     rates: Rates,
     device: torch.device,
 ) -> Check:
+    """A layer's attention of whole prompts; µs."""
     layers, tables, lens = _cache(config, lengths, device)
     c = config
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)

@@ -55,12 +55,13 @@ GPU_STAGES: tuple[Stage, ...] = (
     (Share(("large",), 80),),
 )
 """Together no more than the whole run's time. What says what to mend comes first."""
+SWEEP_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("sweep",), 200),))
 PEER_STAGES: tuple[Stage, ...] = (
     (Share(("card",), 45),),
     (Share(("peer workload",), 150),),
     (Share(("peer",), 150),),
 )
-"""A run of its own."""
+"""Runs of their own."""
 DRY_STAGES: tuple[Stage, ...] = (
     (
         Share(
@@ -80,6 +81,7 @@ DRY_STAGES: tuple[Stage, ...] = (
                 "kernel times",
                 "service",
                 "large",
+                "sweep",
                 "peer workload",
                 "peer",
             ),

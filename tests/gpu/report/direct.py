@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from gpu.report.bounds import WORKLOAD, speed_check
+from gpu.report.checks import Check
 from gpu.report.compiling import launch_of
 from gpu.report.floors import Floors, Rates, Request
 from gpu.report.results import PartRecord
@@ -131,6 +132,23 @@ def run(scale: Scale, engine: DirectEngine, card: str, rates: Rates, record: Par
         found.append(engine.run(jobs, 0.6))
         speeds = [each.tokens_per_s for each in found]
         record.add(rounds=[msgspec.structs.asdict(each) for each in found], workload_tokens_per_s=speeds)
+    case = scale.one_stream
+    alone = [
+        engine.run(
+            nano_vllm(1, Span(case.prompt, case.prompt), Span(case.output, case.output), 3000 + index, max_id), 0.6
+        )
+        for index in rounds(case.rounds)
+    ]
+    record.add(one_stream=[msgspec.structs.asdict(each) for each in alone])
+    middle = sorted(alone, key=lambda each: each.tokens_per_s)[len(alone) // 2]
+    record.add(
+        Check(
+            what="one stream without gRPC, its prompt included",
+            seen=middle.tokens_per_s,
+            unit="tokens/s",
+            floor=Floors(RANDOM_SHAPES[scale.small_shape], rates).batch_rate([Request(case.prompt, case.output)]),
+        )
+    )
     what = "nano-vllm workload without gRPC"
     record.add(speed_check(what, statistics.median(speeds), floor, WORKLOAD, card, not scale.is_dry))
 

@@ -51,8 +51,8 @@ class RoundedSource:
 def run(scale: Scale, device: torch.device) -> list[Check]:
     """The largest relative error of a row of logits: ‖ours - reference‖ / ‖reference‖, in a prefill and in decodes."""
     config = msgspec.structs.replace(RANDOM_SHAPES[scale.logit_shape], num_layers=scale.logit_layers)
-    ops = torch_ops_kernels() if scale.is_dry else triton_ops_kernels()
-    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels()
+    ops = torch_ops_kernels() if scale.is_dry else triton_ops_kernels(overlap=True)
+    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels(overlap=True)
     ours = _steps(config, "bfloat16", ops, paged, scale, device)
     reference = _steps(config, "float32", torch_ops_kernels(), torch_paged_kernels(), scale, device)
     errors = [

@@ -204,6 +204,16 @@ def _bare_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
         torch.cuda.empty_cache()  # the parts after it in this process want all of the memory
 
 
+def _sweep(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import sweep
+
+    if scale.is_dry:
+        raise Skipped("a dry run has no device")
+    _, rates = _card_of(earlier)
+    sweep.run(torch.device(scale.device), rates, record)
+
+
 def _peer_workload(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import service
 
@@ -252,6 +262,7 @@ PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "direct": _direct,
     "service": _small,
     "large": _large,
+    "sweep": _sweep,
     "peer workload": _peer_workload,
     "peer": _peer,
 }

@@ -8,20 +8,25 @@ import torch
 import triton
 import triton.language as tl
 
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 from pagewire.worker.kernels.triton.tuning import ACTIVATION_BLOCK
 
 
-def silu_mul(gate_up: torch.Tensor, out_TF: torch.Tensor) -> None:
-    """See `pagewire.worker.kernels.reference.activation.silu_mul`; both tensors are contiguous."""
+def silu_mul(gate_up: torch.Tensor, out_TF: torch.Tensor, *, overlap: bool = False) -> None:
+    """See `pagewire.worker.kernels.reference.activation.silu_mul`; both tensors are contiguous. `overlap`: see
+    `pagewire.worker.kernels.triton.overlap`."""
     num_rows, width = out_TF.shape
     if num_rows == 0:
         return
     block = min(ACTIVATION_BLOCK, triton.next_power_of_2(width))
-    _silu_mul[(num_rows, triton.cdiv(width, block))](gate_up, out_TF, WIDTH=width, BLOCK=block)
+    _silu_mul[(num_rows, triton.cdiv(width, block))](
+        gate_up, out_TF, WIDTH=width, BLOCK=block, **launch_options(overlap)
+    )
 
 
 @triton.jit
-def _silu_mul(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    begin_overlapped(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < WIDTH

@@ -23,7 +23,6 @@ import triton.language as tl
 from pagewire.worker.kernels.triton.few_rows_tile import (
     add_products,
     cut,
-    launch_options,
     load_part,
     load_spread,
     load_tile,
@@ -31,6 +30,7 @@ from pagewire.worker.kernels.triton.few_rows_tile import (
     none,
     outputs_per_program,
 )
+from pagewire.worker.kernels.triton.overlap import launch_options
 
 
 def linear(

@@ -64,11 +64,6 @@ def _is_heavy(num_rows: int, weight: torch.Tensor) -> bool:
     return num_rows > 1 and weight.shape[1] > _NARROW
 
 
-def launch_options(overlap: bool) -> dict[str, bool]:
-    # Without overlap the launch's own option is not named either: Triton's interpreter does not know it.
-    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
-
-
 @triton.jit
 def none():
     """The empty tuple, to which tiles are added: loops over chunks are unrolled."""

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.kernels.triton.tuning import norm_warps
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
+from pagewire.worker.kernels.triton.tuning import norm_warps
 
 
 def start_rms_norm(
@@ -22,9 +24,12 @@ def start_rms_norm(
     scaled_weight_E: torch.Tensor,
     squared_floor: float,
     out_TE: torch.Tensor,
+    *,
+    overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.norm.start_rms_norm`; all tensors are contiguous."""
-    _launch(x_TE, rows_TE, scaled_weight_E, squared_floor, out_TE, is_start=True)
+    """See `pagewire.worker.kernels.reference.norm.start_rms_norm`; all tensors are contiguous. `overlap`: see
+    `pagewire.worker.kernels.triton.overlap`."""
+    _launch(x_TE, rows_TE, scaled_weight_E, squared_floor, out_TE, is_start=True, overlap=overlap)
 
 
 def add_rms_norm(
@@ -33,9 +38,11 @@ def add_rms_norm(
     scaled_weight_E: torch.Tensor,
     squared_floor: float,
     out_TE: torch.Tensor,
+    *,
+    overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.norm.add_rms_norm`; all tensors are contiguous."""
-    _launch(x_TE, delta_TE, scaled_weight_E, squared_floor, out_TE, is_start=False)
+    """See `pagewire.worker.kernels.reference.norm.add_rms_norm`; all tensors are contiguous, and `overlap` is as above."""
+    _launch(x_TE, delta_TE, scaled_weight_E, squared_floor, out_TE, is_start=False, overlap=overlap)
 
 
 def _launch(
@@ -46,6 +53,7 @@ def _launch(
     out: torch.Tensor,
     *,
     is_start: bool,
+    overlap: bool,
 ) -> None:
     num_rows, width = out.shape
     if num_rows == 0:
@@ -60,6 +68,7 @@ def _launch(
         BLOCK=triton.next_power_of_2(width),
         IS_START=is_start,
         num_warps=norm_warps(width),
+        **launch_options(overlap),
     )
 
 
@@ -73,11 +82,13 @@ def _normalize(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_START: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < WIDTH
     weight = tl.load(weight_ptr + columns, mask=mask, other=0)  # no load can begin earlier than a store before it
+    begin_overlapped(OVERLAP)
     x = tl.load(delta_ptr + row * WIDTH + columns, mask=mask, other=0).to(tl.float32)
     if not IS_START:
         x += tl.load(x_ptr + row * WIDTH + columns, mask=mask, other=0)

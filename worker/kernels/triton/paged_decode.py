@@ -36,6 +36,7 @@ from pagewire.worker.kernels.triton.attention_tile import (
     shared_bytes,
     upcasts,
 )
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 
 _PROGRAMS_PER_SM = 16
 """Programs that a launch aims at, for rows of different lengths even out over several waves of four."""
@@ -83,8 +84,10 @@ def paged_decode(
     *,
     scale: float,
     workspace: DecodeWorkspace,
+    overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`."""
+    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`. `overlap`: see
+    `pagewire.worker.kernels.triton.overlap`."""
     B, H, D = q_BHD.shape
     _, _, K, P, _ = kv_layer.shape
     workspace.check(B)
@@ -123,6 +126,7 @@ def paged_decode(
         UPCAST=upcasts(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **launch_options(overlap),
     )
 
 
@@ -154,7 +158,9 @@ def _paged_decode_kernel(
     PADDED_SPLITS: tl.constexpr,
     SPLITS_AT_ONCE: tl.constexpr,
     UPCAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin_overlapped(OVERLAP)
     kv_head, row, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_parts = tl.num_programs(2)
     context_len = tl.load(context_lens + row)

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.kernels.triton.tuning import ROTATED_HEADS
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
+from pagewire.worker.kernels.triton.tuning import ROTATED_HEADS
 
 
 def rotate_and_store(
@@ -25,8 +27,11 @@ def rotate_and_store(
     positions_T: torch.Tensor,
     slots_T: torch.Tensor,
     kv_layer: torch.Tensor,
+    *,
+    overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.rotate_and_store`; all tensors are contiguous."""
+    """See `pagewire.worker.kernels.reference.rotate_and_store`; all tensors are contiguous. `overlap`: see
+    `pagewire.worker.kernels.triton.overlap`."""
     num_rows = qkv.shape[0]
     if num_rows == 0:
         return
@@ -49,6 +54,7 @@ def rotate_and_store(
         GROUP=group,
         HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
         HAS_NORM=qk_weight_JD is not None,
+        **launch_options(overlap),
     )
 
 
@@ -69,7 +75,9 @@ def _rotate_and_store(
     GROUP: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin_overlapped(OVERLAP)
     NUM_TURNED: tl.constexpr = NUM_HEADS + NUM_KV_HEADS
     NUM_ALL: tl.constexpr = NUM_TURNED + NUM_KV_HEADS
     DIM: tl.constexpr = 2 * HALF

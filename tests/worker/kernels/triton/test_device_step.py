@@ -25,7 +25,7 @@ def test_a_stream_of_plans(eager: bool) -> None:
     plain = CpuRunner(decoder, plain_kv, SMALL)
     plain.begin(1)
     runner = make_runner(
-        device_decoder(decoder, SMALL, triton_ops_kernels(), triton_paged_kernels()),
+        device_decoder(decoder, SMALL, triton_ops_kernels(overlap=False), triton_paged_kernels(overlap=False)),
         kv,
         SMALL,
         kernels=StepKernels(state=step_state, sample=sample),

@@ -25,3 +25,13 @@ def test_registers_and_shared_memory_suffice(compiled: list[dict[str, Any]]) -> 
     for kernel in compiled:
         assert kernel["stack_bytes"] <= 32, kernel
         assert kernel["shared"] <= 48 << 10, kernel
+
+
+def test_what_starts_early_waits_before_it_touches_what_a_step_writes(compiled: list[dict[str, Any]]) -> None:
+    """Of these, the norm asks for its weight first, its third parameter, and needs the sizes to do so."""
+    overlapped = [kernel for kernel in compiled if kernel["overlap"]]
+    assert {kernel["name"] for kernel in overlapped} == {"_normalize", "_silu_mul", "_rotate_and_store"}
+    for kernel in compiled:
+        assert kernel["waits"] == kernel["launch_pdl"] == kernel["overlap"], kernel
+        assert kernel["stores_before_wait"] == 0, kernel
+        assert set(kernel["sources_before_wait"]) <= ({2} if kernel["name"] == "_normalize" else set()), kernel

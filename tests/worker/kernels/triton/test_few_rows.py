@@ -128,7 +128,7 @@ def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
     def load(*parts: Any) -> Decoder:
         return load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None, *parts)
 
-    ops = KernelOps(spec.decoder, torch.float32, CPU, triton_ops_kernels(), max_rows=32, max_positions=64)
+    ops = KernelOps(spec.decoder, torch.float32, CPU, triton_ops_kernels(overlap=False), max_rows=32, max_positions=64)
     decoder = load(ops, FewRowsLinears(kernels, CPU))
     assert decoder.linear_backend == "few-rows"
     expected = tokens(load())

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def triton_ops(config: DecoderConfig) -> KernelOps:
-    return KernelOps(config, torch.float32, CPU, triton_ops_kernels(), max_rows=32, max_positions=64)
+    return KernelOps(config, torch.float32, CPU, triton_ops_kernels(overlap=False), max_rows=32, max_positions=64)
 
 
 def test_a_step_agrees_with_torch() -> None:
