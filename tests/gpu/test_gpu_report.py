@@ -54,6 +54,7 @@ def test_the_limits_of_all_parts_fit_the_run() -> None:
 def test_some_parts_alone_and_the_card() -> None:
     found = only(GPU_STAGES, ["steps", "large"])
     assert [[share.parts for share in stage] for stage in found] == [[("card",)], [("steps",)], [("large",)]]
+    assert len(only(GPU_STAGES + PEER_STAGES, ["peer"])) == 2
     assert only(((Share(("steps", "kernels", "flash"), 3),),), ["kernels", "flash"]) == (
         (Share(("kernels", "flash"), 3),),
     )

@@ -47,7 +47,7 @@ def main() -> int:
     if args.peer or args.sweep:
         stages = PEER_STAGES if args.peer else SWEEP_STAGES
     if args.only:
-        stages = only(stages, args.only)
+        stages = only(stages if args.dry_run else GPU_STAGES + SWEEP_STAGES + PEER_STAGES, args.only)
     spent_s: float = args.spent
     begin_s = time.monotonic() - spent_s
 

@@ -98,6 +98,7 @@ def only(stages: Sequence[Stage], parts: Collection[str]) -> tuple[Stage, ...]:
     for stage in stages:
         shares = [Share(tuple(part for part in share.parts if part in wanted), share.limit_s) for share in stage]
         found.append(tuple(share for share in shares if share.parts))
+        wanted -= {part for share in shares for part in share.parts}
     return tuple(stage for stage in found if stage)
 
 

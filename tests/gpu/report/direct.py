@@ -133,12 +133,8 @@ def run(scale: Scale, engine: DirectEngine, card: str, rates: Rates, record: Par
         speeds = [each.tokens_per_s for each in found]
         record.add(rounds=[msgspec.structs.asdict(each) for each in found], workload_tokens_per_s=speeds)
     case = scale.one_stream
-    alone = [
-        engine.run(
-            nano_vllm(1, Span(case.prompt, case.prompt), Span(case.output, case.output), 3000 + index, max_id), 0.6
-        )
-        for index in rounds(case.rounds)
-    ]
+    prompt, output = Span(case.prompt, case.prompt), Span(case.output, case.output)
+    alone = [engine.run(nano_vllm(1, prompt, output, 3000 + index, max_id), 0.6) for index in rounds(case.rounds)]
     record.add(one_stream=[msgspec.structs.asdict(each) for each in alone])
     middle = sorted(alone, key=lambda each: each.tokens_per_s)[len(alone) // 2]
     record.add(
