@@ -58,7 +58,7 @@ def decode_cuts() -> Iterator[Cut]:
 
     yield "shipped", shipped
     for tokens, warps, stages in (
-        (32, 2, 3),
+        (32, 4, 3),
         (32, 2, 4),
         (32, 4, 2),
         (32, 4, 4),
@@ -76,7 +76,7 @@ def decode_cuts() -> Iterator[Cut]:
     ):
         yield f"{tokens} tokens, {warps} warps, {stages} stages", take(tokens, warps, stages, programs)
     for per_sm in (4, 8, 32, 64):
-        yield f"{per_sm} programs", take(32, 4, 3, per_sm)
+        yield f"{per_sm} programs", take(32, 2, 3, per_sm)
 
 
 def prefill_cuts() -> Iterator[Cut]:
