@@ -61,7 +61,10 @@ def compile_attention(name: str, heads: tuple[int, int, int], block_size: int, d
     types = dict.fromkeys(("q", "kv", "out"), element)
     types |= dict.fromkeys(("tables", "context_lens", "query_starts", "arrivals"), "*i32")
     types |= dict.fromkeys(("partial_out", "partial_lse"), "*fp32")
-    types |= dict.fromkeys(("q_stride", "table_stride"), "i32") | {"value_offset": "i64", "qk_scale": "fp32"}
+    types |= dict.fromkeys(("q_stride", "table_stride", "num_programs"), "i32") | {
+        "value_offset": "i64",
+        "qk_scale": "fp32",
+    }
     constants: dict[str, int | bool] = {"K": K, "G": G, "P": block_size, "D": D, "PADDED_D": padded_d, "UPCAST": False}
     if name == "decode":
         tile = paged_decode.decode_tile(D, _ITEMSIZE[dtype], _SHARED[arch])
@@ -69,6 +72,7 @@ def compile_attention(name: str, heads: tuple[int, int, int], block_size: int, d
             "PADDED_G": padded_g,
             "ROWS": max(16, padded_g),
             "TILE": tile.tokens,
+            "LEAST_TOKENS": paged_decode._LEAST_TOKENS,
             "SPLIT_TOKENS": SPLIT_TOKENS,
             "MAX_SPLITS": MAX_SPLITS,
             "SPLITS": MAX_SPLITS,

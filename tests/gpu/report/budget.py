@@ -43,8 +43,10 @@ GPU_STAGES: tuple[Stage, ...] = (
     # Most of their time goes to compiling kernels, each on a core; nothing in them is timed.
     (
         Share(("few rows",), 100),
+        Share(("few rows, large",), 100),
         Share(("kernels", "collectives"), 100),
         Share(("steps",), 100),
+        Share(("steps, wide heads",), 100),
         Share(("logits", "flash"), 100),
         Share(("compile small",), 100),
         Share(("compile large",), 100),
@@ -68,9 +70,11 @@ DRY_STAGES: tuple[Stage, ...] = (
             (
                 "card",
                 "few rows",
+                "few rows, large",
                 "kernels",
                 "collectives",
                 "steps",
+                "steps, wide heads",
                 "logits",
                 "flash",
                 "sanitizer",

@@ -17,17 +17,14 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.cuda.platform import CudaPlatform
 from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder, Recorder
 from pagewire.worker.model.few_rows_linear import FewRowsKernels, torch_few_rows_kernels, trial
-from pagewire.worker.torch_kernels.few_rows import FEW_ROWS
 
 MAX_RELATIVE = 8e-3
 """Of one kernel in bf16: what it stores is rounded once, and so is the norm."""
 _DIFFERENT_INPUTS = 8
-_SOME_LAYERS = 6
-"""Of a chain: more weights than a cache holds."""
 
 
-def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
-    """See above; a check for each shape, and one for each kind of kernels."""
+def run(scale: Scale, shape: str, num_layers: int, device: torch.device, record: PartRecord) -> None:
+    """See above, at the widths of one shape."""
     dtype = torch.float32 if scale.is_dry else torch.bfloat16
     kinds = list(_kinds(scale, device))
     for kernels in kinds:
@@ -46,18 +43,15 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
     if not scale.is_dry:
         with record.attempt("a recording that fails"):
             record.add(_failed_recording(kinds[-1], device, dtype))
-    for shape in dict.fromkeys((scale.small_shape, scale.large_shape)):
-        config = RANDOM_SHAPES[shape]
-        with record.attempt(shape):
-            for kernels in kinds:
-                record.add(_difference(f"{kernels.name}, {shape}", kernels, config, dtype, device))
-    for shape, num_layers in ((scale.small_shape, _SOME_LAYERS), (scale.large_shape, 2)):
-        if len(kinds) < 2:
-            continue
+    config = RANDOM_SHAPES[shape]
+    if len(kinds) > 1:
         with record.attempt(f"replays, {shape}"):
-            chain = Chain(RANDOM_SHAPES[shape], num_layers, dtype, device)
-            for num_rows in (1, FEW_ROWS):
+            chain = Chain(config, num_layers, dtype, device)
+            for num_rows in sorted({1, most_rows(kinds[0], chain.layers[0][0])}):
                 record.add(_replays(scale, shape, chain, num_rows, kinds, device))
+    with record.attempt(shape):
+        for kernels in kinds:
+            record.add(_difference(f"{kernels.name}, {shape}", kernels, config, dtype, device))
 
 
 def _kinds(scale: Scale, device: torch.device) -> Iterator[FewRowsKernels]:
@@ -96,7 +90,7 @@ def _difference(
     chain = Chain(config, 1, dtype, device)
     definition = torch_few_rows_kernels()
     worst = 0.0
-    for num_rows in range(1, FEW_ROWS + 1):
+    for num_rows in range(1, most_rows(kernels, chain.layers[0][0]) + 1):
         for ours, theirs in zip(
             _each(chain, kernels, num_rows, dtype, device),
             _each(chain, definition, num_rows, dtype, device),

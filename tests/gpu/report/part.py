@@ -96,7 +96,15 @@ def _kernels(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
 def _steps(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     from gpu.report import steps
 
-    steps.run(scale, record)
+    steps.run(scale, "tiny", record)
+
+
+def _steps_wide(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import steps
+
+    if scale.is_dry:
+        raise Skipped("a dry run has no device")
+    steps.run(scale, "heads of 128", record)
 
 
 def _logits(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
@@ -163,7 +171,14 @@ def _few_rows(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import few_rows
 
-    few_rows.run(scale, torch.device(scale.device), record)
+    few_rows.run(scale, scale.small_shape, 6, torch.device(scale.device), record)
+
+
+def _few_rows_large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import few_rows
+
+    few_rows.run(scale, scale.large_shape, 2, torch.device(scale.device), record)
 
 
 def _collective(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
@@ -249,8 +264,10 @@ def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
 PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "card": _card,
     "few rows": _few_rows,
+    "few rows, large": _few_rows_large,
     "kernels": _kernels,
     "steps": _steps,
+    "steps, wide heads": _steps_wide,
     "logits": _logits,
     "flash": _flash,
     "collectives": _collective,

@@ -38,7 +38,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     small_shape: str
     large_shape: str
     settings: dict[str, Setting]
-    """Of the service, by name."""
+    """Of the service, by name; on a GPU it finds the device itself."""
+    restart_streams: int
+    restart_output: int
+    """Of streams during which the worker is killed."""
     workload_seqs: int
     workload_length: Length
     """Of prompts and of outputs."""
@@ -72,7 +75,6 @@ GPU = Scale(
     small_shape="qwen3-0.6b",
     large_shape="qwen3-8b",
     settings={
-        "device": "cuda",
         "dtype": "bfloat16",
         "max_num_seqs": 256,
         "max_num_batched_tokens": 8192,
@@ -93,6 +95,8 @@ GPU = Scale(
     steady_ramp_s=3.0,
     steady_s=6.0,
     large_case=DecodeCase(streams=64, prompt=896, output=256, rounds=2),
+    restart_streams=16,
+    restart_output=1500,
     peer_seqs=128,
     peer_prompt=(100, 512),
     peer_output=128,
@@ -136,6 +140,8 @@ DRY = Scale(
     steady_ramp_s=0.2,
     steady_s=0.4,
     large_case=DecodeCase(streams=4, prompt=8, output=8, rounds=1),
+    restart_streams=3,
+    restart_output=450,
     peer_seqs=3,
     peer_prompt=(4, 12),
     peer_output=8,

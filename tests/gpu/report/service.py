@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
 
 from gpu.report.bounds import LARGE, MAX_IDLE_SHARE, ONE_STREAM, PREFILL, WORKLOAD, SpeedBound, speed_check
 from gpu.report.checks import Check
@@ -30,13 +34,19 @@ _START_TIMEOUT_S = 240.0
 """More than every kernel takes to compile one after the other, where none is compiled yet; the part's own limit may be
 shorter."""
 _MEASURE_LIMIT_S = 60.0
+_KILL_AFTER_S = 0.4
+"""Once streams are asked for: they decode by then."""
 
 
 class Bench:
     """One service, and what it is measured by."""
 
-    def __init__(self, session: Session, scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord) -> None:
+    def __init__(
+        self, session: Session, pid: int, scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord
+    ) -> None:
+        """`pid` is the service's."""
         self._session = session
+        self._pid = pid
         self._scale = scale
         self._shape = shape
         self._card = card
@@ -120,6 +130,29 @@ class Bench:
             )
         )
 
+    async def restart(self) -> None:
+        """Streams whose worker is killed: all come to their end, by the worker that is started in its place."""
+        scale = self._scale
+        worker = _worker_of(self._pid)
+        jobs = self.jobs(scale.restart_streams, Span(8, 8), Span(scale.restart_output, scale.restart_output), 5000)
+        killing = asyncio.create_task(_kill_soon(worker))
+        outcome = await self._at_once("restart", jobs)
+        await killing
+        pauses = [
+            after - before for reading in outcome.readings for (before, _), (after, _) in pairwise(reading.arrivals)
+        ]
+        self._record.add(
+            Check(
+                what=f"tokens of {scale.restart_streams} streams whose worker was killed",
+                seen=float(outcome.summary.output_tokens),
+                unit="tokens",
+                relation="at least",
+                limit=float(scale.restart_streams * scale.restart_output),
+            ),
+            Check(what="their longest pause", seen=max(pauses), unit="s"),
+            worker_pids=[worker, _worker_of(self._pid)],
+        )
+
     async def peer_workload(self) -> None:
         """What the peer is compared on."""
         scale = self._scale
@@ -151,9 +184,31 @@ class Bench:
         return outcome
 
 
+def _worker_of(pid: int) -> int:
+    """The worker process of a service. Raises ValueError where there is none."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError, ValueError):
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    left = [pid]
+    while left:
+        found = left.pop()
+        with suppress(OSError):
+            if b"pagewire.worker\0run" in Path(f"/proc/{found}/cmdline").read_bytes():
+                return found
+        left += children.get(found, [])
+    raise ValueError("the service has no worker process")
+
+
+async def _kill_soon(worker: int) -> None:
+    await asyncio.sleep(_KILL_AFTER_S)
+    os.kill(worker, signal.SIGKILL)
+
+
 @contextmanager
-def spawned(scale: Scale, shape: str, record: PartRecord) -> Iterator[Service]:
-    """A service of a random model; notes the seconds until it served. What it says goes to stderr."""
+def spawned(scale: Scale, shape: str, record: PartRecord) -> Iterator[tuple[Service, int]]:
+    """A service of a random model, and its process; notes the seconds until it served. What it says goes to stderr."""
     begin_s = time.perf_counter()
     local = LocalService(f"random:{shape}", dict(scale.settings), quiet=False)
     try:
@@ -161,19 +216,21 @@ def spawned(scale: Scale, shape: str, record: PartRecord) -> Iterator[Service]:
         with Client(ready.address) as client:
             model = client.model()
         record.add(start_s=time.perf_counter() - begin_s)
-        yield Service(
+        service = Service(
             transport=Transport(target=ready.address), admin=Transport(target=ready.admin_address), model=model
         )
+        yield service, ready.pid
     finally:
         local.stop()
 
 
 @asynccontextmanager
 async def bench_of(
-    found: Service, scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord
+    found: tuple[Service, int], scale: Scale, shape: str, card: str, rates: Rates, record: PartRecord
 ) -> AsyncIterator[Bench]:
     """A bench over a running service; notes what the service says of itself."""
-    async with Session(found) as session:
+    service, pid = found
+    async with Session(service) as session:
         info = await session.server_info()
         if info is not None:
             record.add(
@@ -182,12 +239,13 @@ async def bench_of(
                     "linear": info.linear_backend,
                     "versions": dict(info.versions),
                     "settings": dict(info.settings),
+                    "device": info.device,
                 }
             )
-        yield Bench(session, scale, shape, card, rates, record)
+        yield Bench(session, pid, scale, shape, card, rates, record)
 
 
-async def small_model(found: Service, scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
+async def small_model(found: tuple[Service, int], scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
     """Everything that is measured on the small model."""
     async with bench_of(found, scale, scale.small_shape, card, rates, record) as bench:
         await bench.measure(
@@ -196,17 +254,18 @@ async def small_model(found: Service, scale: Scale, card: str, rates: Rates, rec
                 "one stream": lambda: bench.decode(scale.one_stream),
                 "prefill": bench.prefill,
                 "steady": bench.steady,
+                "restart": bench.restart,
             }
         )
 
 
-async def large_model(found: Service, scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
+async def large_model(found: tuple[Service, int], scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
     """What is measured on the large one."""
     async with bench_of(found, scale, scale.large_shape, card, rates, record) as bench:
         await bench.measure({"streams": lambda: bench.decode(scale.large_case)})
 
 
-async def peer_workload(found: Service, scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
+async def peer_workload(found: tuple[Service, int], scale: Scale, card: str, rates: Rates, record: PartRecord) -> None:
     """What the peer is compared on, alone."""
     async with bench_of(found, scale, scale.small_shape, card, rates, record) as bench:
         await bench.measure({"peer workload": bench.peer_workload})

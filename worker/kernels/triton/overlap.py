@@ -19,7 +19,10 @@ def launch_options(overlap: bool) -> dict[str, bool]:
 
 @triton.jit
 def begin_overlapped(OVERLAP: tl.constexpr):
-    """Let the next kernel's programs start, and wait for the kernel before."""
+    """Wait for the kernel before, and let the next kernel's programs start. In this order: programs that wait take
+    registers and shared memory from those that work, and one that touches nothing before its wait gains nothing by
+    waiting longer. On an H200 a step of one stream took 0.815 ms without, 0.804 in the other order, 0.771 so; of 64
+    streams 2.25, 2.18 and 2.18."""
     if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
