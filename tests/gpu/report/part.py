@@ -127,6 +127,8 @@ def _small(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     card, rates = _card_of(earlier)
     with service.spawned(scale, scale.small_shape, record) as found:
         asyncio.run(service.small_model(found, scale, card, rates, record))
+    if "direct" not in earlier:
+        return
     served = _figure({"service": record.so_far()}, "service", "workload_tokens_per_s", list[float])
     direct = _figure(earlier, "direct", "workload_tokens_per_s", list[float])
     check = Check(

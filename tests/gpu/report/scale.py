@@ -96,7 +96,7 @@ GPU = Scale(
     steady_s=6.0,
     large_case=DecodeCase(streams=64, prompt=896, output=256, rounds=2),
     restart_streams=16,
-    restart_output=1500,
+    restart_output=3000,
     peer_seqs=128,
     peer_prompt=(100, 512),
     peer_output=128,

@@ -22,7 +22,8 @@ from gpu.report.window import DecodeWindow, decode_window
 
 from pagewire.client.bench import runs
 from pagewire.client.bench.runs import Outcome, RunSettings, Steady
-from pagewire.client.bench.session import Service, Session
+from pagewire.client.bench.session import Service, Session, Trace
+from pagewire.client.bench.summary import read
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
 from pagewire.client.local import LocalService
 from pagewire.client.sync import Client
@@ -34,8 +35,7 @@ _START_TIMEOUT_S = 240.0
 """More than every kernel takes to compile one after the other, where none is compiled yet; the part's own limit may be
 shorter."""
 _MEASURE_LIMIT_S = 60.0
-_KILL_AFTER_S = 0.4
-"""Once streams are asked for: they decode by then."""
+_LOOK_S = 0.01
 
 
 class Bench:
@@ -132,24 +132,31 @@ class Bench:
 
     async def restart(self) -> None:
         """Streams whose worker is killed: all come to their end, by the worker that is started in its place."""
-        scale = self._scale
+        scale, session = self._scale, self._session
         worker = _worker_of(self._pid)
         jobs = self.jobs(scale.restart_streams, Span(8, 8), Span(scale.restart_output, scale.restart_output), 5000)
-        killing = asyncio.create_task(_kill_soon(worker))
-        outcome = await self._at_once("restart", jobs)
-        await killing
-        pauses = [
-            after - before for reading in outcome.readings for (before, _), (after, _) in pairwise(reading.arrivals)
+        traces = [Trace(session.clock()) for _ in jobs]
+        streams = [
+            asyncio.ensure_future(session.stream(session.encode(job, TEMPERATURE), trace=trace))
+            for job, trace in zip(jobs, traces, strict=True)
         ]
+        # A trace tells nobody when something has come.
+        while not all(trace.times_s or trace.error for trace in traces):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.gather(*streams)
+        readings = [read(trace) for trace in traces]
+        pauses = [after - before for reading in readings for (before, _), (after, _) in pairwise(reading.arrivals)]
         self._record.add(
             Check(
                 what=f"tokens of {scale.restart_streams} streams whose worker was killed",
-                seen=float(outcome.summary.output_tokens),
+                seen=float(sum(count for reading in readings for _, count in reading.arrivals)),
                 unit="tokens",
                 relation="at least",
                 limit=float(scale.restart_streams * scale.restart_output),
             ),
-            Check(what="their longest pause", seen=max(pauses), unit="s"),
+            Check(what="their longest pause", seen=max(pauses, default=0.0), unit="s"),
+            errors=sorted({reading.error for reading in readings}),
             worker_pids=[worker, _worker_of(self._pid)],
         )
 
@@ -199,11 +206,6 @@ def _worker_of(pid: int) -> int:
                 return found
         left += children.get(found, [])
     raise ValueError("the service has no worker process")
-
-
-async def _kill_soon(worker: int) -> None:
-    await asyncio.sleep(_KILL_AFTER_S)
-    os.kill(worker, signal.SIGKILL)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ and the plain CPU path agree token for token. In a dry run the CPU stands in for
 from __future__ import annotations
 
 import msgspec
+import torch
 from gpu.report.checks import Check
 from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
@@ -36,6 +37,8 @@ def models() -> dict[str, DecoderConfig]:
 def run(scale: Scale, name: str, record: PartRecord) -> None:
     """The number of streams of plans whose tokens differ; where the first differences were, and the memory went."""
     config = models()[name]
+    # The plain path's tensors are small: on many threads they spend their time in barriers, beside parts that compile.
+    torch.set_num_threads(1)
     for enforce_eager in (False, True):
         kind = f"{name}, {'eager' if enforce_eager else 'recorded'}"
         with record.attempt(kind):
