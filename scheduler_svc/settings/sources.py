@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pagewire.scheduler_svc.settings.auto_device import AutoDevice
 from pagewire.scheduler_svc.settings.checks import check_agreement
 from pagewire.scheduler_svc.settings.device import DEVICE_DEFAULTS
-from pagewire.scheduler_svc.settings.auto_device import AutoDevice
 from pagewire.scheduler_svc.settings.field import SettingField, setting_fields
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError

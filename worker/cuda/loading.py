@@ -13,10 +13,8 @@ from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, br
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.waker import Waker
-from pagewire.worker.linears.skinny import device_linears
-from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.linears.skinny import FewRowsLinears, device_linears
-from pagewire.worker.cuda.kernel_ops import KernelOps
+from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.linear import LinearKind
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.native.processor import usable_cores

@@ -20,8 +20,8 @@ from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.triton import PagedKernels, torch_paged_kernels, triton_paged_kernels
 from pagewire.worker.cuda.platform import CudaPlatform
 from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder
-from pagewire.worker.model.few_rows_linear import torch_few_rows_kernels
-from pagewire.worker.torch_kernels.paged_decode import DecodeWorkspace
+from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
+from pagewire.worker.linears.skinny import torch_few_rows_kernels
 
 _BLOCK_SIZE = 64
 _NUM_SMS = 132

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.model.few_rows_linear import FewRowsKernels, FewRowsLinear
-from pagewire.worker.model.linear import TorchLinear
+from pagewire.worker.linears.skinny import FewRowsKernels, FewRowsLinear
+from pagewire.worker.linears.torch import TorchLinear
 
 Tensor = torch.Tensor
 _POISON = 0xFF

@@ -24,8 +24,6 @@ from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vll
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
-from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
-from pagewire.scheduler_svc.engine.steps import PlannedStep, SchedulerConfig
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.columns import pack, unpack
 from pagewire.wire.plan import StepResult

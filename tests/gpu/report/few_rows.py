@@ -16,7 +16,7 @@ from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.cuda.platform import CudaPlatform
 from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder, Recorder
-from pagewire.worker.model.few_rows_linear import FewRowsKernels, torch_few_rows_kernels, trial
+from pagewire.worker.linears.skinny import FewRowsKernels, torch_few_rows_kernels, trial
 
 MAX_RELATIVE = 8e-3
 """Of one kernel in bf16: what it stores is rounded once, and so is the norm."""

@@ -41,7 +41,7 @@ _PROMPTS = {"8 of 1,024": [1024] * 8}
 
 def decode_cuts() -> Iterator[Cut]:
     """The shipped one first."""
-    from pagewire.worker.triton_kernels import paged_decode
+    from pagewire.worker.kernels.triton import paged_decode
 
     tile, programs = paged_decode.decode_tile, paged_decode._PROGRAMS_PER_SM
 
@@ -81,7 +81,7 @@ def decode_cuts() -> Iterator[Cut]:
 
 def prefill_cuts() -> Iterator[Cut]:
     """As above."""
-    from pagewire.worker.triton_kernels import paged_prefill
+    from pagewire.worker.kernels.triton import paged_prefill
 
     tile = paged_prefill.prefill_tile
 

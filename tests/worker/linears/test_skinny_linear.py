@@ -18,7 +18,7 @@ from pagewire.worker.linears.skinny import (
     torch_few_rows_kernels,
 )
 from pagewire.worker.linears.torch import TorchLinear
-from pagewire.worker.model.linear import Linear, TorchLinear
+from pagewire.worker.model.linear import Linear
 
 CPU = torch.device("cpu")
 KERNELS = torch_few_rows_kernels()

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.triton.tuning import norm_warps
 from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 from pagewire.worker.kernels.triton.tuning import norm_warps
 
@@ -41,7 +40,7 @@ def add_rms_norm(
     *,
     overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.norm.add_rms_norm`; all tensors are contiguous, and `overlap` is as above."""
+    """See `pagewire.worker.kernels.reference.norm.add_rms_norm`; all tensors are contiguous. `overlap` is as above."""
     _launch(x_TE, delta_TE, scaled_weight_E, squared_floor, out_TE, is_start=False, overlap=overlap)
 
 

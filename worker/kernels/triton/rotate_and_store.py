@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.triton.tuning import ROTATED_HEADS
 from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 from pagewire.worker.kernels.triton.tuning import ROTATED_HEADS
 

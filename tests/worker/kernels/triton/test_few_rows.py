@@ -15,19 +15,14 @@ from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
 from pagewire.worker.cuda.recorder import EagerRecorder
 from pagewire.worker.kernels.reference import few_rows as reference
 from pagewire.worker.kernels.triton import few_rows
-from pagewire.worker.linears.skinny import FewRowsLinears, device_linears, triton_few_rows_kernels
-from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.weights.build import load_decoder
 from pagewire.worker.linears.skinny import (
     FewRowsKernels,
     FewRowsLinears,
     device_linears,
     triton_few_rows_kernels,
 )
-from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
+from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
-from pagewire.worker.kernels.reference import few_rows as reference
-from pagewire.worker.kernels.triton import few_rows
 
 CPU = torch.device("cpu")
 FLOOR = 0.05
