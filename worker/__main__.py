@@ -19,7 +19,7 @@ from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch_file import LaunchError, read_launch
+from pagewire.worker.launch import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import Inbox, WorkerLoop
 

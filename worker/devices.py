@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable
 
 from pagewire.wire.launch import WorkerLaunch
-from pagewire.worker.launch_file import LaunchError
-from pagewire.worker.loaded import LoadedDevice, Progress
+from pagewire.worker.launch import LaunchError, LoadedDevice, Progress
 from pagewire.worker.sim import load_sim
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pagewire.worker.loaded import installed_version
-from pagewire.worker.native.processor import available_memory_bytes, instruction_sets, processor_name, usable_cores
+from pagewire.worker.launch import installed_version
+from pagewire.worker.native.machine import available_memory_bytes, instruction_sets, processor_name, usable_cores
 
 if TYPE_CHECKING:
     from pagewire.worker.attention.choice import CudaCard, Rung

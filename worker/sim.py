@@ -20,8 +20,7 @@ from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig, DType
 from pagewire.wire.plan import StepPlan
 from pagewire.worker.immediate import ImmediateRunner
-from pagewire.worker.launch_file import LaunchError
-from pagewire.worker.loaded import LoadedDevice, hello_of, slot_limits
+from pagewire.worker.launch import LaunchError, LoadedDevice, hello_of, slot_limits
 from pagewire.worker.sampling.uniform import hash_positions
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots

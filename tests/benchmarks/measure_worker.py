@@ -24,7 +24,7 @@ from pagewire.wire.columns import row_of
 from pagewire.wire.plan import Begin
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.cpu.batch_builder import BatchBuilder
-from pagewire.worker.native.processor import usable_cores
+from pagewire.worker.native.machine import usable_cores
 from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots

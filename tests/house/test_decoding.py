@@ -63,7 +63,7 @@ SAFE = {
     },
     "worker/attention/triton.py": {KERNEL},
     # The kernel's own files.
-    "worker/native/processor.py": {
+    "worker/native/machine.py": {
         "path.read_text()",
         "Path('/proc/meminfo').read_text()",
         "Path('/sys/fs/cgroup/memory.max').read_text()",

@@ -6,7 +6,7 @@ from random import Random
 
 import torch
 
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.model.decoder import Decoder
 

@@ -77,8 +77,8 @@ from pagewire.wire.requests import (
     TokenBatch,
 )
 from pagewire.wire.sampling import SamplingParams
-from pagewire.worker.launch_file import LaunchError
-from pagewire.worker.launch_file import read_launch as read_worker_launch
+from pagewire.worker.launch import LaunchError
+from pagewire.worker.launch import read_launch as read_worker_launch
 from pagewire.worker.parallel.rendezvous import GroupNotice
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.plan_check import PlanError, decode_column, decode_pairs
@@ -212,7 +212,7 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     startup: Errors = (StartupError,)
     yield ByteDecoder(launch, written(lambda path: read_launch(path, EngineLaunch)), startup, (some,))
     yield ByteDecoder(launch, written(lambda path: read_launch(path, FrontendLaunch)), startup, (some,))
-    yield ByteDecoder("worker/launch_file.py", written(read_worker_launch), (LaunchError,), (some,))
+    yield ByteDecoder("worker/launch.py", written(read_worker_launch), (LaunchError,), (some,))
     settings = written(lambda path: sources.render(sources.resolve({}, {}, str(path))))
     toml = b'max_n = 4\nmodel = "m"\nload_interval_s = 0.5\n[table]\na.b.c = [1, {x = 1979-05-27}]\n'
     driver = b'["x", 9, 0]'

@@ -7,15 +7,14 @@ import torch
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels
 from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.cuda.graphs import EagerRecorder, Recorder, record_steps
 from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
-from pagewire.worker.cuda.recorded_steps import record_steps
-from pagewire.worker.cuda.recorder import EagerRecorder, Recorder
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 
 

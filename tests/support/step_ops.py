@@ -4,9 +4,9 @@ import torch
 from support.batches import PagedDriver
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import RmsNorm
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.model.rope import rotary_embedding
 

@@ -11,9 +11,9 @@ from support.worker_process import probe, sim_launch
 
 from pagewire.worker.attention.choice import CudaCard
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.launch import LaunchError
 from pagewire.worker.native.library import LIBRARY_FILE
-from pagewire.worker.native.processor import cpu_flags, instruction_sets, usable_cores
+from pagewire.worker.native.machine import cpu_flags, instruction_sets, usable_cores
 from pagewire.worker.probe import DeviceReport, cuda_report
 
 

@@ -17,8 +17,12 @@ import torch
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import AttentionBackend
-from pagewire.worker.attention.flash_attention import FlashAttention2, FlashAttention3
-from pagewire.worker.attention.flash_modules import FlashAttention2Module, FlashAttention3Module
+from pagewire.worker.attention.flash_attention import (
+    FlashAttention2,
+    FlashAttention2Module,
+    FlashAttention3,
+    FlashAttention3Module,
+)
 from pagewire.worker.attention.triton import TritonAttention, triton_paged_kernels
 
 _FLASH_3_FUNCTIONS = ("flash_attn_with_kvcache", "get_scheduler_metadata")

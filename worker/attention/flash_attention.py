@@ -8,16 +8,20 @@ ours. Each allocates its own results, which a graph's memory pool holds as any o
 Rows of sequences that decode and rows of prompts go to a call each, because a call's tiles are as tall as its longest
 sequence. Unlike our own kernels, both choose splits of a context by what else is in the batch, so the last bits of a
 result depend on its company.
+
+What is used of the packages is said by two protocols, with the arguments as documented, by name. Sources:
+hopper/flash_attn_interface.py, flash_attn/flash_attn_interface.py and the files flash_api.cpp of each in
+Dao-AILab/flash-attention.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
-from pagewire.worker.attention.flash_modules import FlashAttention2Module, FlashAttention3Module
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 
 MAX_SPLITS = 32
@@ -26,6 +30,65 @@ as many as the lengths on the device call for: without a cap, up to 128 for a gr
 
 _ROWS_PER_TILE = 128
 """Of FlashAttention 3's tiles at 128 dimensions."""
+
+
+class FlashAttention3Module(Protocol):
+    """What is used of `flash_attn_interface`."""
+
+    def flash_attn_with_kvcache(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        *,
+        cache_seqlens: torch.Tensor,
+        page_table: torch.Tensor,
+        cu_seqlens_q: torch.Tensor | None,
+        max_seqlen_q: int,
+        softmax_scale: float,
+        causal: bool,
+        scheduler_metadata: torch.Tensor,
+        num_splits: int,
+    ) -> torch.Tensor:
+        """q [B, 1, H, D] or, with cu_seqlens_q, [T, H, D]; returns the like."""
+
+    def get_scheduler_metadata(
+        self,
+        *,
+        batch_size: int,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        num_heads_q: int,
+        num_heads_kv: int,
+        headdim: int,
+        cache_seqlens: torch.Tensor,
+        qkv_dtype: torch.dtype,
+        cu_seqlens_q: torch.Tensor | None,
+        page_size: int,
+        causal: bool,
+        num_splits: int,
+    ) -> torch.Tensor:
+        """How a call with the same arguments is cut into tiles, worked out by the device: int32."""
+
+
+class FlashAttention2Module(Protocol):
+    """What is used of `flash_attn`."""
+
+    def flash_attn_varlen_func(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool,
+        block_table: torch.Tensor,
+    ) -> torch.Tensor:
+        """q [T, H, D]; returns the like."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

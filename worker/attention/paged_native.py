@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.native.library import CHUNK_TOKENS, AttentionArgs, AttentionPlan, NativeLibrary
 from pagewire.worker.native.memory import Buffer, dtype_code

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
 

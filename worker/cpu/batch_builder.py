@@ -8,7 +8,7 @@ decoding slots together, and a few per chunk.
 import numpy as np
 import torch
 
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.state import Chunk, Step
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_native import PagedNativeStep
 from pagewire.worker.cpu.native_ops import NativeStepOps

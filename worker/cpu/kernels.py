@@ -29,7 +29,7 @@ from pagewire.worker.linears.int8 import (
 from pagewire.worker.linears.native import NativeLinear, NativeLinears
 from pagewire.worker.linears.torch import OneDnnLinear, TorchLinear, TorchLinears, choose_linear
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.linear import LinearKind
+from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.native.library import NativeLibrary, NativeUnavailable, load_library
 from pagewire.worker.sampling.native_sampler import NativeSampler

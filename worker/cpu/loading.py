@@ -13,12 +13,11 @@ from pagewire.worker.attention.kv_cache import KVCache, plan_num_blocks
 from pagewire.worker.cpu.kernels import CpuKernels, choose_kernels, kernels_of_attention
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.immediate import ImmediateRunner
-from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.launch import LaunchError, LoadedDevice, Progress, hello_of, slot_limits
 from pagewire.worker.linears.int8 import Int8Unavailable
-from pagewire.worker.loaded import LoadedDevice, Progress, hello_of, slot_limits
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.native.library import NativeUnavailable
-from pagewire.worker.native.processor import available_memory_bytes, usable_cores
+from pagewire.worker.native.machine import available_memory_bytes, usable_cores
 from pagewire.worker.parallel.ranks import RankStart
 from pagewire.worker.parallel.rendezvous import RendezvousError
 from pagewire.worker.weights.build import TORCH_DTYPES, load_decoder

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import RmsNorm
 from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
 from pagewire.worker.native.library import (

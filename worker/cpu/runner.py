@@ -12,7 +12,7 @@ import torch
 
 from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.wire.plan import StepPlan
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder
 from pagewire.worker.sampling.sampler import Sampler

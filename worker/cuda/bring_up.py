@@ -10,43 +10,32 @@ their size alone, and thrown away. The order is the same on every rank: a step m
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache, num_blocks_within
-from pagewire.worker.cuda.buckets import padded_sizes
-from pagewire.worker.cuda.memory_budget import (
+from pagewire.worker.cuda.graphs import (
+    RecordedSteps,
+    Recorder,
+    fill_with_padding,
+    padded_sizes,
+    record_size,
+    record_steps,
+)
+from pagewire.worker.cuda.memory import (
+    MemoryMeter,
     MemoryReport,
     MemoryUse,
     describe_budget,
     estimated_graph_bytes,
     kv_budget,
 )
-from pagewire.worker.cuda.recorded_steps import RecordedSteps, fill_with_padding, record_size, record_steps
-from pagewire.worker.cuda.recorder import Recorder
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
 from pagewire.worker.slots.columns import SlotLimits
-
-
-class MemoryMeter(Protocol):
-    """What a device says about its memory. Bytes."""
-
-    def total(self) -> int:
-        """All that it has."""
-
-    def free(self) -> int:
-        """What the driver could still give, after everything that is only kept for reuse has been given back to it."""
-
-    def allocated(self) -> int:
-        """In tensors of this process."""
-
-    def peak(self, work: Callable[[], None]) -> int:
-        """The most that `work` takes beyond what is allocated before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

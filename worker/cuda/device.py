@@ -9,8 +9,7 @@ from pagewire.wire.launch import WorkerLaunch
 from pagewire.worker.attention.choice import AttentionUnavailable
 from pagewire.worker.cuda.loading import load_cuda as load_onto
 from pagewire.worker.cuda.platform import CudaPlatform, CudaUnavailable
-from pagewire.worker.launch_file import LaunchError
-from pagewire.worker.loaded import LoadedDevice, Progress, hello_of
+from pagewire.worker.launch import LaunchError, LoadedDevice, Progress, hello_of
 from pagewire.worker.parallel.rendezvous import RendezvousError
 
 

@@ -15,12 +15,11 @@ from functools import partial
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
 from pagewire.worker.linears.skinny import FewRowsLinear
-from pagewire.worker.model.linear import Linear
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import Linear, RmsNorm
 from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
 

@@ -12,12 +12,12 @@ from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, LoadedModel, bring_up
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
-from pagewire.worker.cuda.waker import Waker
+from pagewire.worker.cuda.timeline import Waker
 from pagewire.worker.linears.skinny import FewRowsLinears, device_linears
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.linear import LinearKind
+from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.model.ops import DecoderOps
-from pagewire.worker.native.processor import usable_cores
+from pagewire.worker.native.machine import usable_cores
 from pagewire.worker.parallel.ranks import RankStart
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.weights.build import TORCH_DTYPES, load_decoder

@@ -14,9 +14,9 @@ from pagewire.wire.launch import AttentionBackendName
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
 from pagewire.worker.cuda.bring_up import DeviceKit
+from pagewire.worker.cuda.graphs import CudaGraphRecorder
 from pagewire.worker.cuda.kernel_ops import OpsKernels, triton_ops_kernels
-from pagewire.worker.cuda.meter import CudaMeter
-from pagewire.worker.cuda.recorder import CudaGraphRecorder
+from pagewire.worker.cuda.memory import CudaMeter
 from pagewire.worker.cuda.step_work import StepKernels
 from pagewire.worker.cuda.timeline import CudaTimeline
 from pagewire.worker.linears.skinny import FewRowsKernels, triton_few_rows_kernels

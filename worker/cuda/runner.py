@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable
 
 from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.worker.cuda.graphs import RecordedSteps
 from pagewire.worker.cuda.plan_packer import PackedPlan, PlanPacker, packed_capacity
-from pagewire.worker.cuda.recorded_steps import RecordedSteps
 from pagewire.worker.cuda.ring import Place, Ring, StepInFlight
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepWork

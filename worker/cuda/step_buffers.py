@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.columns import ROW_WORDS
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
 from pagewire.worker.slots.columns import SlotLimits
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout

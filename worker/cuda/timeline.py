@@ -1,9 +1,17 @@
-"""When a device is done with a step, how long the step took, and how long the device had nothing to do before it.
+"""The timeline of a device's work: when it is done with a step, how long the step took, and how long the device had
+nothing to do before it.
 
 A step's time begins where its forward pass may start, not where its plan is copied: whatever keeps the device from
 computing counts as idle, so that the idle share never flatters.
+
+The loop sleeps in a poller that knows sockets and pipes, and a device reports to neither; asking it in turns would
+either spin or, at the poller's millisecond, lose more than a small model's step takes. So the waker's thread waits for
+each step in order and then wakes the loop, which asks the step itself.
 """
 
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -141,3 +149,25 @@ class CudaStepTimes:
 def _us_between(first: torch.cuda.Event, last: torch.cuda.Event) -> int:
     elapsed_ms: float = first.elapsed_time(last)
     return max(0, round(elapsed_ms * 1000))
+
+
+class Waker:
+    """Calls `wake` once after each watched step, in order, from a thread of its own."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._steps: queue.SimpleQueue[StepTimes] = queue.SimpleQueue()
+        # A daemon: a process that is told to stop ends without waiting for a step that hangs.
+        threading.Thread(target=self._run, name="step-waker", daemon=True).start()
+
+    def watch(self, step: StepTimes) -> None:
+        """Wake when this step, which has ended on the host's side, is over on the device."""
+        self._steps.put(step)
+
+    def _run(self) -> None:
+        while True:
+            step = self._steps.get()
+            # The loop meets the same error when it asks the step, and knows what to do.
+            with contextlib.suppress(Exception):
+                step.wait()
+            self._wake()

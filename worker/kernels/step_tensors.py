@@ -3,7 +3,7 @@
 Holds data and nothing else. `pagewire.worker.kernels.triton.step_state` and
 `pagewire.worker.kernels.reference.step_state` are the only writers, from what `pagewire.worker.cuda.plan_packer` packs.
 
-Shape suffixes as in `pagewire.worker.attention.batch`, besides R, the slots, and Q, the fields that describe a
+Shape suffixes as in `pagewire.worker.attention.base`, besides R, the slots, and Q, the fields that describe a
 sequence's part in a step:
 
     field   0     slot; -1 for a row that only pads the batch, which reads and writes no slot and no block
@@ -41,7 +41,7 @@ class SlotTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTensors:
-    """One step's inputs, as the model and the sampler take them; see `pagewire.worker.attention.batch.Batch`."""
+    """One step's inputs, as the model and the sampler take them; see `pagewire.worker.attention.base.Batch`."""
 
     input_ids_T: torch.Tensor
     """int64."""

@@ -16,8 +16,7 @@ from typing import ClassVar
 import torch
 
 from pagewire.worker.linears.native import NativeLinears
-from pagewire.worker.model.embedding import Embedding, TableEmbedding
-from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.layers import Embedding, Linear, TableEmbedding
 from pagewire.worker.native.library import MAX_INT8_K, ROTATION, Int8LinearArgs, LinearArgs, NativeLibrary
 from pagewire.worker.native.memory import Buffer, dtype_code
 

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from pagewire.worker.model.embedding import Embedding
-from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.layers import Embedding, Linear
 from pagewire.worker.native.library import LinearArgs, NativeLibrary
 from pagewire.worker.native.memory import Buffer, HugePages, dtype_code
 

@@ -13,9 +13,7 @@ import torch
 from pagewire.worker.kernels.reference import few_rows as definition
 from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
-from pagewire.worker.model.embedding import Embedding, TableEmbedding
-from pagewire.worker.model.linear import Linear, LinearKind
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import Embedding, Linear, LinearKind, RmsNorm, TableEmbedding
 
 Tensor = torch.Tensor
 

@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from pagewire.worker.model.embedding import Embedding, TableEmbedding
-from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.layers import Embedding, Linear, TableEmbedding
 
 _CPU = torch.device("cpu")
 

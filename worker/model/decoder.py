@@ -13,7 +13,7 @@ no knowledge of files, packing or ranks. Tensor parallelism replaces a layer's l
 builds the decoder with the local numbers of heads. Head numbers in `forward` therefore come from the config it was
 given. Nothing in `forward` reads a tensor back to the host, so that it can be captured in a CUDA graph.
 
-Shapes as in `pagewire.worker.attention.batch`; F is the MLP's inner size, A = H · D.
+Shapes as in `pagewire.worker.attention.base`; F is the MLP's inner size, A = H · D.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,9 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.base import AttentionBackend, AttentionStep
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import AttentionBackend, AttentionStep, Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.model.embedding import Embedding
-from pagewire.worker.model.linear import Linear
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import Embedding, Linear, RmsNorm
 from pagewire.worker.model.ops import DecoderOps, StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
 

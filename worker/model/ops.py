@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.model.linear import Linear
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import Linear, RmsNorm
 from pagewire.worker.model.rope import RotaryEmbedding
 
 

@@ -2,7 +2,7 @@
 // fills in. No inline functions: a function that two units compile with different instructions would be merged into
 // one of them by the linker.
 //
-// Shapes as in pagewire.worker.attention.batch. All matrices are row-major; strides count elements.
+// Shapes as in pagewire.worker.attention.base. All matrices are row-major; strides count elements.
 
 #pragma once
 

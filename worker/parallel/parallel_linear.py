@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 
 from pagewire.worker.model.decoder import Decoder, DecoderWeights
-from pagewire.worker.model.embedding import Embedding
-from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.layers import Embedding, Linear
 from pagewire.worker.parallel.collectives import Collectives
 from pagewire.worker.parallel.shard import VocabularyPart
 

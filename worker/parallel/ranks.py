@@ -10,7 +10,7 @@ from pagewire.wire.model import DType, ModelSpec, local_decoder
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.loop import RankLost
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.linear import LinearKind
+from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.model.ops import DecoderOps
 from pagewire.worker.parallel.collectives import Collectives, gloo_collectives, least, nccl_collectives
 from pagewire.worker.parallel.parallel_linear import parallel_decoder

@@ -14,9 +14,7 @@ from pagewire.wire.model import DecoderConfig, DType, ModelSpec
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.linears.torch import TorchLinears, choose_linear
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
-from pagewire.worker.model.embedding import Embedding, TableEmbedding
-from pagewire.worker.model.linear import Linear, LinearKind
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import Embedding, Linear, LinearKind, RmsNorm, TableEmbedding
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.weights.random_source import RandomSource

@@ -18,8 +18,8 @@ from gpu.report.scale import Scale
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.triton import PagedKernels, torch_paged_kernels, triton_paged_kernels
+from pagewire.worker.cuda.graphs import CudaGraphRecorder, EagerRecorder
 from pagewire.worker.cuda.platform import CudaPlatform
-from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder
 from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
 from pagewire.worker.linears.skinny import torch_few_rows_kernels
 

@@ -7,7 +7,7 @@ import torch
 from gpu.report.checks import Check, Skipped
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pagewire.worker.cuda.recorder import CudaGraphRecorder
+from pagewire.worker.cuda.graphs import CudaGraphRecorder
 from pagewire.worker.parallel.collectives import nccl_collectives
 
 

@@ -14,8 +14,8 @@ from gpu.report.scale import Scale
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
+from pagewire.worker.cuda.graphs import CudaGraphRecorder, EagerRecorder, Recorder
 from pagewire.worker.cuda.platform import CudaPlatform
-from pagewire.worker.cuda.recorder import CudaGraphRecorder, EagerRecorder, Recorder
 from pagewire.worker.linears.skinny import FewRowsKernels, torch_few_rows_kernels, trial
 
 MAX_RELATIVE = 8e-3

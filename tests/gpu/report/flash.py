@@ -15,7 +15,7 @@ from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
 from support.paged_world import Heads, PagedWorld, attention_config
 
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder
 from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
 

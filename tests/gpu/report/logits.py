@@ -16,7 +16,7 @@ from support.batches import PagedDriver
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels, triton_paged_kernels
 from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels, triton_ops_kernels

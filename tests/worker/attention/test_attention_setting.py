@@ -6,8 +6,7 @@ from support.worker_process import sim_launch
 from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
 from pagewire.worker.cpu.kernels import kernels_of_attention
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch_file import LaunchError
-from pagewire.worker.loaded import LoadedDevice
+from pagewire.worker.launch import LaunchError, LoadedDevice
 
 
 def load(**changes: object) -> LoadedDevice:

@@ -9,7 +9,7 @@ from support.checkpoints import build_hf_model, decoder_config
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block, plan_num_blocks
-from pagewire.worker.native.processor import available_memory_bytes
+from pagewire.worker.native.machine import available_memory_bytes
 
 GIB = 1 << 30
 

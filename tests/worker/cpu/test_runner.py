@@ -11,7 +11,7 @@ from support.worker_plans import GREEDY, SMALL, PlanMaker, PlanModel, admit
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.slots.plan_check import PlanError

@@ -11,12 +11,12 @@ from support.device_runner import CPU, TORCH_KERNELS, CountingModel, device_deco
 from support.worker_plans import SMALL, PlanMaker, admit
 
 from pagewire.wire.columns import unpack
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, DeviceKit, LoadedModel, bring_up, worst_rows
-from pagewire.worker.cuda.memory_budget import GIB, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
-from pagewire.worker.cuda.recorder import EagerRecorder, Launch
+from pagewire.worker.cuda.graphs import EagerRecorder, Launch
+from pagewire.worker.cuda.memory import GIB, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.step_work import Model, StepKernels
 from pagewire.worker.cuda.timeline import HostTimeline
 from pagewire.worker.kernels.reference import step_state

@@ -21,7 +21,7 @@ from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.loading import load_cuda
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch_file import LaunchError
+from pagewire.worker.launch import LaunchError
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.weights.build import load_decoder

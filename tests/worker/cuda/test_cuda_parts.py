@@ -12,7 +12,7 @@ from support.worker_plans import SMALL, PlanMaker, admit
 from pagewire.wire.columns import ROW_WORDS
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.choice import CudaCard, attention_ladder
-from pagewire.worker.cuda.buckets import padded_size, padded_sizes
+from pagewire.worker.cuda.graphs import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepShape

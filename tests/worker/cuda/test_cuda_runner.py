@@ -12,7 +12,7 @@ from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 from pagewire.wire.columns import unpack
 from pagewire.wire.plan import NO_TOKEN, StepPlan
 from pagewire.wire.sampling import SamplingParams
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.model.decoder import Decoder

@@ -15,7 +15,7 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.cuda.kernel_ops import KernelOps, torch_ops_kernels
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.weights.build import load_decoder

@@ -16,8 +16,7 @@ from pagewire.wire.control import EngineRestarted, Stop
 from pagewire.wire.plan import Begin, StepResult, WorkerFailed
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.runner import CudaRunner
-from pagewire.worker.cuda.timeline import HostTimeline
-from pagewire.worker.cuda.waker import Waker
+from pagewire.worker.cuda.timeline import HostTimeline, Waker
 from pagewire.worker.loop import Inbox
 
 

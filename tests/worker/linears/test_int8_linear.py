@@ -6,7 +6,7 @@ from support.int8_reference import reference_int8
 
 from pagewire.worker.linears import int8 as int8_linear
 from pagewire.worker.linears.int8 import Int8Unavailable, NativeInt8Linears, OneDnnInt8Linears, int8_on_torch
-from pagewire.worker.model.linear import LinearKind
+from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.native.library import LIBRARY_FILE, MAX_INT8_K, load_library
 
 

@@ -11,9 +11,8 @@ from pagewire.wire.launch import CpuKernelKind
 from pagewire.worker.cpu import kernels as cpu_kernels
 from pagewire.worker.cpu.kernels import choose_kernels, cpu_linears
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch_file import LaunchError, read_launch
+from pagewire.worker.launch import LaunchError, LoadedDevice, read_launch
 from pagewire.worker.linears.int8 import Int8Unavailable, OneDnnInt8Linears
-from pagewire.worker.loaded import LoadedDevice
 from pagewire.worker.native.library import LIBRARY_FILE
 
 

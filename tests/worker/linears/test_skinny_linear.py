@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pagewire.worker.cuda.recorder import EagerRecorder
+from pagewire.worker.cuda.graphs import EagerRecorder
 from pagewire.worker.linears.skinny import (
     FewRowsKernels,
     FewRowsLinear,
@@ -18,7 +18,7 @@ from pagewire.worker.linears.skinny import (
     torch_few_rows_kernels,
 )
 from pagewire.worker.linears.torch import TorchLinear
-from pagewire.worker.model.linear import Linear
+from pagewire.worker.model.layers import Linear
 
 CPU = torch.device("cpu")
 KERNELS = torch_few_rows_kernels()

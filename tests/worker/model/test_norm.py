@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import RmsNorm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.captured_decoder import CapturedDecoder
 from pagewire.worker.linears.native import NativeLinears
-from pagewire.worker.model.norm import RmsNorm
+from pagewire.worker.model.layers import RmsNorm
 from pagewire.worker.native.library import NativeLibrary, NormArgs, load_library
 
 DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

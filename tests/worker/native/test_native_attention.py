@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.batch import Batch
+from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.native.library import AttentionPlan, NativeLibrary, load_library

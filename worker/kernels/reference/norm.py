@@ -2,7 +2,7 @@
 
     y = x / sqrt(sum(x²) + floor) · scaled_weight
 
-with scaled_weight = weight · sqrt(E) and floor = E · eps, as `pagewire.worker.model.norm.RmsNorm` holds them.
+with scaled_weight = weight · sqrt(E) and floor = E · eps, as `pagewire.worker.model.layers.RmsNorm` holds them.
 Everything is fp32 and rounded once, where y is stored.
 """
 

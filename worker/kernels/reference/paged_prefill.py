@@ -1,7 +1,7 @@
 """Attention of prompt chunks over paged KV, written out: the definition of the Triton kernel of the same name.
 
 One sequence at a time, with its whole matrix of scores: for tests and dry runs. It reads lengths on the host.
-Shapes as in `pagewire.worker.attention.batch`.
+Shapes as in `pagewire.worker.attention.base`.
 """
 
 import torch

@@ -11,8 +11,8 @@ from support.checkpoints import build_hf_model, save_checkpoint
 
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
+from pagewire.worker.cuda.graphs import EagerRecorder
 from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
-from pagewire.worker.cuda.recorder import EagerRecorder
 from pagewire.worker.kernels.reference import few_rows as reference
 from pagewire.worker.kernels.triton import few_rows
 from pagewire.worker.linears.skinny import (

@@ -1,4 +1,4 @@
-"""How a device's memory is divided, and where it went.
+"""A device's memory: how it is divided, where it went, and what the device says about it.
 
     device ─┬─ before the model: driver, context, libraries, other processes
             ├─ weights
@@ -8,10 +8,14 @@
             ├─ KV cache: what is left below the utilization
             └─ free
 
-Pure arithmetic on byte counts; `pagewire.worker.cuda.loading` measures them.
+The budget is pure arithmetic on byte counts; `pagewire.worker.cuda.bring_up` measures them by a meter.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 
 from pagewire.wire.plan import DeviceMemory
 
@@ -100,3 +104,50 @@ class MemoryReport:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB"
+
+
+class MemoryMeter(Protocol):
+    """What a device says about its memory. Bytes."""
+
+    def total(self) -> int:
+        """All that it has."""
+
+    def free(self) -> int:
+        """What the driver could still give, after everything that is only kept for reuse has been given back to it."""
+
+    def allocated(self) -> int:
+        """In tensors of this process."""
+
+    def peak(self, work: Callable[[], None]) -> int:
+        """The most that `work` takes beyond what is allocated before it."""
+
+
+class CudaMeter:
+    """`pagewire.worker.cuda.memory.MemoryMeter` by the driver's and torch's counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def total(self) -> int:
+        return self._driver()[1]
+
+    def free(self) -> int:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return self._driver()[0]
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def peak(self, work: Callable[[], None]) -> int:
+        """In the segments that torch reserves, which are larger than the tensors in them."""
+        self.free()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_reserved(self._device)
+        work()
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_reserved(self._device) - before
+
+    def _driver(self) -> tuple[int, int]:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self._device)
+        return free_bytes, total_bytes
