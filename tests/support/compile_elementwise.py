@@ -25,7 +25,7 @@ from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
-from pagewire.worker.kernels.triton import activation, logprobs, norm, rotate_and_store, sampling, step_state
+from pagewire.worker.kernels.triton import elementwise, logprobs, sampling, step_state
 from pagewire.worker.slots.columns import SlotLimits
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -120,10 +120,10 @@ def compile_elementwise(
 
     indices_T = torch.zeros(NUM_ROWS, dtype=torch.int64)
     x_TE, weight_E, delta_TE, out_TE = torch.zeros(NUM_ROWS, width), torch.zeros(width), *values(2, NUM_ROWS, width)
-    norm.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE, overlap=overlap)
-    norm.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE, overlap=overlap)
-    activation.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner), overlap=overlap)
-    rotate_and_store.rotate_and_store(
+    elementwise.start_rms_norm(delta_TE, x_TE, weight_E, 0.1, out_TE, overlap=overlap)
+    elementwise.add_rms_norm(x_TE, delta_TE, weight_E, 0.1, out_TE, overlap=overlap)
+    elementwise.silu_mul(values(NUM_ROWS, 2 * inner), values(NUM_ROWS, inner), overlap=overlap)
+    elementwise.rotate_and_store(
         values(NUM_ROWS, (num_heads + 2 * num_kv_heads) * head_dim),
         torch.zeros(num_heads + num_kv_heads, head_dim),
         0.1,

@@ -39,28 +39,28 @@ class OpsKernels:
 
 def torch_ops_kernels() -> OpsKernels:
     """The definitions, on any device."""
-    from pagewire.worker.kernels.reference import activation, norm, rotate_and_store
+    from pagewire.worker.kernels.reference import elementwise
 
     return OpsKernels(
         name="torch-kernels",
-        start_rms_norm=norm.start_rms_norm,
-        add_rms_norm=norm.add_rms_norm,
-        rotate_and_store=rotate_and_store.rotate_and_store,
-        silu_mul=activation.silu_mul,
+        start_rms_norm=elementwise.start_rms_norm,
+        add_rms_norm=elementwise.add_rms_norm,
+        rotate_and_store=elementwise.rotate_and_store,
+        silu_mul=elementwise.silu_mul,
     )
 
 
 def triton_ops_kernels(*, overlap: bool) -> OpsKernels:
     """`overlap`: as of `pagewire.worker.linears.skinny.triton_few_rows_kernels`. Raises ImportError where Triton
     is not installed."""
-    from pagewire.worker.kernels.triton import activation, norm, rotate_and_store
+    from pagewire.worker.kernels.triton import elementwise
 
     return OpsKernels(
         name="triton",
-        start_rms_norm=partial(norm.start_rms_norm, overlap=overlap),
-        add_rms_norm=partial(norm.add_rms_norm, overlap=overlap),
-        rotate_and_store=partial(rotate_and_store.rotate_and_store, overlap=overlap),
-        silu_mul=partial(activation.silu_mul, overlap=overlap),
+        start_rms_norm=partial(elementwise.start_rms_norm, overlap=overlap),
+        add_rms_norm=partial(elementwise.add_rms_norm, overlap=overlap),
+        rotate_and_store=partial(elementwise.rotate_and_store, overlap=overlap),
+        silu_mul=partial(elementwise.silu_mul, overlap=overlap),
     )
 
 

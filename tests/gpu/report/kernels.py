@@ -19,18 +19,16 @@ from support.worker_plans import PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.kernels.reference import activation, norm, paged_prefill, rotate_and_store, step_state
+from pagewire.worker.kernels.reference import elementwise, paged_prefill, step_state
 from pagewire.worker.kernels.reference import logprobs as torch_logprobs
 from pagewire.worker.kernels.reference import paged_decode as torch_decode
 from pagewire.worker.kernels.reference import sampling as torch_sampling
 from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
 from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
-from pagewire.worker.kernels.triton import activation as triton_activation
+from pagewire.worker.kernels.triton import elementwise as triton_elementwise
 from pagewire.worker.kernels.triton import logprobs as triton_logprobs
-from pagewire.worker.kernels.triton import norm as triton_norm
 from pagewire.worker.kernels.triton import paged_decode as triton_decode
 from pagewire.worker.kernels.triton import paged_prefill as triton_prefill
-from pagewire.worker.kernels.triton import rotate_and_store as triton_rotate
 from pagewire.worker.kernels.triton import sampling as triton_sampling
 from pagewire.worker.kernels.triton import step_state as triton_state
 from pagewire.worker.slots.columns import SlotLimits
@@ -165,7 +163,7 @@ def _norms(width: int, device: torch.device) -> float:
     torch.manual_seed(0)
     x, delta, weight = (torch.randn(*shape, device=device) for shape in ((17, width), (17, width), (width,)))
     results = []
-    for kernels in (norm, triton_norm):
+    for kernels in (elementwise, triton_elementwise):
         sums, outs = [x.clone(), x.clone()], [torch.empty_like(x), torch.empty_like(x)]
         kernels.start_rms_norm(delta, sums[0], weight, 0.1, outs[0])
         kernels.add_rms_norm(sums[1], delta, weight, 0.1, outs[1])
@@ -177,8 +175,8 @@ def _silu_mul(inner: int, device: torch.device) -> float:
     torch.manual_seed(1)
     gate_up = 4 * torch.randn(9, 2 * inner, device=device)
     ours, theirs = (torch.empty(9, inner, device=device) for _ in range(2))
-    triton_activation.silu_mul(gate_up, ours)
-    activation.silu_mul(gate_up, theirs)
+    triton_elementwise.silu_mul(gate_up, ours)
+    elementwise.silu_mul(gate_up, theirs)
     return difference(ours, theirs)
 
 
@@ -194,7 +192,7 @@ def _rotate(heads: Heads, block_size: int, device: torch.device) -> float:
     positions = torch.randint(0, num_positions, (5,), device=device)
     layer = torch.randn(2, num_blocks, heads.num_kv_heads, block_size, heads.head_dim, device=device)
     results = []
-    for kernel in (rotate_and_store.rotate_and_store, triton_rotate.rotate_and_store):
+    for kernel in (elementwise.rotate_and_store, triton_elementwise.rotate_and_store):
         ours, kv = qkv.clone(), layer.clone()
         kernel(ours, weight, 0.1, cos_sin, positions, slots, kv)
         results.append((ours[:, : heads.num_heads * heads.head_dim], kv))

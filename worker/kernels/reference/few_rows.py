@@ -1,15 +1,15 @@
 """Linears of at most FEW_ROWS rows, alone or with the residual add and norm before them.
 
 x, the fp32 sum of the layers, goes to a second tensor where a part is added to it: the kernels' programs each read all
-of the old one. The norm is that of `pagewire.worker.kernels.reference.norm`, rounded to the weight's dtype as if it
-were stored; everything else is fp32 and rounded once, where it is stored. Tensors are contiguous, with weights [out,
+of the old one. The norm is that of `pagewire.worker.kernels.reference.elementwise`, rounded to the weight's dtype as if
+it were stored; everything else is fp32 and rounded once, where it is stored. Tensors are contiguous, with weights [out,
 in].
 """
 
 import torch
 import torch.nn.functional as F
 
-from pagewire.worker.kernels.reference.norm import add_rms_norm
+from pagewire.worker.kernels.reference.elementwise import add_rms_norm
 
 FEW_ROWS = 4
 """A decode step of so many rows waits for weights alone: their products fit beside the loads, without tensor cores."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pagewire.worker.kernels.reference.activation import silu_mul as reference
-from pagewire.worker.kernels.triton.activation import silu_mul
+from pagewire.worker.kernels.reference.elementwise import silu_mul as reference
+from pagewire.worker.kernels.triton.elementwise import silu_mul
 
 
 @pytest.mark.parametrize(("num_rows", "width"), [(1, 1), (1, 96), (3, 100), (2, 1024), (4, 3000), (0, 64)])

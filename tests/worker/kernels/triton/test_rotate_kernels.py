@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pagewire.worker.kernels.reference.rotate_and_store import rotate_and_store as reference
-from pagewire.worker.kernels.triton.rotate_and_store import rotate_and_store
+from pagewire.worker.kernels.reference.elementwise import rotate_and_store as reference
+from pagewire.worker.kernels.triton.elementwise import rotate_and_store
 
 NUM_BLOCKS, NUM_POSITIONS = 6, 40
 

@@ -1,6 +1,45 @@
-"""What lies between the fused QKV linear and attention: q/k-norm, rotation, and the write of keys and values."""
+"""Elementwise kernels between a decoder's linears, in torch: the norm, rotation with the KV write, the gated
+activation.
+
+Root-mean-square normalization of x, the fp32 sum of the layers, comes together with what changes x just before it:
+
+    y = x / sqrt(sum(x²) + floor) · scaled_weight
+
+with scaled_weight = weight · sqrt(E) and floor = E · eps, as `pagewire.worker.model.layers.RmsNorm` holds them.
+Everything is fp32 and rounded once, where it is stored.
+"""
 
 import torch
+import torch.nn.functional as F
+
+
+def start_rms_norm(
+    rows_TE: torch.Tensor,
+    x_TE: torch.Tensor,
+    scaled_weight_E: torch.Tensor,
+    squared_floor: float,
+    out_TE: torch.Tensor,
+) -> None:
+    """x = rows; out = x normalized. rows and out are in the model's dtype, x and the weight fp32; rows are
+    contiguous along E."""
+    x_TE.copy_(rows_TE)
+    out_TE.copy_(_normalized(x_TE, scaled_weight_E, squared_floor))
+
+
+def add_rms_norm(
+    x_TE: torch.Tensor,
+    delta_TE: torch.Tensor,
+    scaled_weight_E: torch.Tensor,
+    squared_floor: float,
+    out_TE: torch.Tensor,
+) -> None:
+    """x += delta; out = x normalized. delta and out are in the model's dtype, x and the weight fp32."""
+    x_TE.add_(delta_TE)
+    out_TE.copy_(_normalized(x_TE, scaled_weight_E, squared_floor))
+
+
+def _normalized(x: torch.Tensor, scaled_weight_E: torch.Tensor, squared_floor: float) -> torch.Tensor:
+    return x * (x.square().sum(-1, keepdim=True) + squared_floor).rsqrt() * scaled_weight_E
 
 
 def rotate_and_store(
@@ -38,3 +77,9 @@ def rotate_and_store(
     blocks, offsets = slots_T[is_written] // block_size, slots_T[is_written] % block_size
     kv_layer[0, blocks, :, offsets] = turned[is_written, num_heads:]
     kv_layer[1, blocks, :, offsets] = heads[is_written, num_turned:]
+
+
+def silu_mul(gate_up: torch.Tensor, out_TF: torch.Tensor) -> None:
+    """out = silu(gate) · up of gate_up [T, 2F] (gate, then up), in fp32 and rounded once."""
+    gate_TF, up_TF = gate_up.chunk(2, dim=-1)
+    out_TF.copy_(F.silu(gate_TF.float()) * up_TF.float())
