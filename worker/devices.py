@@ -33,7 +33,7 @@ def load_device(
             return load_cpu(launch, progress, on_rank_lost)
         case "cuda":
             _import_torch("cuda", extra="cuda")
-            from pagewire.worker.cuda.device import load_cuda
+            from pagewire.worker.cuda.loading import load_cuda
 
             return load_cuda(launch, progress, on_rank_lost, wake)
 

@@ -96,7 +96,7 @@ def _probe_with_torch() -> ProbeReport:
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
     from pagewire.worker.cpu.kernels import cpu_linears
-    from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
+    from pagewire.worker.kernels.contract import MAX_SKINNY_ROWS
     from pagewire.worker.linears.torch import OneDnnLinear, TorchLinear
     from pagewire.worker.native.library import NativeUnavailable, load_library
 
@@ -121,7 +121,7 @@ def _probe_with_torch() -> ProbeReport:
         for kind in on_cpu
     ]
     if card is not None:
-        note = f"cuBLAS; up to {FEW_ROWS} rows by Triton's kernels, where a start finds that they work"
+        note = f"cuBLAS; up to {MAX_SKINNY_ROWS} rows by Triton's kernels, where a start finds that they work"
         linears.append(BackendReport(device="cuda", name=TorchLinear.name, available=True, chosen=True, note=note))
     missing = []
     if card is not None and importlib.util.find_spec("triton") is None:

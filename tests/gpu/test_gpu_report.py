@@ -100,7 +100,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
             assert check["seen"] > 0
             assert check["limit"] is None or not check["is_judged"] or check["what"].startswith("tokens of")
     assert [check["floor"] > check["limit"] > 0 for check in (*checks["service"][:3], *checks["large"])] == [True] * 4
-    for part in ("few rows", "few rows, large", "kernels", "steps", "logits", "flash"):
+    for part in ("skinny linears", "skinny linears, large", "kernels", "steps", "logits", "flash"):
         assert checks[part]
         assert all(check["is_judged"] and check["limit"] is not None for check in checks[part])
     assert len(checks["kernels"]) == 10

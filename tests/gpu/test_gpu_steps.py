@@ -1,4 +1,4 @@
-"""On a CUDA device: recorded steps, steps launched one operation after the other, and the CPU agree.
+"""On a CUDA device: captured steps, steps launched one operation after the other, and the CPU agree.
 
 These run where there is a device; everything they prove but CUDA's own part is proven on the CPU in tests/cuda.
 """
@@ -23,7 +23,7 @@ def _device() -> None:
         pytest.skip("Triton interprets in this process")
 
 
-@pytest.mark.parametrize("enforce_eager", [False, True], ids=["recorded", "eager"])
+@pytest.mark.parametrize("enforce_eager", [False, True], ids=["captured", "eager"])
 def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool) -> None:
     launch = sim_launch(
         "ipc:///nowhere",
@@ -43,8 +43,10 @@ def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool) -> None:
         assert results[0].idle_us == 0
         assert all(result.busy_us >= 0 for result in results)
 
-    report = stream.loaded.brought_up.report
-    used = report.before_model + report.weights + report.buffers + report.graphs + report.kv_cache
+    hello, memory = stream.loaded.hello, stream.loaded.hello.device_memory
+    assert memory is not None
+    used = memory.before_model_bytes + hello.weights_bytes + memory.buffer_bytes + memory.graph_bytes
+    used += hello.kv_cache_bytes
     # What torch's allocator keeps for reuse, and the little that a second process may take meanwhile.
-    assert abs(report.device - used - report.free) < 1 << 30
-    assert (report.graphs > 0) == (not enforce_eager)
+    assert abs(memory.total_bytes - used - memory.free_bytes) < 1 << 30
+    assert (memory.graph_bytes > 0) == (not enforce_eager)

@@ -31,11 +31,6 @@ DECODERS = (
 )
 DECODING_METHODS = {"decode", "read_text", "unpack_from", "ParseFromString", "FromString", "Unpack", "fromhex"}
 
-KERNEL = (
-    "self._kernels.decode(q_THD[:self._num_decodes], kv_layer, self._decode_tables_BM, self._decode_lens_B, "
-    "self._out_THD[:self._num_decodes], scale=scale, workspace=self._workspace)"
-)
-
 SAFE = {
     # Its own bytes, or what a child of ours has just encoded.
     "scheduler_svc/frontend/streams/output.py": {"np.frombuffer(self.received, dtype=np.intc)"},
@@ -56,12 +51,11 @@ SAFE = {
     "client/errors.py": {"status.ParseFromString(value)", "detail.Unpack(found)"},
     # A definition that the tokenizers library has read before.
     "scheduler_svc/frontend/text/text_bound.py": {"msgspec.json.decode(definition)"},
-    # Other things that are named alike: token ids to text, a kernel.
+    # Another thing that is named alike: token ids to text.
     "scheduler_svc/frontend/rpc/inference.py": {
         "b''.join([token.text for token in completion.tokens]).decode()",
         "tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))",
     },
-    "worker/attention/triton.py": {KERNEL},
     # The kernel's own files.
     "worker/native/machine.py": {
         "path.read_text()",

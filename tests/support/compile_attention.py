@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from pagewire.worker.kernels.reference.paged_decode import MAX_SPLITS, SPLIT_TOKENS
+from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS
 from pagewire.worker.kernels.triton import paged_decode, paged_prefill
 
 _SHARED = {90: 227 << 10, 86: 99 << 10}

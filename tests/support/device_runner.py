@@ -1,32 +1,29 @@
-"""The CUDA worker's steps on the CPU: torch's kernels in place of Triton's, and a recorder that replays eagerly."""
+"""The CUDA worker's steps on the CPU: the reference kernels in place of Triton's, and captures that call their work
+anew."""
 
 from collections.abc import Callable
 
 import torch
+from support.host_device import CPU, EagerCapture, HostTimeline
 
-from pagewire.wire.launch import AttentionBackendName
 from pagewire.wire.model import DecoderConfig, ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.attention.base import Batch
-from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels
-from pagewire.worker.cuda.bring_up import DeviceKit
-from pagewire.worker.cuda.graphs import EagerRecorder, Recorder, record_steps
-from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels
+from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.cuda.graphs import GraphCapture, capture_steps
+from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.runner import CudaRunner
-from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
-from pagewire.worker.cuda.timeline import HostTimeline, StepTimes, Timeline
-from pagewire.worker.kernels.reference import step_state
-from pagewire.worker.kernels.reference.sampling import sample
-from pagewire.worker.linears.skinny import FewRowsKernels, torch_few_rows_kernels
+from pagewire.worker.cuda.step_work import Model, StepMemory, StepWork
+from pagewire.worker.cuda.timeline import StepTimes, Timeline
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.sets import reference_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.weights.build import load_decoder
 
-CPU = torch.device("cpu")
-TORCH_KERNELS = StepKernels(state=step_state, sample=sample)
+REFERENCE = reference_kernels()
 
 
 def tiny_config(vocab_size: int, tied: bool = False) -> DecoderConfig:
@@ -71,21 +68,20 @@ def plain_decoder(config: DecoderConfig) -> Decoder:
 def device_decoder(
     decoder: Decoder,
     limits: SlotLimits,
-    ops_kernels: OpsKernels | None = None,
-    paged_kernels: PagedKernels | None = None,
+    kernels: Kernels = REFERENCE,
 ) -> Decoder:
-    """The same weights, with the parts that a device uses; by torch's kernels, if no others are given."""
+    """The same weights, with the parts that a device uses; by the reference kernels, if no others are given."""
     ops = KernelOps(
         decoder.config,
         torch.float32,
         CPU,
-        ops_kernels or torch_ops_kernels(),
+        kernels,
         max_rows=limits.max_num_batched_tokens,
         max_positions=limits.max_model_len,
     )
     attention = TritonAttention(
         decoder.config,
-        paged_kernels or torch_paged_kernels(),
+        kernels,
         CPU,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
@@ -110,8 +106,8 @@ def make_runner(
     kv: KVCache,
     limits: SlotLimits,
     *,
-    kernels: StepKernels = TORCH_KERNELS,
-    recorder: Recorder | None = None,
+    kernels: Kernels = REFERENCE,
+    capture: GraphCapture | None = None,
     eager: bool = False,
     timeline: Timeline | None = None,
     watch: Callable[[StepTimes], None] = lambda times: None,
@@ -119,12 +115,12 @@ def make_runner(
     """A runner on the CPU with epoch 1 open; `eager` as --enforce-eager."""
     memory = StepMemory.allocate(limits, CPU)
     work = StepWork(model=model, kernels=kernels, kv=kv, memory=memory)
-    recorded = None if eager else record_steps(work, memory.buffers, recorder or EagerRecorder(), limits)
+    graphs = None if eager else capture_steps(work, memory.buffers, capture or EagerCapture(), limits)
     runner = CudaRunner(
         limits=limits,
         buffers=memory.buffers,
         work=work,
-        recorded=recorded,
+        graphs=graphs,
         timeline=timeline or HostTimeline(),
         watch=watch,
     )
@@ -139,49 +135,3 @@ def run(runner: CudaRunner, plan: StepPlan) -> StepResult:
     assert result is not None
     assert (result.epoch, result.step_id) == (plan.epoch, plan.step_id)
     return result
-
-
-class CpuMeter:
-    """A CPU with a memory of its own size, in which nothing counts."""
-
-    def total(self) -> int:
-        return 1 << 24
-
-    def free(self) -> int:
-        return 1 << 24
-
-    def allocated(self) -> int:
-        return 0
-
-    def peak(self, work: Callable[[], None]) -> int:
-        work()
-        return 0
-
-
-class CpuPlatform:
-    """The CPU in a CUDA device's place."""
-
-    def kit(self, local_rank: int) -> DeviceKit:
-        return DeviceKit(
-            device=CPU,
-            kernels=TORCH_KERNELS,
-            meter=CpuMeter(),
-            timeline=HostTimeline(),
-            new_recorder=EagerRecorder,
-        )
-
-    def ops_kernels(self, overlap: bool) -> OpsKernels:
-        return torch_ops_kernels()
-
-    def few_rows_kernels(self, device: torch.device) -> list[FewRowsKernels]:
-        return [torch_few_rows_kernels()]
-
-    def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
-        return TritonAttention(
-            needs.config,
-            torch_paged_kernels(),
-            needs.device,
-            max_num_seqs=needs.max_num_seqs,
-            max_model_len=needs.max_model_len,
-            num_sms=1,
-        )

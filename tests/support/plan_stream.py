@@ -10,13 +10,20 @@ from support.worker_plans import PlanModel
 
 from pagewire.wire.columns import unpack
 from pagewire.wire.launch import WorkerLaunch
-from pagewire.wire.plan import StepResult
+from pagewire.wire.plan import StepResult, WorkerHello
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
-from pagewire.worker.cuda.loading import LoadedCuda, load_cuda
+from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.cuda.platform import Platform
+from pagewire.worker.launch import slot_limits
+from pagewire.worker.slots.columns import SlotLimits
 
 TIMEOUT_S = 60.0
+
+
+def limits_of(launch: WorkerLaunch, hello: WorkerHello) -> SlotLimits:
+    """What plans for a worker that says so must stay within."""
+    return slot_limits(launch, hello.block_size, hello.num_blocks)
 
 
 class LoadedStream:
@@ -24,14 +31,14 @@ class LoadedStream:
 
     def __init__(self, launch: WorkerLaunch, platform: Platform) -> None:
         self._woken = threading.Event()
-        self.loaded: LoadedCuda = load_cuda(
+        self.loaded = load_onto(
             launch,
             platform,
             progress=lambda stage, done: None,
             on_rank_lost=lambda reason: None,
             wake=self._woken.set,
         )
-        self.runner, limits = self.loaded.brought_up.runner, self.loaded.brought_up.limits
+        self.runner, limits = self.loaded.runner, limits_of(launch, self.loaded.hello)
         config = launch.model.decoder
         kv = KVCache(config, limits.num_blocks, limits.block_size, torch.float32)
         self._plain = CpuRunner(plain_decoder(config), kv, limits)

@@ -53,7 +53,7 @@ class Batch:
     """The first num_decodes sequences have one row each."""
     seq_rows: tuple[tuple[int, int, int], ...]
     """The same as (first row, number of rows, context length) for every sequence, as Python integers, so that a backend
-    that loops over sequences need not read a tensor back. In a batch that is recorded for a CUDA graph the context
+    that loops over sequences need not read a tensor back. In a batch that is captured in a CUDA graph the context
     length is max_model_len, an upper bound: the true one is in context_lens_B alone."""
 
     @property

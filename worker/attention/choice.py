@@ -23,7 +23,8 @@ from pagewire.worker.attention.flash_attention import (
     FlashAttention3,
     FlashAttention3Module,
 )
-from pagewire.worker.attention.triton import TritonAttention, triton_paged_kernels
+from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.kernels.contract import Kernels
 
 _FLASH_3_FUNCTIONS = ("flash_attn_with_kvcache", "get_scheduler_metadata")
 _LEAST_FLASH_2 = (2, 8)
@@ -68,8 +69,8 @@ class AttentionNeeds:
     max_model_len: int
     block_size: int | None
     """None: the backend's default."""
-    overlap: bool = False
-    """Kernels of our own may start before the one before them is over: the device was seen to do it."""
+    kernels: Kernels
+    """Our own, by which the last candidate computes."""
 
 
 Build = Callable[[AttentionNeeds, CudaCard], AttentionBackend]
@@ -197,7 +198,7 @@ def _triton(card: CudaCard | None, import_module: ImportModule) -> Rung:
 def _build_triton(needs: AttentionNeeds, card: CudaCard) -> AttentionBackend:
     return TritonAttention(
         needs.config,
-        triton_paged_kernels(overlap=needs.overlap),
+        needs.kernels,
         needs.device,
         max_num_seqs=needs.max_num_seqs,
         max_model_len=needs.max_model_len,

@@ -1,85 +1,22 @@
 """Paged attention by our own kernels, on any CUDA device of compute capability 8.0 or more.
 
-Rows of sequences that decode go to one kernel, prompts' to the other. With the kernels' definitions in place of
-Triton's the same class runs on a CPU.
+Rows of sequences that decode go to one kernel, prompts' to the other. With the reference kernels in place of Triton's
+the same class runs on a CPU.
 """
-
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
 import torch
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
-
-NAME = "triton"
-
-
-class PagedDecode(Protocol):
-    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`."""
-
-    def __call__(
-        self,
-        q_BHD: torch.Tensor,
-        kv_layer: torch.Tensor,
-        block_tables_BM: torch.Tensor,
-        context_lens_B: torch.Tensor,
-        out_BHD: torch.Tensor,
-        *,
-        scale: float,
-        workspace: DecodeWorkspace,
-    ) -> None: ...
-
-
-class PagedPrefill(Protocol):
-    """See `pagewire.worker.kernels.reference.paged_prefill.paged_prefill`."""
-
-    def __call__(
-        self,
-        q_THD: torch.Tensor,
-        kv_layer: torch.Tensor,
-        block_tables_BM: torch.Tensor,
-        query_starts: torch.Tensor,
-        context_lens_B: torch.Tensor,
-        out_THD: torch.Tensor,
-        *,
-        scale: float,
-        max_query_len: int,
-    ) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PagedKernels:
-    """One kind of kernels."""
-
-    name: str
-    decode: PagedDecode
-    prefill: PagedPrefill
-
-
-def torch_paged_kernels() -> PagedKernels:
-    """The definitions, on any device."""
-    from pagewire.worker.kernels.reference.paged_decode import paged_decode
-    from pagewire.worker.kernels.reference.paged_prefill import paged_prefill
-
-    return PagedKernels(name="torch-kernels", decode=paged_decode, prefill=paged_prefill)
-
-
-def triton_paged_kernels(*, overlap: bool) -> PagedKernels:
-    """`overlap`: the decode kernel's programs start before the kernel before it is over, which devices can from sm_90
-    on. Raises ImportError where Triton is not installed."""
-    from pagewire.worker.kernels.triton.paged_decode import paged_decode
-    from pagewire.worker.kernels.triton.paged_prefill import paged_prefill
-
-    return PagedKernels(name=NAME, decode=partial(paged_decode, overlap=overlap), prefill=paged_prefill)
+from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
+from pagewire.worker.kernels.contract import Kernels
 
 
 class TritonAttention:
     """An `AttentionBackend` that owns the decode kernel's workspace: one step at a time."""
 
+    name = "triton"
     block_size_multiple = 1
     default_block_size = 64
     """A kernel's tile of tokens is then one block or half of one: one table entry to look up, and 16 KB of neighbouring
@@ -89,7 +26,7 @@ class TritonAttention:
     def __init__(
         self,
         config: DecoderConfig,
-        kernels: PagedKernels,
+        kernels: Kernels,
         device: torch.device,
         *,
         max_num_seqs: int,
@@ -97,7 +34,6 @@ class TritonAttention:
         num_sms: int,
     ) -> None:
         """config has this rank's numbers of heads; num_sms are the device's multiprocessors."""
-        self.name = kernels.name
         self._kernels = kernels
         self._workspace = DecodeWorkspace.allocate(
             max_rows=max_num_seqs,
@@ -121,7 +57,7 @@ class TritonAttentionStep:
     """One step's `AttentionStep`."""
 
     def __init__(
-        self, kernels: PagedKernels, workspace: DecodeWorkspace, batch: Batch, kv: KVCache, out_THD: torch.Tensor
+        self, kernels: Kernels, workspace: DecodeWorkspace, batch: Batch, kv: KVCache, out_THD: torch.Tensor
     ) -> None:
         num_decodes = batch.num_decodes
         self._kernels = kernels
@@ -139,7 +75,7 @@ class TritonAttentionStep:
     def attend(self, layer: int, q_THD: torch.Tensor) -> torch.Tensor:
         kv_layer, scale = self._layers[layer], float(q_THD.shape[2] ** -0.5)
         if self._num_decodes:
-            self._kernels.decode(
+            self._kernels.paged_decode(
                 q_THD[: self._num_decodes],
                 kv_layer,
                 self._decode_tables_BM,
@@ -149,7 +85,7 @@ class TritonAttentionStep:
                 workspace=self._workspace,
             )
         if self._max_query_len:
-            self._kernels.prefill(
+            self._kernels.paged_prefill(
                 q_THD,
                 kv_layer,
                 self._prefill_tables_BM,

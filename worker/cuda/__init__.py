@@ -1,1 +1,1 @@
-"""The step on a CUDA device: resident slot state, steps recorded as graphs, results read while the next step runs."""
+"""The step on a CUDA device: resident slot state, steps captured as graphs, results read while the next step runs."""

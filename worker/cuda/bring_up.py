@@ -1,9 +1,9 @@
-"""From a loaded model to a runner: measure the worst step, size the KV cache, record the decode steps.
+"""The bring-up: from a loaded model to a runner. Measure the worst step, size the KV cache, capture the decode steps.
 
-    worst step, twice ─▶ activations ─▶ two recordings ─▶ graphs, estimated ─▶ KV cache ─▶ warm-up ─▶ recordings
+    worst step, twice ─▶ activations ─▶ two captures ─▶ graphs, estimated ─▶ KV cache ─▶ warm-up ─▶ captures
     ─▶ worst step
 
-Recordings hold the cache's address, and the cache takes what they leave, so two are made over a cache of one block, for
+Graphs hold the cache's address, and the cache takes what they leave, so two are captured over a cache of one block, for
 their size alone, and thrown away. The order is the same on every rank: a step may wait for the others' parts.
 """
 
@@ -13,108 +13,80 @@ from itertools import pairwise
 
 import torch
 
+from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache, num_blocks_within
-from pagewire.worker.cuda.graphs import (
-    RecordedSteps,
-    Recorder,
-    fill_with_padding,
-    padded_sizes,
-    record_size,
-    record_steps,
-)
-from pagewire.worker.cuda.memory import (
-    MemoryMeter,
-    MemoryReport,
-    MemoryUse,
-    describe_budget,
-    estimated_graph_bytes,
-    kv_budget,
-)
+from pagewire.worker.cuda.graphs import StepGraphs, capture_size, capture_steps, fill_with_padding, padded_sizes
+from pagewire.worker.cuda.memory import MemoryReport, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
+from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.cuda.step_work import Model, StepKernels, StepMemory, StepWork
-from pagewire.worker.cuda.timeline import StepTimes, Timeline
+from pagewire.worker.cuda.step_work import Model, StepMemory, StepWork
+from pagewire.worker.cuda.timeline import StepTimes
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.launch import slot_limits
 from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.weights.build import TORCH_DTYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceKit:
-    """What a device is driven with: CUDA's, or its stand-in on a CPU."""
+class CudaStart:
+    """A start, as far as it has come once the model is loaded: what `bring_up` makes a runner of."""
 
-    device: torch.device
-    kernels: StepKernels
-    meter: MemoryMeter
-    timeline: Timeline
-    new_recorder: Callable[[], Recorder]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """A model on its device, and what loading it took."""
-
+    launch: WorkerLaunch
+    """With what the group and the attention backend decided."""
+    platform: Platform
+    kernels: Kernels
     model: Model
     config: DecoderConfig
     """With this rank's numbers of heads."""
-    dtype: torch.dtype
+    block_size: int
     before_model_bytes: int
+    """In use on the device when the worker began."""
     weights_bytes: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.launch.dtype]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheTerms:
-    """What the KV cache's size is decided by."""
+    def new_cache(self, num_blocks: int) -> KVCache:
+        """A KV cache of so many blocks on the device."""
+        return KVCache(self.config, num_blocks, self.block_size, self.dtype, self.platform.device)
 
-    gpu_memory_utilization: float
-    kv_cache_bytes: int | None
-    """Instead of what the utilization leaves."""
-    earlier_num_blocks: int | None = None
-    """As `WorkerLaunch.earlier_num_blocks`."""
-    enforce_eager: bool
-    """Nothing is recorded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BroughtUp:
-    """A worker's device, ready for plans."""
-
-    runner: CudaRunner
-    limits: SlotLimits
-    report: MemoryReport
+    def work(self, kv: KVCache, memory: StepMemory) -> StepWork:
+        """Steps over this cache, in this memory."""
+        return StepWork(model=self.model, kernels=self.kernels, kv=kv, memory=memory)
 
 
 def bring_up(
-    kit: DeviceKit,
-    loaded: LoadedModel,
-    limits: SlotLimits,
-    terms: CacheTerms,
-    watch: Callable[[StepTimes], None],
-    progress: Callable[[str, float], None],
-) -> BroughtUp:
-    """The runner, with as large a KV cache as the device has room for; num_blocks in `limits` does not matter.
+    start: CudaStart, watch: Callable[[StepTimes], None], progress: Callable[[str, float], None]
+) -> tuple[CudaRunner, SlotLimits, MemoryReport]:
+    """The runner, with as large a KV cache as the device has room for; what plans must stay within; and where the
+    device's memory went.
 
     `watch` is told of every step that is launched. Raises ValueError where there is no room for one sequence of
     max_model_len, with the sum in its message.
     """
-    memory = StepMemory.allocate(limits, kit.device)
+    platform = start.platform
+    limits = slot_limits(start.launch, start.block_size, num_blocks=1)
+    memory = StepMemory.allocate(limits, platform.device)
     progress("profile", 0.0)
-    use = _measure(kit, loaded, limits, memory, terms)
-    num_blocks = _num_blocks(use, loaded, limits, terms)
-    limits = replace(limits, num_blocks=num_blocks)
-    kv = KVCache(loaded.config, num_blocks, limits.block_size, loaded.dtype, kit.device)
-    work = StepWork(model=loaded.model, kernels=kit.kernels, kv=kv, memory=memory)
+    use = _measure(start, limits, memory)
+    limits = replace(limits, num_blocks=_num_blocks(start, use))
+    kv = start.new_cache(limits.num_blocks)
+    work = start.work(kv, memory)
     warm_up(work, memory.buffers, limits)
-    free_before = kit.meter.free()
-    recorded: RecordedSteps | None = None
-    if not terms.enforce_eager:
-        recorder = kit.new_recorder()
-        recorded = record_steps(work, memory.buffers, recorder, limits, lambda done: progress("graphs", done))
-    free = kit.meter.free()
+    free_before = platform.meter.free()
+    graphs: StepGraphs | None = None
+    if not start.launch.enforce_eager:
+        capture = platform.new_capture()
+        graphs = capture_steps(work, memory.buffers, capture, limits, lambda done: progress("graphs", done))
+    free = platform.meter.free()
     # Torch has given its unused memory back. With the largest activations first, it cuts those of smaller steps out of
     # what it keeps of these: no prompt waits for memory, and together they take what was measured.
     run_worst_step(work, memory.buffers, limits)
     runner = CudaRunner(
-        limits=limits, buffers=memory.buffers, work=work, recorded=recorded, timeline=kit.timeline, watch=watch
+        limits=limits, buffers=memory.buffers, work=work, graphs=graphs, timeline=platform.timeline, watch=watch
     )
     report = MemoryReport(
         device=use.device,
@@ -126,69 +98,69 @@ def bring_up(
         kv_cache=kv.num_bytes,
         free=free,
     )
-    return BroughtUp(runner=runner, limits=limits, report=report)
+    return runner, limits, report
 
 
-def _measure(
-    kit: DeviceKit, loaded: LoadedModel, limits: SlotLimits, memory: StepMemory, terms: CacheTerms
-) -> MemoryUse:
-    buffers, activations, graphs = _profile(kit, loaded, limits, memory, terms)
+def _measure(start: CudaStart, limits: SlotLimits, memory: StepMemory) -> MemoryUse:
+    meter = start.platform.meter
+    buffers, activations, graphs = _profile(start, limits, memory)
     return MemoryUse(
-        device=kit.meter.total(),
-        before_model=loaded.before_model_bytes,
-        weights=loaded.weights_bytes,
+        device=meter.total(),
+        before_model=start.before_model_bytes,
+        weights=start.weights_bytes,
         buffers=buffers,
         activations=activations,
         graphs=graphs,
-        free=kit.meter.free(),  # here, because what was recorded to be measured is gone by now
+        free=meter.free(),  # here, because what was captured to be measured is gone by now
     )
 
 
-def _profile(
-    kit: DeviceKit, loaded: LoadedModel, limits: SlotLimits, memory: StepMemory, terms: CacheTerms
-) -> tuple[int, int, int]:
+def _profile(start: CudaStart, limits: SlotLimits, memory: StepMemory) -> tuple[int, int, int]:
     """Bytes of buffers, activations and, estimated, graphs."""
-    kv = KVCache(loaded.config, 1, limits.block_size, loaded.dtype, kit.device)
-    work = StepWork(model=loaded.model, kernels=kit.kernels, kv=kv, memory=memory)
+    meter = start.platform.meter
+    kv = start.new_cache(1)
+    work = start.work(kv, memory)
 
     def worst_step() -> None:
         run_worst_step(work, memory.buffers, limits)
 
     worst_step()  # libraries allocate workspaces that stay
-    buffers = kit.meter.allocated() - loaded.weights_bytes - kv.num_bytes
-    activations = kit.meter.peak(worst_step)
-    graphs = 0 if terms.enforce_eager else _estimate_graphs(kit, work, memory.buffers, limits)
+    buffers = meter.allocated() - start.weights_bytes - kv.num_bytes
+    activations = meter.peak(worst_step)
+    graphs = 0 if start.launch.enforce_eager else _estimate_graphs(start.platform, work, memory.buffers, limits)
     return buffers, activations, graphs
 
 
-def _estimate_graphs(kit: DeviceKit, work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> int:
+def _estimate_graphs(platform: Platform, work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> int:
     sizes = padded_sizes(limits.max_num_seqs)
-    recorder = kit.new_recorder()
+    capture = platform.new_capture()
     fill_with_padding(buffers, [1] * limits.max_num_seqs)
-    launches, frees = [], [kit.meter.free()]
+    launches, frees = [], [platform.meter.free()]
     for size in sizes[-1:-3:-1]:
-        launches.append(record_size(work, recorder, size, limits))
-        frees.append(kit.meter.free())
+        launches.append(capture_size(work, capture, size, limits))
+        frees.append(platform.meter.free())
     taken = [before - after for before, after in pairwise(frees)]
     return estimated_graph_bytes(taken[0], taken[-1], len(sizes))
 
 
-def _num_blocks(use: MemoryUse, loaded: LoadedModel, limits: SlotLimits, terms: CacheTerms) -> int:
-    budget, name = kv_budget(use, terms.gpu_memory_utilization), describe_budget(use, terms.gpu_memory_utilization)
-    if terms.kv_cache_bytes is not None:
+def _num_blocks(start: CudaStart, use: MemoryUse) -> int:
+    launch = start.launch
+    utilization = launch.gpu_memory_utilization
+    budget, name = kv_budget(use, utilization), describe_budget(use, utilization)
+    if launch.kv_cache_bytes is not None:
         room = use.free - use.activations - use.graphs
-        if terms.kv_cache_bytes > room and terms.earlier_num_blocks is None:
-            raise ValueError(f"kv_cache_bytes is {terms.kv_cache_bytes}; the device has room for {room}")
-        budget, name = min(room, terms.kv_cache_bytes), f"kv_cache_bytes {terms.kv_cache_bytes}"
+        if launch.kv_cache_bytes > room and launch.earlier_num_blocks is None:
+            raise ValueError(f"kv_cache_bytes is {launch.kv_cache_bytes}; the device has room for {room}")
+        budget, name = min(room, launch.kv_cache_bytes), f"kv_cache_bytes {launch.kv_cache_bytes}"
     return num_blocks_within(
         budget,
         name,
-        loaded.config,
-        block_size=limits.block_size,
-        dtype=loaded.dtype,
-        max_num_seqs=limits.max_num_seqs,
-        max_model_len=limits.max_model_len,
-        earlier_num_blocks=terms.earlier_num_blocks,
+        start.config,
+        block_size=start.block_size,
+        dtype=start.dtype,
+        max_num_seqs=launch.max_num_seqs,
+        max_model_len=launch.max_model_len,
+        earlier_num_blocks=launch.earlier_num_blocks,
     )
 
 

@@ -16,31 +16,23 @@ from pagewire.worker.kernels.step_tensors import PADDING_SLOT
 from pagewire.worker.slots.columns import SlotLimits
 
 Launch = Callable[[], None]
-"""Runs the recorded work again, in the order of the device's stream; returns before it is done."""
+"""Runs the captured work again, in the order of the device's stream; returns before it is done."""
 
 _WARM_UPS = 2
-"""Runs before a recording: the first compiles kernels and picks algorithms, and a library may allocate its workspace
+"""Runs before a capture: the first compiles kernels and picks algorithms, and a library may allocate its workspace
 in the second."""
 
 
-class Recorder(Protocol):
-    """A way to record."""
+class GraphCapture(Protocol):
+    """Captures work, over and over, in memory that its graphs share."""
 
-    def record(self, work: Launch) -> Launch:
-        """Runs `work` at least once to warm up, then records it. Its effects until this returns must not matter."""
-
-
-class EagerRecorder:
-    """Calls the function anew every time."""
-
-    def record(self, work: Launch) -> Launch:
-        work()
-        return work
+    def capture(self, work: Launch) -> Launch:
+        """Runs `work` at least once to warm up, then captures it. Its effects until this returns must not matter."""
 
 
-class CudaGraphRecorder:
+class CudaGraphCapture:
     """CUDA graphs that share one pool of memory: they run one after the other, so what one step's intermediate tensors
-    occupied may hold the next one's. Record the largest first, so that the others fit into what it allocated."""
+    occupied may hold the next one's. Capture the largest first, so that the others fit into what it allocated."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -48,7 +40,7 @@ class CudaGraphRecorder:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def record(self, work: Launch) -> Launch:
+    def capture(self, work: Launch) -> Launch:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -81,13 +73,13 @@ def padded_sizes(max_num_seqs: int) -> list[int]:
 
 
 def padded_size(num_seqs: int, max_num_seqs: int) -> int:
-    """The least recorded size that holds num_seqs, which is at least 1."""
+    """The least captured size that holds num_seqs, which is at least 1."""
     size = 1 << (num_seqs - 1).bit_length() if num_seqs <= 8 else -(-num_seqs // 8) * 8
     return min(size, max_num_seqs)
 
 
-class RecordedSteps:
-    """One launch per padded batch size, from 1 to max_num_seqs."""
+class StepGraphs:
+    """Graphs of decode steps: one per padded batch size, from 1 to max_num_seqs."""
 
     def __init__(self, launches: dict[int, Launch], max_num_seqs: int) -> None:
         self._launches = launches
@@ -102,22 +94,22 @@ class RecordedSteps:
         self._launches[padded_size]()
 
 
-def record_steps(
+def capture_steps(
     work: StepWork,
     buffers: StepBuffers,
-    recorder: Recorder,
+    capture: GraphCapture,
     limits: SlotLimits,
     progress: Callable[[float], None] = lambda done: None,
-) -> RecordedSteps:
-    """Record every size, the largest first, on nothing but padding, so that no slot and no block changes. `progress`
+) -> StepGraphs:
+    """Capture every size, the largest first, on nothing but padding, so that no slot and no block changes. `progress`
     is told which part is done, 0 … 1."""
     fill_with_padding(buffers, [1] * limits.max_num_seqs)
     sizes = padded_sizes(limits.max_num_seqs)
     launches: dict[int, Launch] = {}
     for index, size in enumerate(reversed(sizes), start=1):
-        launches[size] = record_size(work, recorder, size, limits)
+        launches[size] = capture_size(work, capture, size, limits)
         progress(index / len(sizes))
-    return RecordedSteps(launches, limits.max_num_seqs)
+    return StepGraphs(launches, limits.max_num_seqs)
 
 
 def fill_with_padding(buffers: StepBuffers, rows_B: list[int]) -> None:
@@ -129,7 +121,7 @@ def fill_with_padding(buffers: StepBuffers, rows_B: list[int]) -> None:
     buffers.seqs_BQ(len(seqs)).copy_(torch.tensor(seqs, dtype=torch.int32))
 
 
-def record_size(work: StepWork, recorder: Recorder, size: int, limits: SlotLimits) -> Launch:
-    """Record a decode step of so many sequences. The packed plan is one of padding alone."""
+def capture_size(work: StepWork, capture: GraphCapture, size: int, limits: SlotLimits) -> Launch:
+    """Capture a decode step of so many sequences. The packed plan is one of padding alone."""
     shape = StepShape.of_decodes(size, limits.max_model_len)
-    return recorder.record(lambda: work.run(shape))
+    return capture.capture(lambda: work.run(shape))

@@ -1,67 +1,26 @@
-"""What runs between a decoder's linears, by kernels over preallocated buffers: `pagewire.worker.model.ops.DecoderOps`.
+"""Operations between a decoder's linears, by kernels over preallocated buffers: a
+`pagewire.worker.model.ops.DecoderOps`.
 
 Everything is computed in fp32 and rounded once, where it is stored. A step whose rows all sample allocates nothing and
 reads nothing back, so it can be captured in a CUDA graph: graphs of all batch sizes share the buffers, whose first rows
-they use. The kernels are Triton's on a GPU; with torch's in their place the same class runs on a CPU.
+they use. With the reference kernels in place of Triton's the same class runs on a CPU.
 
-Before a `FewRowsLinear`, add and norm of a few rows are the linear's own: each of its programs reads all of x, so the
+Before a `SkinnyLinear`, add and norm of a few rows are the linear's own: each of its programs reads all of x, so the
 new x goes to a second buffer, and the two change places.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
-from pagewire.worker.linears.skinny import FewRowsLinear
+from pagewire.worker.kernels.contract import MAX_SKINNY_ROWS, Kernels
+from pagewire.worker.linears.skinny import SkinnyLinear
 from pagewire.worker.model.layers import Linear, RmsNorm
 from pagewire.worker.model.ops import StepOps
 from pagewire.worker.model.rope import RotaryEmbedding
-
-Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpsKernels:
-    """One kind of kernels; see `pagewire.worker.kernels.reference` for what each computes."""
-
-    name: str
-    start_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
-    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
-    rotate_and_store: Callable[[Tensor, Tensor | None, float, Tensor, Tensor, Tensor, Tensor], None]
-    silu_mul: Callable[[Tensor, Tensor], None]
-
-
-def torch_ops_kernels() -> OpsKernels:
-    """The definitions, on any device."""
-    from pagewire.worker.kernels.reference import elementwise
-
-    return OpsKernels(
-        name="torch-kernels",
-        start_rms_norm=elementwise.start_rms_norm,
-        add_rms_norm=elementwise.add_rms_norm,
-        rotate_and_store=elementwise.rotate_and_store,
-        silu_mul=elementwise.silu_mul,
-    )
-
-
-def triton_ops_kernels(*, overlap: bool) -> OpsKernels:
-    """`overlap`: as of `pagewire.worker.linears.skinny.triton_few_rows_kernels`. Raises ImportError where Triton
-    is not installed."""
-    from pagewire.worker.kernels.triton import elementwise
-
-    return OpsKernels(
-        name="triton",
-        start_rms_norm=partial(elementwise.start_rms_norm, overlap=overlap),
-        add_rms_norm=partial(elementwise.add_rms_norm, overlap=overlap),
-        rotate_and_store=partial(elementwise.rotate_and_store, overlap=overlap),
-        silu_mul=partial(elementwise.silu_mul, overlap=overlap),
-    )
 
 
 class KernelOps:
@@ -72,7 +31,7 @@ class KernelOps:
         config: DecoderConfig,
         dtype: torch.dtype,
         device: torch.device,
-        kernels: OpsKernels,
+        kernels: Kernels,
         *,
         max_rows: int,
         max_positions: int,
@@ -87,7 +46,7 @@ class KernelOps:
         self._rope: RotaryEmbedding | None = None
         self._cos_sin_PD = torch.empty(0)
         self._x_TE = torch.empty(max_rows, config.hidden_size, dtype=torch.float32, device=device)
-        self._next_x_TE = torch.empty(FEW_ROWS, config.hidden_size, dtype=torch.float32, device=device)
+        self._next_x_TE = torch.empty(MAX_SKINNY_ROWS, config.hidden_size, dtype=torch.float32, device=device)
         self._h_TE = torch.empty(max_rows, config.hidden_size, dtype=dtype, device=device)
         self._activation_TF = torch.empty(max_rows, config.intermediate_size, dtype=dtype, device=device)
         self._slots_T = torch.empty(max_rows, dtype=torch.int64, device=device)
@@ -143,11 +102,11 @@ class StepBuffers:
 
 
 class KernelStepOps(StepOps):
-    """For one step."""
+    """One step's `StepOps`, over buffers that no other step uses meanwhile."""
 
     def __init__(
         self,
-        kernels: OpsKernels,
+        kernels: Kernels,
         batch: Batch,
         kv: KVCache,
         cos_sin_PD: torch.Tensor,
@@ -200,14 +159,14 @@ class KernelStepOps(StepOps):
         return rows_TA.index_select(0, rows_S)
 
     def add_norm_linear(self, delta_TE: torch.Tensor, norm: RmsNorm, linear: Linear) -> torch.Tensor:
-        if not isinstance(linear, FewRowsLinear) or self._x_TE.shape[0] > linear.max_rows:
+        if not isinstance(linear, SkinnyLinear) or self._x_TE.shape[0] > linear.max_rows:
             return super().add_norm_linear(delta_TE, norm, linear)
         y = linear.of_sum(self._x_TE, delta_TE, norm, self._next_x_TE)
         self._x_TE, self._next_x_TE = self._next_x_TE, self._x_TE
         return y
 
     def add_norm_gate_up(self, delta_TE: torch.Tensor, norm: RmsNorm, gate_up: Linear) -> torch.Tensor:
-        if not isinstance(gate_up, FewRowsLinear) or self._x_TE.shape[0] > gate_up.max_rows:
+        if not isinstance(gate_up, SkinnyLinear) or self._x_TE.shape[0] > gate_up.max_rows:
             return super().add_norm_gate_up(delta_TE, norm, gate_up)
         out_TF = self._activation_TF
         gate_up.gated_of_sum(self._x_TE, delta_TE, norm, self._next_x_TE, out_TF)

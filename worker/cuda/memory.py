@@ -4,7 +4,7 @@
             ├─ weights
             ├─ buffers: slots, inputs, kernels' workspaces; allocated once
             ├─ activations: what the worst step allocates and frees, as profiled
-            ├─ graphs: what recording allocates, estimated from two of them before there is a cache
+            ├─ graphs: what captures allocate, estimated from two of them before there is a cache
             ├─ KV cache: what is left below the utilization
             └─ free
 
@@ -56,7 +56,7 @@ def describe_budget(use: MemoryUse, utilization: float) -> str:
 
 
 def estimated_graph_bytes(first: int, second: int, num_graphs: int) -> int:
-    """What num_graphs recordings take, where the largest took `first` bytes and the next `second`: later ones find
+    """What num_graphs captures take, where the largest took `first` bytes and the next `second`: later ones find
     their memory in the pool and take no more than the second's own. Counts are what the driver's free memory shrank
     by, so one may be negative where something else was freed meanwhile."""
     return max(0, first) + max(0, second) * max(0, num_graphs - 1)

@@ -2,7 +2,7 @@
 
     part of each sequence (SEQ_FIELDS words) │ token ids of chunks │ indices of changed words │ their new values
 
-Reads the slots' columns after the plan was applied, and the plan's step; decides nothing. A step that is recorded finds
+Reads the slots' columns after the plan was applied, and the plan's step; decides nothing. A step that is captured finds
 the sequences at the very start of the buffer, whatever follows. What a slot held before its admission needs no change:
 only slots that a plan runs are ever read, and each of these was admitted, and so overwritten, since.
 """

@@ -1,7 +1,7 @@
 """Runs steps on a device that works while the host goes on: `pagewire.worker.loop.Runner` for CUDA.
 
-    submit    check the plan against the host's columns, pack it, one copy, one scatter, then one launch of a recorded
-              step (or, where chunks are mixed in, of its operations one by one), and one copy of the tokens back
+    submit    check the plan against the host's columns, pack it, one copy, one scatter, then one launch of a step's
+              graph (or, where chunks are mixed in, of its operations one by one), and one copy of the tokens back
     take      the oldest step's result, once the device is done with it
 
 The host's columns are the authority on what a plan may do. The device's slots follow from the same plans, and from
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pagewire.wire.plan import StepPlan, StepResult
-from pagewire.worker.cuda.graphs import RecordedSteps
+from pagewire.worker.cuda.graphs import StepGraphs
 from pagewire.worker.cuda.plan_packer import PackedPlan, PlanPacker, packed_capacity
 from pagewire.worker.cuda.ring import Place, Ring, StepInFlight
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
@@ -37,17 +37,17 @@ class CudaRunner:
         limits: SlotLimits,
         buffers: StepBuffers,
         work: StepWork,
-        recorded: RecordedSteps | None,
+        graphs: StepGraphs | None,
         timeline: Timeline,
         watch: Callable[[StepTimes], None],
     ) -> None:
-        """Without `recorded`, decode steps too are launched one operation after the other. `watch` is told of every
+        """Without `graphs`, decode steps too are launched one operation after the other. `watch` is told of every
         step once it is launched, in order."""
         self._slots = Slots(limits)
         self._packer = PlanPacker(self._slots.columns, limits)
         self._buffers = buffers
         self._work = work
-        self._recorded = recorded
+        self._graphs = graphs
         self._timeline = timeline
         self._watch = watch
         words, is_pinned = packed_capacity(limits), buffers.packed.is_cuda
@@ -75,15 +75,15 @@ class CudaRunner:
         if self._ring.is_full:
             self._finished.append(self._ring.pop())
         place = self._ring.next_place
-        recorded = self._recorded if len(step.decode_slots) and not step.chunks else None
+        graphs = self._graphs if len(step.decode_slots) and not step.chunks else None
         num_seqs = len(step.decode_slots) + len(step.chunks)
-        if recorded is not None:
-            num_seqs = recorded.padded_size(num_seqs)
+        if graphs is not None:
+            num_seqs = graphs.padded_size(num_seqs)
         packed = self._packer.pack(step, num_seqs, place.plan_np)
         self._bring(place, packed)
         times = self._timeline.begin()
-        if recorded is not None:
-            recorded.launch(num_seqs)
+        if graphs is not None:
+            graphs.launch(num_seqs)
         elif num_seqs:
             self._work.run(_shape(step))
         num_tokens = len(step.sample_slots)

@@ -1,6 +1,6 @@
 """The memory of one step's inputs and of what it samples, at addresses that never change.
 
-Sized once for the largest step; a batch is a set of views. A batch that is recorded stays valid, because every step
+Sized once for the largest step; a batch is a set of views. A batch that is captured stays valid, because every step
 fills the same memory.
 """
 

@@ -4,7 +4,7 @@
                       ▲                                                       │
                       └──────────────── slots, resident ◀─────────────────────┘
 
-All of it is launched without reading anything back, so that it can be recorded for a shape and launched as one. It
+All of it is launched without reading anything back, so that it can be captured for a shape and launched as one. It
 knows neither plans nor when anything is done.
 """
 
@@ -18,8 +18,9 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
+from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
-from pagewire.worker.kernels.step_tensors import SlotTensors, StepTensors
+from pagewire.worker.kernels.step_tensors import SlotTensors
 from pagewire.worker.slots.columns import SlotLimits
 
 
@@ -28,47 +29,6 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Writes the batch's KV and returns logits_SV."""
-
-
-class StateKernels(Protocol):
-    """`pagewire.worker.kernels.triton.step_state`, or its definition in `torch_kernels`."""
-
-    def apply_changes(self, slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None: ...
-
-    def prepare_step(
-        self,
-        slots: SlotTensors,
-        seqs_BQ: torch.Tensor,
-        ids_C: torch.Tensor,
-        step: StepTensors,
-        *,
-        block_size: int,
-        max_rows: int,
-    ) -> None: ...
-
-    def finish_step(self, slots: SlotTensors, seqs_BQ: torch.Tensor, tokens_S: torch.Tensor) -> None: ...
-
-
-class SampleKernel(Protocol):
-    """`sample` of `pagewire.worker.kernels.triton.sampling`, or its definition in `torch_kernels`."""
-
-    def __call__(
-        self,
-        logits_SV: torch.Tensor,
-        sampling_SP: torch.Tensor,
-        position_S: torch.Tensor,
-        out_tokens_S: torch.Tensor,
-        *,
-        workspace: SamplingWorkspace,
-    ) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepKernels:
-    """What computes around the model."""
-
-    state: StateKernels
-    sample: SampleKernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +57,12 @@ class StepWork:
         self,
         *,
         model: Model,
-        kernels: StepKernels,
+        kernels: Kernels,
         kv: KVCache,
         memory: StepMemory,
     ) -> None:
         self._model = model
-        self._state = kernels.state
-        self._sample = kernels.sample
+        self._kernels = kernels
         self._kv = kv
         self._slots = memory.slots
         self._buffers = memory.buffers
@@ -113,7 +72,7 @@ class StepWork:
         """Bring the packed plan's changes, which start at word `first`, into the slots."""
         packed = self._buffers.packed
         middle, last = first + num_changes, first + 2 * num_changes
-        self._state.apply_changes(self._slots, packed[first:middle], packed[middle:last])
+        self._kernels.apply_changes(self._slots, packed[first:middle], packed[middle:last])
 
     @torch.inference_mode()
     def run(self, shape: StepShape) -> None:
@@ -122,7 +81,7 @@ class StepWork:
         step = buffers.tensors(shape)
         seqs_BQ = buffers.seqs_BQ(shape.num_seqs)
         tokens_S = buffers.tokens_S[: shape.num_samples]
-        self._state.prepare_step(
+        self._kernels.prepare_step(
             self._slots,
             seqs_BQ,
             buffers.packed[seqs_BQ.numel() :],
@@ -132,11 +91,11 @@ class StepWork:
         )
         logits_SV = self._model.forward(buffers.batch(step, shape), self._kv)
         if shape.num_samples:
-            self._sample(
+            self._kernels.sample(
                 logits_SV,
                 step.sampling_SP,
                 step.sample_positions_S,
                 tokens_S,
                 workspace=self._workspace,
             )
-        self._state.finish_step(self._slots, seqs_BQ, tokens_S)
+        self._kernels.finish_step(self._slots, seqs_BQ, tokens_S)

@@ -12,7 +12,6 @@ each step in order and then wakes the loop, which asks the step itself.
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -48,52 +47,6 @@ class Timeline(Protocol):
 
     def begin(self) -> StepTimes:
         """A step begins here. The one before has ended."""
-
-
-class HostTimeline:
-    """For work that is done when the call returns."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._last_end: float | None = None
-
-    def restart(self) -> None:
-        self._last_end = None
-
-    def begin(self) -> "HostStepTimes":
-        return HostStepTimes(self._clock, self._last_end, self._record_end)
-
-    def _record_end(self, time_s: float) -> None:
-        self._last_end = time_s
-
-
-class HostStepTimes:
-    """See `HostTimeline`."""
-
-    def __init__(self, clock: Callable[[], float], last_end: float | None, record_end: Callable[[float], None]) -> None:
-        self._clock = clock
-        self._record_end = record_end
-        self._start = clock()
-        self._end = self._start
-        self._last_end = self._start if last_end is None else last_end
-
-    def end(self) -> None:
-        self._end = self._clock()
-        self._record_end(self._end)
-
-    def is_over(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        pass
-
-    @property
-    def busy_us(self) -> int:
-        return round((self._end - self._start) * 1e6)
-
-    @property
-    def idle_us(self) -> int:
-        return round((self._start - self._last_end) * 1e6)
 
 
 class CudaTimeline:

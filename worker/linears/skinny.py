@@ -1,82 +1,46 @@
-"""Linears whose decode steps of a few rows run in kernels of their own, together with the norm before them.
+"""Skinny linears: their decode steps of a few rows run in kernels of their own, together with the norm before them.
 
-A step of up to FEW_ROWS rows waits for the weights and for launches; past that the device's library multiplies, as it
-does for `pagewire.worker.linears.torch.TorchLinears`. Both kinds read the same weight, [out, in].
+A step of up to MAX_SKINNY_ROWS rows waits for the weights and for launches; past that the device's library multiplies,
+as it does for `pagewire.worker.linears.torch.TorchLinears`. Both kinds read the same weight, [out, in].
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from pagewire.worker.kernels.reference import few_rows as definition
-from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
+from pagewire.worker.kernels.contract import MAX_SKINNY_ROWS, Kernels
+from pagewire.worker.kernels.sets import reference_kernels
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
 from pagewire.worker.model.layers import Embedding, Linear, LinearKind, RmsNorm, TableEmbedding
 
 Tensor = torch.Tensor
 
 _WIDEST = 3072
-"""Inputs of which FEW_ROWS rows fit into a program's registers beside their weights; of more, one row does. Two rows of
-a layer of Qwen3-8B, whose inputs are 4,096, took an H200 1.5 times as long as its library's products."""
+"""Inputs of which MAX_SKINNY_ROWS rows fit into a program's registers beside their weights; of more, one row does. Two
+rows of a layer of Qwen3-8B, whose inputs are 4,096, took an H200 1.5 times as long as its library's products."""
 
 
 _MAX_DIFFERENCE = 0.02
 """Of a trial's result, as a share of what it should be: some roundings of bf16 one after the other."""
 _RESULTS = tuple(
-    f"{name} of {rows}" for rows in ("one row", f"{FEW_ROWS} rows") for name in ("first sums", "last sums", "logits")
+    f"{name} of {rows}"
+    for rows in ("one row", f"{MAX_SKINNY_ROWS} rows")
+    for name in ("first sums", "last sums", "logits")
 )
 _SAID = 300
 """Characters of an error that are passed on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FewRowsKernels:
-    """One kind of kernels; see `pagewire.worker.kernels.reference.few_rows` for what each computes."""
-
-    name: str
-    overlaps: bool = False
-    """Programs start before the kernel before theirs is over."""
-    linear: Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
-    add_norm_linear: Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor | None, Tensor, Tensor], None]
-    add_norm_gate_up: Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor | None, Tensor, Tensor], None]
-
-
-def torch_few_rows_kernels() -> FewRowsKernels:
-    """The definitions, on any device."""
-    return FewRowsKernels(
-        name="few-rows-torch",
-        linear=definition.linear,
-        add_norm_linear=definition.add_norm_linear,
-        add_norm_gate_up=definition.add_norm_gate_up,
-    )
-
-
-def triton_few_rows_kernels(*, overlap: bool) -> FewRowsKernels:
-    """`overlap`: a kernel's programs start before the one before it is over, which devices can from sm_90 on. Raises
-    ImportError where Triton is not installed."""
-    from pagewire.worker.kernels.triton import few_rows
-
-    return FewRowsKernels(
-        name="few-rows-overlapped" if overlap else "few-rows",
-        overlaps=overlap,
-        linear=partial(few_rows.linear, overlap=overlap),
-        add_norm_linear=partial(few_rows.add_norm_linear, overlap=overlap),
-        add_norm_gate_up=partial(few_rows.add_norm_gate_up, overlap=overlap),
-    )
-
-
-class FewRowsLinear:
+class SkinnyLinear:
     """A `Linear` that also takes x before its norm; what it takes is contiguous."""
 
     def __init__(
-        self, kernels: FewRowsKernels, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype, many_rows: Linear
+        self, kernels: Kernels, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype, many_rows: Linear
     ) -> None:
         """`many_rows` multiplies by the same tensors."""
-        self.name = kernels.name
+        self.name = f"skinny-{kernels.name}"
         self.num_bytes = many_rows.num_bytes
-        self.max_rows = FEW_ROWS if weight.shape[1] <= _WIDEST else 1
+        self.max_rows = MAX_SKINNY_ROWS if weight.shape[1] <= _WIDEST else 1
         """More go to `many_rows`."""
         self._kernels = kernels
         self._weight = weight
@@ -109,64 +73,66 @@ class FewRowsLinear:
         return x.new_empty((x.shape[0], self._weight.shape[0]), dtype=self._out_dtype)
 
 
-class FewRowsLinears:
+class SkinnyLinears:
     """A `LinearKind` for one device."""
 
-    def __init__(self, kernels: FewRowsKernels, device: torch.device) -> None:
+    def __init__(self, kernels: Kernels, device: torch.device) -> None:
         self.device = device
-        self.overlaps = kernels.overlaps
         self._kernels = kernels
         self._torch = TorchLinears(TorchLinear, device)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return FewRowsLinear(self._kernels, weight, bias, weight.dtype, self._torch.linear(weight, bias))
+        return SkinnyLinear(self._kernels, weight, bias, weight.dtype, self._torch.linear(weight, bias))
 
     def head(self, weight_VE: Tensor) -> Linear:
-        return FewRowsLinear(self._kernels, weight_VE, None, torch.float32, self._torch.head(weight_VE))
+        return SkinnyLinear(self._kernels, weight_VE, None, torch.float32, self._torch.head(weight_VE))
 
     def tied(self, weight_VE: Tensor) -> tuple[Embedding, Linear]:
         return TableEmbedding(weight_VE), self.head(weight_VE)
 
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes of some work what runs it again, as decode steps are recorded."""
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+"""Makes of some work what runs it again, as decode steps are captured."""
 
 
-def device_linears(
-    candidates: Sequence[FewRowsKernels],
+def choose_kernels(
+    candidates: Sequence[Kernels],
     device: torch.device,
     dtype: torch.dtype,
-    new_record: Callable[[], Record],
+    new_capture: Callable[[], Capture],
     refused: Callable[[str], None],
-) -> LinearKind:
-    """With the first candidate that computes what its definition does on this device; with none if none does. Each is
-    recorded by a recorder of its own, because one whose recording failed may be left in any state. `refused` is told
-    of each that is not taken, and why."""
+) -> tuple[Kernels, LinearKind]:
+    """The first candidate whose linears compute what the definition does on this device, and these linears; where none
+    does, the last candidate, for all else, and the library's linears. What the trial shows of the linears' launches is
+    true of the other kernels'.
+
+    Each is captured by a capture of its own, because one that failed may be left in any state. `refused` is told of
+    each that is not taken, and why."""
     for kernels in candidates:
-        reason = trial(kernels, device, dtype, new_record())
+        reason = trial(kernels, device, dtype, new_capture())
         if not reason:
-            return FewRowsLinears(kernels, device)
-        refused(f"linears of few rows, {kernels.name}: {reason}")
-    return TorchLinears(TorchLinear, device)
+            return kernels, SkinnyLinears(kernels, device)
+        refused(f"skinny linears, {kernels.name}: {reason}")
+    return candidates[-1], TorchLinears(TorchLinear, device)
 
 
-def trial(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype, record: Record) -> str:
+def trial(kernels: Kernels, device: torch.device, dtype: torch.dtype, capture: Capture) -> str:
     """Why these kernels are not to be used on this device; empty where they are.
 
     A small layer's linears one after the other, so that each reads what the one before it wrote, with one row and with
-    as many as they take, recorded; tried because a compiler, a driver or a device may refuse the kernels, their launch,
-    or its recording, in its own way."""
+    as many as they take, captured; tried because a compiler, a driver or a device may refuse the kernels, their launch,
+    or its capture, in its own way."""
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     width, inner = 256, 384
-    x, floor = values(FEW_ROWS, width).float(), width * 1e-6
+    x, floor = values(MAX_SKINNY_ROWS, width).float(), width * 1e-6
     norm_weight, bias = values(width).float(), values(width)
     o, gate_up, down = values(width, width), values(2 * inner, width), values(width, inner)
 
-    def layer(kind: FewRowsKernels, num_rows: int) -> list[Tensor]:
+    def layer(kind: Kernels, num_rows: int) -> list[Tensor]:
         def empty(num_outputs: int, out_dtype: torch.dtype) -> Tensor:
             return torch.empty((num_rows, num_outputs), dtype=out_dtype, device=device)
 
@@ -181,8 +147,8 @@ def trial(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype, rec
         return [new_x, last_x, logits]
 
     @torch.inference_mode()
-    def both(kind: FewRowsKernels) -> list[Tensor]:
-        return [*layer(kind, 1), *layer(kind, FEW_ROWS)]
+    def both(kind: Kernels) -> list[Tensor]:
+        return [*layer(kind, 1), *layer(kind, MAX_SKINNY_ROWS)]
 
     computed: list[Tensor] = []
 
@@ -192,11 +158,11 @@ def trial(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype, rec
     # Weights must be there before a kernel that may start early asks for them.
     _finish(device)
     try:
-        record(work)()
+        capture(work)()
         _finish(device)
     except Exception as error:  # what compilers, drivers and launchers raise has no common kind
         return f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}"
-    for name, ours, theirs in zip(_RESULTS, computed, both(torch_few_rows_kernels()), strict=True):
+    for name, ours, theirs in zip(_RESULTS, computed, both(reference_kernels()), strict=True):
         difference = float((ours - theirs).norm() / theirs.norm())
         if not difference <= _MAX_DIFFERENCE:
             return f"{name} differ from their definition by {difference:.2g} of their size"

@@ -1,5 +1,5 @@
 """Times of single kernels on inputs that no cache holds, each beside its floor: attention of even and of uneven
-batches, and the linears of a few rows."""
+batches, and skinny linears."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from gpu.report.checks import Check
 from gpu.report.floors import Rates
 from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
+from support.host_device import EagerCapture
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.attention.triton import PagedKernels, torch_paged_kernels, triton_paged_kernels
-from pagewire.worker.cuda.graphs import CudaGraphRecorder, EagerRecorder
+from pagewire.worker.cuda.graphs import CudaGraphCapture
 from pagewire.worker.cuda.platform import CudaPlatform
-from pagewire.worker.kernels.reference.paged_decode import DecodeWorkspace
-from pagewire.worker.linears.skinny import torch_few_rows_kernels
+from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
 
 _BLOCK_SIZE = 64
 _NUM_SMS = 132
@@ -35,7 +36,7 @@ _LAYERS = 14
 def run(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) -> None:
     """A row for each case."""
     config = RANDOM_SHAPES[scale.small_shape]
-    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels(overlap=True)
+    paged = reference_kernels() if scale.is_dry else triton_kernels(overlap=True)
     for name, contexts in _decodes(scale).items():
         with record.attempt(name):
             record.add(decode(f"paged_decode, {name}", config, contexts, paged, rates, device))
@@ -93,7 +94,7 @@ def decode(
     what: str,
     config: DecoderConfig,
     contexts: list[int],
-    paged: PagedKernels,
+    paged: Kernels,
     rates: Rates,
     device: torch.device,
 ) -> Check:
@@ -114,7 +115,7 @@ def decode(
 
     def work() -> None:
         for layer in layers:
-            paged.decode(q, layer, tables, lens, out, scale=c.head_dim**-0.5, workspace=workspace)
+            paged.paged_decode(q, layer, tables, lens, out, scale=c.head_dim**-0.5, workspace=workspace)
 
     num_bytes = 2 * sum(contexts) * c.num_kv_heads * c.head_dim * layers[0].element_size()
     return _row(what, _seconds(work, device) / len(layers), num_bytes / rates.bytes_per_s)
@@ -124,7 +125,7 @@ def prefill(
     what: str,
     config: DecoderConfig,
     lengths: list[int],
-    paged: PagedKernels,
+    paged: Kernels,
     rates: Rates,
     device: torch.device,
 ) -> Check:
@@ -138,18 +139,18 @@ def prefill(
 
     def work() -> None:
         for layer in some:
-            paged.prefill(q, layer, tables, starts, lens, out, scale=c.head_dim**-0.5, max_query_len=max(lengths))
+            paged.paged_prefill(q, layer, tables, starts, lens, out, scale=c.head_dim**-0.5, max_query_len=max(lengths))
 
     flops = sum(2 * c.num_heads * c.head_dim * length * (length + 1) for length in lengths)
     return _row(what, _seconds(work, device) / len(some), flops / rates.flops_per_s)
 
 
 def _linears(scale: Scale, config: DecoderConfig, num_rows: int, rates: Rates, device: torch.device) -> list[Check]:
-    """A layer's four linears with their norms: the kernels of few rows, and the library's products alone."""
+    """A layer's four linears with their norms: the skinny kernels, and the library's products alone."""
     dtype = torch.float32 if scale.is_dry else torch.bfloat16
     chain = Chain(config, 2 if scale.is_dry else _LAYERS, dtype, device)
     x = chain.inputs(num_rows, 1)
-    kinds = [torch_few_rows_kernels()] if scale.is_dry else CudaPlatform().few_rows_kernels(device)
+    kinds = [reference_kernels()] if scale.is_dry else CudaPlatform().kernels()
     head_s = chain.head.nbytes / rates.bytes_per_s
     floor_s = chain.layer_bytes / rates.bytes_per_s + head_s / chain.num_layers
     rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
@@ -180,14 +181,14 @@ def _row(what: str, seconds: float, floor_s: float) -> Check:
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Of one call, recorded; the median of some rounds, each long enough for a clock."""
+    """Of one call, captured; the median of some rounds, each long enough for a clock."""
     if device.type != "cuda":
-        launch = EagerRecorder().record(work)
+        launch = EagerCapture().capture(work)
         begin_s = time.perf_counter()
         launch()
         return time.perf_counter() - begin_s
     with torch.inference_mode():
-        launch = CudaGraphRecorder(device).record(work)
+        launch = CudaGraphCapture(device).capture(work)
     rounds = []
     for _ in range(_ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

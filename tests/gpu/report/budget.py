@@ -42,8 +42,8 @@ GPU_STAGES: tuple[Stage, ...] = (
     (Share(("card",), 45),),
     # Most of their time goes to compiling kernels, each on a core; nothing in them is timed.
     (
-        Share(("few rows",), 100),
-        Share(("few rows, large",), 100),
+        Share(("skinny linears",), 100),
+        Share(("skinny linears, large",), 100),
         Share(("kernels", "collectives"), 100),
         Share(("steps",), 100),
         Share(("steps, wide heads",), 100),
@@ -69,8 +69,8 @@ DRY_STAGES: tuple[Stage, ...] = (
         Share(
             (
                 "card",
-                "few rows",
-                "few rows, large",
+                "skinny linears",
+                "skinny linears, large",
                 "kernels",
                 "collectives",
                 "steps",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.linears.skinny import FewRowsKernels, FewRowsLinear
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.linears.skinny import SkinnyLinear
 from pagewire.worker.linears.torch import TorchLinear
 
 Tensor = torch.Tensor
@@ -16,9 +17,9 @@ _POISON = 0xFF
 """Every value made of such bytes is NaN."""
 
 
-def most_rows(kernels: FewRowsKernels, weight: Tensor) -> int:
+def most_rows(kernels: Kernels, weight: Tensor) -> int:
     """That the decoder gives to these kernels for this weight."""
-    return FewRowsLinear(kernels, weight, None, weight.dtype, TorchLinear(weight, None)).max_rows
+    return SkinnyLinear(kernels, weight, None, weight.dtype, TorchLinear(weight, None)).max_rows
 
 
 class Chain:
@@ -55,7 +56,7 @@ class Chain:
         generator = torch.Generator(self._device).manual_seed(seed)
         return torch.randn(num_rows, self.config.hidden_size, device=self._device, generator=generator)
 
-    def work(self, kernels: FewRowsKernels, x: Tensor) -> tuple[Callable[[], None], Tensor, Tensor]:
+    def work(self, kernels: Kernels, x: Tensor) -> tuple[Callable[[], None], Tensor, Tensor]:
         """A step over `x`, whose rows may be replaced between two of them; the logits that it writes; and all that it
         writes, as bytes. It begins with poison in all of this, so that what is read too early shows."""
         c, num_rows = self.config, x.shape[0]

@@ -1,4 +1,4 @@
-"""The ranks' operations on one device alone, launched and recorded: a group of one rank, which is all that one device
+"""The ranks' operations on one device alone, launched and captured: a group of one rank, which is all that one device
 can show of NCCL."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import torch
 from gpu.report.checks import Check, Skipped
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pagewire.worker.cuda.graphs import CudaGraphRecorder
+from pagewire.worker.cuda.graphs import CudaGraphCapture
 from pagewire.worker.parallel.collectives import nccl_collectives
 
 
@@ -25,14 +25,14 @@ def run(device: torch.device) -> Check:
         y.add_(1)
         gathered.copy_(collectives.all_gather(y))
 
-    launch = CudaGraphRecorder(device).record(work)
+    launch = CudaGraphCapture(device).capture(work)
     num_differing = 0
     for value in range(20):
         x.fill_(value)
         launch()
         num_differing += int((gathered != 2 * value + 1).sum().item())
     return Check(
-        what="a recorded all-reduce and all-gather of one rank: values that differ",
+        what="a captured all-reduce and all-gather of one rank: values that differ",
         seen=num_differing,
         unit="values",
         relation="at most",

@@ -10,7 +10,7 @@ from support.worker_process import sim_launch
 
 from pagewire.scheduler_svc.models.random_shapes import random_spec
 from pagewire.wire.launch import WorkerLaunch
-from pagewire.worker.cuda.loading import load_cuda
+from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.cuda.platform import Platform
 
 _KV_CACHE_BYTES = 1 << 30
@@ -42,7 +42,7 @@ def run(scale: Scale, shape: str, platform: Platform, record: PartRecord) -> Non
         kv_cache_bytes=None if scale.is_dry else _KV_CACHE_BYTES,
     )
     stages: dict[str, float] = {}
-    loaded = load_cuda(
+    loaded = load_onto(
         launch,
         platform,
         progress=lambda stage, done: stages.__setitem__(stage, done),
@@ -50,8 +50,7 @@ def run(scale: Scale, shape: str, platform: Platform, record: PartRecord) -> Non
         wake=lambda: None,
     )
     record.add(
-        attention=loaded.attention_backend,
-        linear=loaded.linear_backend,
+        attention=loaded.hello.attention_backend,
+        linear=loaded.hello.linear_backend,
         notes=list(loaded.notes),
-        memory=loaded.brought_up.report.lines(),
     )

@@ -19,6 +19,7 @@ from gpu.report.floors import Floors, Rates, Request
 from gpu.report.results import PartRecord
 from gpu.report.rounds import rounds
 from gpu.report.scale import Scale
+from support.plan_stream import limits_of
 
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
@@ -29,7 +30,7 @@ from pagewire.wire.columns import pack, unpack
 from pagewire.wire.plan import StepResult
 from pagewire.wire.requests import Submit
 from pagewire.wire.sampling import SamplingParams
-from pagewire.worker.cuda.loading import load_cuda
+from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.cuda.platform import Platform
 
 _DEPTH = 2
@@ -52,14 +53,14 @@ class DirectEngine:
         launch = launch_of(scale, scale.small_shape)
         spec = launch.model
         self._woken = threading.Event()
-        loaded = load_cuda(
+        loaded = load_onto(
             launch,
             platform,
             progress=lambda stage, done: None,
             on_rank_lost=lambda reason: None,
             wake=self._woken.set,
         )
-        self._runner, limits = loaded.brought_up.runner, loaded.brought_up.limits
+        self._runner, limits = loaded.runner, limits_of(launch, loaded.hello)
         self._config = SchedulerConfig(
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -1,4 +1,4 @@
-"""The backends of the attention ladder in bf16 against attention written out in fp32, each by itself: so
+"""A card's attention backends in bf16 against attention written out in fp32, each by itself: so
 FlashAttention = Triton = reference.
 
 A FlashAttention that is not installed is named, with the reason, and not an error.
@@ -17,7 +17,8 @@ from support.paged_world import Heads, PagedWorld, attention_config
 
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder
-from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
+from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
 
 MAX_DIFFERENCE = 2e-2
 _HEADS = Heads(16, 8, 128)
@@ -35,9 +36,7 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
     """A check for each backend there is; what is not there, and why. Raises Skipped where there is none."""
     config = attention_config(_HEADS, num_layers=2)
     if scale.is_dry:
-        backend = TritonAttention(
-            config, torch_paged_kernels(), device, max_num_seqs=8, max_model_len=2048, num_sms=132
-        )
+        backend = TritonAttention(config, reference_kernels(), device, max_num_seqs=8, max_model_len=2048, num_sms=132)
         record.add(**{rung.name: rung.missing for rung in attention_ladder(None, importlib.import_module)})
         record.add(_check(backend.name, backend, device))
         return
@@ -49,6 +48,7 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
         max_num_seqs=8,
         max_model_len=2048,
         block_size=_BLOCK_SIZE,
+        kernels=triton_kernels(overlap=False),
     )
     rungs = {rung.name: (rung, rung.unsuited(needs)) for rung in attention_ladder(card, importlib.import_module)}
     record.add(**{name: reason or rung.found for name, (rung, reason) in rungs.items()})

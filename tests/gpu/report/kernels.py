@@ -19,6 +19,7 @@ from support.worker_plans import PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
+from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
 from pagewire.worker.kernels.reference import elementwise, paged_prefill, step_state
 from pagewire.worker.kernels.reference import logprobs as torch_logprobs
 from pagewire.worker.kernels.reference import paged_decode as torch_decode
@@ -117,7 +118,7 @@ def _decode(heads: Heads, block_size: int, device: torch.device, contexts: tuple
         if device.type == "cuda":
             contexts += (1024, 4095, 4097)
     world = PagedWorld(heads, block_size, [(1, context) for context in contexts])
-    workspace = torch_decode.DecodeWorkspace.allocate(
+    workspace = DecodeWorkspace.allocate(
         max_rows=max(16, len(contexts)),
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,

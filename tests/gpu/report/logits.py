@@ -18,8 +18,10 @@ from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.attention.triton import PagedKernels, TritonAttention, torch_paged_kernels, triton_paged_kernels
-from pagewire.worker.cuda.kernel_ops import KernelOps, OpsKernels, torch_ops_kernels, triton_ops_kernels
+from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.cuda.kernel_ops import KernelOps
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import build_decoder
@@ -51,10 +53,9 @@ class RoundedSource:
 def run(scale: Scale, device: torch.device) -> list[Check]:
     """The largest relative error of a row of logits: ‖ours - reference‖ / ‖reference‖, in a prefill and in decodes."""
     config = msgspec.structs.replace(RANDOM_SHAPES[scale.logit_shape], num_layers=scale.logit_layers)
-    ops = torch_ops_kernels() if scale.is_dry else triton_ops_kernels(overlap=True)
-    paged = torch_paged_kernels() if scale.is_dry else triton_paged_kernels(overlap=True)
-    ours = _steps(config, "bfloat16", ops, paged, scale, device)
-    reference = _steps(config, "float32", torch_ops_kernels(), torch_paged_kernels(), scale, device)
+    kernels = reference_kernels() if scale.is_dry else triton_kernels(overlap=True)
+    ours = _steps(config, "bfloat16", kernels, scale, device)
+    reference = _steps(config, "float32", reference_kernels(), scale, device)
     errors = [
         float(((mine.double() - theirs.double()).norm(dim=1) / theirs.double().norm(dim=1)).max())
         for mine, theirs in zip(ours, reference, strict=True)
@@ -72,19 +73,19 @@ def run(scale: Scale, device: torch.device) -> list[Check]:
 
 
 def _steps(
-    config: DecoderConfig, dtype: str, ops: OpsKernels, paged: PagedKernels, scale: Scale, device: torch.device
+    config: DecoderConfig, dtype: str, kernels: Kernels, scale: Scale, device: torch.device
 ) -> list[torch.Tensor]:
     """Logits of three steps: two prompts, a chunk beside two decodes, three decodes."""
     length = scale.logit_prompt
     torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    attention = TritonAttention(config, paged, device, max_num_seqs=4, max_model_len=4 * length, num_sms=132)
+    attention = TritonAttention(config, kernels, device, max_num_seqs=4, max_model_len=4 * length, num_sms=132)
     decoder = build_decoder(
         RoundedSource(RandomSource(config, _SEED)),
         config,
         dtype,
         attention,
         lambda stage, done: None,
-        KernelOps(config, torch_dtype, device, ops, max_rows=4 * length, max_positions=4 * length),
+        KernelOps(config, torch_dtype, device, kernels, max_rows=4 * length, max_positions=4 * length),
         TorchLinears(TorchLinear, device),
         num_threads=4,
     )

@@ -169,18 +169,18 @@ def _direct(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     direct.run(scale, _engine(scale), card, rates, record)
 
 
-def _few_rows(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+def _skinny(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
-    from gpu.report import few_rows
+    from gpu.report import skinny
 
-    few_rows.run(scale, scale.small_shape, 6, torch.device(scale.device), record)
+    skinny.run(scale, scale.small_shape, 6, torch.device(scale.device), record)
 
 
-def _few_rows_large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+def _skinny_large(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
-    from gpu.report import few_rows
+    from gpu.report import skinny
 
-    few_rows.run(scale, scale.large_shape, 2, torch.device(scale.device), record)
+    skinny.run(scale, scale.large_shape, 2, torch.device(scale.device), record)
 
 
 def _collective(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
@@ -265,8 +265,8 @@ def _figure(earlier: Earlier, part: str, name: str, kind: type[T]) -> T:
 
 PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "card": _card,
-    "few rows": _few_rows,
-    "few rows, large": _few_rows_large,
+    "skinny linears": _skinny,
+    "skinny linears, large": _skinny_large,
     "kernels": _kernels,
     "steps": _steps,
     "steps, wide heads": _steps_wide,

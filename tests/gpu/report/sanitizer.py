@@ -60,16 +60,16 @@ def run(record: PartRecord) -> None:
 
 
 def main() -> int:
-    """Every kind of step of a tiny model, none recorded: without torch's caching allocator nothing can be."""
+    """Every kind of step of a tiny model, none captured: without torch's caching allocator nothing can be."""
     from support.device_runner import tiny_config, tiny_spec
     from support.plan_stream import LoadedStream
     from support.worker_process import sim_launch
 
     from pagewire.worker.cuda.platform import CudaPlatform
-    from pagewire.worker.model import few_rows_linear
+    from pagewire.worker.linears import skinny
 
-    # The trial is recorded; here the kernels are taken untried.
-    few_rows_linear.trial = lambda *parts: ""  # type: ignore[assignment]
+    # The trial is captured; here the kernels are taken untried.
+    skinny.trial = lambda *parts: ""  # type: ignore[assignment]
     launch = sim_launch(
         "ipc:///nowhere",
         device="cuda",

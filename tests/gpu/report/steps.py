@@ -1,4 +1,4 @@
-"""Greedy and sampled tokens in fp32, over random plans: recorded steps, steps launched one operation after the other,
+"""Greedy and sampled tokens in fp32, over random plans: captured steps, steps launched one operation after the other,
 and the plain CPU path agree token for token. In a dry run the CPU stands in for the device."""
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import torch
 from gpu.report.checks import Check
 from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
-from support.device_runner import CpuPlatform, tiny_config, tiny_spec
+from support.device_runner import tiny_config, tiny_spec
+from support.host_device import CpuPlatform
 from support.plan_stream import LoadedStream
 from support.worker_process import sim_launch
 
@@ -40,7 +41,7 @@ def run(scale: Scale, name: str, record: PartRecord) -> None:
     # The plain path's tensors are small: on many threads they spend their time in barriers, beside parts that compile.
     torch.set_num_threads(1)
     for enforce_eager in (False, True):
-        kind = f"{name}, {'eager' if enforce_eager else 'recorded'}"
+        kind = f"{name}, {'eager' if enforce_eager else 'captured'}"
         with record.attempt(kind):
             _check(scale, kind, config, enforce_eager, record)
 
@@ -73,5 +74,5 @@ def _check(scale: Scale, kind: str, config: DecoderConfig, enforce_eager: bool, 
             relation="at most",
             limit=0,
         ),
-        **{f"{kind}: memory": stream.loaded.brought_up.report.lines(), f"{kind}: differences": differences},
+        **{f"{kind}: memory": list(stream.loaded.notes), f"{kind}: differences": differences},
     )

@@ -25,7 +25,7 @@ from gpu.report.floors import Rates
 from gpu.report.results import PartRecord
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
-from pagewire.worker.attention.triton import triton_paged_kernels
+from pagewire.worker.kernels.sets import triton_kernels
 
 Cut = tuple[str, Callable[[], None]]
 """A name, and what makes the kernels take it."""
@@ -129,12 +129,12 @@ def run(device: torch.device, rates: Rates, record: PartRecord) -> None:
 
 
 def _decode(what: str, contexts: list[int], rates: Rates, device: torch.device) -> Check:
-    config, paged = RANDOM_SHAPES["qwen3-0.6b"], triton_paged_kernels(overlap=True)
+    config, paged = RANDOM_SHAPES["qwen3-0.6b"], triton_kernels(overlap=True)
     return bare_times.decode(what, config, contexts, paged, rates, device)
 
 
 def _prefill(what: str, lengths: list[int], rates: Rates, device: torch.device) -> Check:
-    config, paged = RANDOM_SHAPES["qwen3-0.6b"], triton_paged_kernels(overlap=True)
+    config, paged = RANDOM_SHAPES["qwen3-0.6b"], triton_kernels(overlap=True)
     return bare_times.prefill(what, config, lengths, paged, rates, device)
 
 

@@ -15,6 +15,7 @@ from pagewire.worker.attention.choice import (
     attention_ladder,
     choose_attention,
 )
+from pagewire.worker.kernels.sets import reference_kernels
 
 HOPPER = CudaCard(name="H200", capability=(9, 0), num_sms=132)
 AMPERE = CudaCard(name="A100", capability=(8, 0), num_sms=108)
@@ -63,6 +64,7 @@ def needs(
         max_num_seqs=2,
         max_model_len=200,
         block_size=block_size,
+        kernels=reference_kernels(),
     )
 
 

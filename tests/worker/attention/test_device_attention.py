@@ -9,7 +9,8 @@ from support.scripted_flash import ScriptedFlash2, ScriptedFlash3
 
 from pagewire.worker.attention.base import AttentionBackend, block_size_of
 from pagewire.worker.attention.flash_attention import MAX_SPLITS, FlashAttention2, FlashAttention3
-from pagewire.worker.attention.triton import TritonAttention, torch_paged_kernels
+from pagewire.worker.attention.triton import TritonAttention
+from pagewire.worker.kernels.sets import reference_kernels
 
 HEADS = Heads(6, 2, 16)
 DECODES = [(1, 1), (1, 300), (1, 0), (1, 256)]
@@ -26,7 +27,7 @@ def backend(kind: str) -> AttentionBackend:
             return FlashAttention2(ScriptedFlash2())
         case _:
             return TritonAttention(
-                config, torch_paged_kernels(), torch.device("cpu"), max_num_seqs=8, max_model_len=600, num_sms=1
+                config, reference_kernels(), torch.device("cpu"), max_num_seqs=8, max_model_len=600, num_sms=1
             )
 
 

@@ -3,45 +3,68 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import NamedTuple
 
+import msgspec
 import pytest
 import torch
-from support.device_runner import CPU, TORCH_KERNELS, CountingModel, device_decoder, plain_decoder, run, tiny_config
+from support.device_runner import (
+    REFERENCE,
+    CountingModel,
+    device_decoder,
+    plain_decoder,
+    run,
+    tiny_config,
+    tiny_spec,
+)
+from support.host_device import CpuPlatform, EagerCapture
 from support.worker_plans import SMALL, PlanMaker, admit
+from support.worker_process import sim_launch
 
 from pagewire.wire.columns import unpack
+from pagewire.wire.launch import WorkerLaunch
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block
 from pagewire.worker.cpu.runner import CpuRunner
-from pagewire.worker.cuda.bring_up import BroughtUp, CacheTerms, DeviceKit, LoadedModel, bring_up, worst_rows
-from pagewire.worker.cuda.graphs import EagerRecorder, Launch
-from pagewire.worker.cuda.memory import GIB, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
-from pagewire.worker.cuda.step_work import Model, StepKernels
-from pagewire.worker.cuda.timeline import HostTimeline
-from pagewire.worker.kernels.reference import step_state
+from pagewire.worker.cuda.bring_up import CudaStart, bring_up, worst_rows
+from pagewire.worker.cuda.graphs import Launch
+from pagewire.worker.cuda.memory import GIB, MemoryReport, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
+from pagewire.worker.cuda.runner import CudaRunner
+from pagewire.worker.cuda.step_work import Model
+from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.step_tensors import SlotTensors
+from pagewire.worker.slots.columns import SlotLimits
 
 CONFIG = tiny_config(SMALL.vocab_size)
 BLOCK = bytes_per_block(CONFIG, SMALL.block_size, torch.float32)
 TOTAL, WEIGHTS, BUFFERS, PEAK = 1000 * BLOCK, 100 * BLOCK, 10 * BLOCK, 7 * BLOCK
-TERMS = CacheTerms(gpu_memory_utilization=1.0, kv_cache_bytes=None, enforce_eager=False)
+LAUNCH = sim_launch(
+    "ipc:///nowhere",
+    device="cuda",
+    dtype="float32",
+    model=tiny_spec(CONFIG),
+    max_num_seqs=SMALL.max_num_seqs,
+    max_model_len=SMALL.max_model_len,
+    max_num_batched_tokens=SMALL.max_num_batched_tokens,
+    block_size=SMALL.block_size,
+    gpu_memory_utilization=1.0,
+)
 
 
 class ScriptedDevice:
-    """A device of 1000 blocks' size. A recording of size n takes n blocks."""
+    """A device of 1000 blocks' size. A graph of size n takes n blocks."""
 
     def __init__(self, in_use: int) -> None:
         self.in_use = in_use
-        self.num_recordings: list[list[str]] = []
-        """Of every recorder, a mark per recording."""
-        self._alive: weakref.WeakSet[CountingRecorder] = weakref.WeakSet()
+        self.num_graphs: list[list[str]] = []
+        """Of every capture, a mark per graph."""
+        self._alive: weakref.WeakSet[CountingCapture] = weakref.WeakSet()
 
     def total(self) -> int:
         return TOTAL
 
     def free(self) -> int:
-        return TOTAL - self.in_use - sum(recorder.num_bytes for recorder in self._alive)
+        return TOTAL - self.in_use - sum(capture.num_bytes for capture in self._alive)
 
     def allocated(self) -> int:
         return WEIGHTS + BUFFERS + BLOCK  # and the one block of the cache for profiling
@@ -50,29 +73,29 @@ class ScriptedDevice:
         work()
         return PEAK
 
-    def new_recorder(self) -> "CountingRecorder":
-        recorder = CountingRecorder()
-        self._alive.add(recorder)
-        self.num_recordings.append(recorder.marks)
-        return recorder
+    def new_capture(self) -> "CountingCapture":
+        capture = CountingCapture()
+        self._alive.add(capture)
+        self.num_graphs.append(capture.marks)
+        return capture
 
 
-class CountingRecorder:
+class CountingCapture:
     def __init__(self) -> None:
         self.marks: list[str] = []
-        self._eager = EagerRecorder()
+        self._eager = EagerCapture()
 
     @property
     def num_bytes(self) -> int:
         """The first takes 20 blocks, the others 2 each."""
         return (20 + 2 * (len(self.marks) - 1)) * BLOCK if self.marks else 0
 
-    def record(self, work: Launch) -> Launch:
-        self.marks.append("recorded")
-        launch = self._eager.record(work)
+    def capture(self, work: Launch) -> Launch:
+        self.marks.append("captured")
+        launch = self._eager.capture(work)
 
         def replay() -> None:
-            """Keeps its recorder alive, as a graph keeps its pool."""
+            """Keeps its capture alive, as a graph keeps its pool."""
             assert self.marks
             launch()
 
@@ -93,20 +116,33 @@ class WatchedModel:
         return self._model.forward(batch, kv)
 
 
-def bring(
-    model: Model, device: ScriptedDevice, terms: CacheTerms = TERMS, kernels: StepKernels = TORCH_KERNELS
-) -> BroughtUp:
-    kit = DeviceKit(
-        device=CPU,
+class ScriptedPlatform(CpuPlatform):
+    """The CPU with a scripted device's memory."""
+
+    def __init__(self, device: ScriptedDevice) -> None:
+        super().__init__()
+        self.meter = device  # type: ignore[assignment]
+        self.new_capture = device.new_capture  # type: ignore[assignment, method-assign]
+
+
+class Brought(NamedTuple):
+    runner: CudaRunner
+    limits: SlotLimits
+    report: MemoryReport
+
+
+def bring(model: Model, device: ScriptedDevice, launch: WorkerLaunch = LAUNCH, kernels: Kernels = REFERENCE) -> Brought:
+    start = CudaStart(
+        launch=launch,
+        platform=ScriptedPlatform(device),
         kernels=kernels,
-        meter=device,
-        timeline=HostTimeline(),
-        new_recorder=device.new_recorder,
+        model=model,
+        config=CONFIG,
+        block_size=SMALL.block_size,
+        before_model_bytes=5 * BLOCK,
+        weights_bytes=WEIGHTS,
     )
-    loaded = LoadedModel(
-        model=model, config=CONFIG, dtype=torch.float32, before_model_bytes=5 * BLOCK, weights_bytes=WEIGHTS
-    )
-    return bring_up(kit, loaded, SMALL, terms, watch=lambda times: None, progress=lambda stage, done: None)
+    return Brought(*bring_up(start, watch=lambda times: None, progress=lambda stage, done: None))
 
 
 def test_the_cache_takes_what_the_rest_leaves() -> None:
@@ -119,12 +155,12 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert (report.device, report.before_model, report.weights) == (TOTAL, 5 * BLOCK, WEIGHTS)
     assert (report.buffers, report.activations, report.graphs) == (BUFFERS, PEAK, 26 * BLOCK)
     assert report.kv_cache == 17 * BLOCK
-    assert [len(marks) for marks in device.num_recordings] == [2, 4]
-    # The worst step twice and two recordings, over a cache of one block. Over the real one: the worst step and small
+    assert [len(marks) for marks in device.num_graphs] == [2, 4]
+    # The worst step twice and two captures, over a cache of one block. Over the real one: the worst step and small
     # ones to warm up (one of a decode), every size, the largest first, and the worst step.
     worst, small = (24, 6, 5), [(1, 1, 1), (1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
-    tried, recorded = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
-    assert model.shapes == [worst, worst, *tried, worst, *small, *recorded, worst]
+    tried, captured = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
+    assert model.shapes == [worst, worst, *tried, worst, *small, *captured, worst]
     assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4 + 1)
     plan = PlanMaker().make(admits=[admit(0, [4, 5], [0])], chunks=[(0, 2)])
     brought.runner.begin(1)
@@ -137,14 +173,11 @@ def test_every_kernel_has_run_before_the_first_plan(enforce_eager: bool) -> None
     arenas: list[torch.Tensor] = []
 
     def apply_changes(slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None:
-        step_state.apply_changes(slots, indices_C, values_C)
+        REFERENCE.apply_changes(slots, indices_C, values_C)
         arenas.append(slots.arena)
 
-    state = SimpleNamespace(
-        apply_changes=apply_changes, prepare_step=step_state.prepare_step, finish_step=step_state.finish_step
-    )
-    kernels = StepKernels(state=state, sample=TORCH_KERNELS.sample)
-    terms = replace(TERMS, enforce_eager=enforce_eager)
+    kernels = replace(REFERENCE, apply_changes=apply_changes)
+    terms = msgspec.structs.replace(LAUNCH, enforce_eager=enforce_eager)
     brought = bring(CountingModel(SMALL.vocab_size), ScriptedDevice(in_use=0), terms, kernels)
     assert len(arenas) == 1
     assert not arenas[0].any(), "a slot was changed"
@@ -160,23 +193,29 @@ def test_the_cache_is_never_larger_than_what_can_be_used() -> None:
 
 def test_a_utilization_below_one_leaves_its_part_of_the_device() -> None:
     device = ScriptedDevice(in_use=800 * BLOCK)
-    brought = bring(CountingModel(SMALL.vocab_size), device, replace(TERMS, gpu_memory_utilization=0.85))
+    brought = bring(
+        CountingModel(SMALL.vocab_size), device, msgspec.structs.replace(LAUNCH, gpu_memory_utilization=0.85)
+    )
     assert brought.limits.num_blocks == 50 - 7 - 26
 
 
-def test_enforce_eager_records_nothing() -> None:
+def test_enforce_eager_captures_nothing() -> None:
     device = ScriptedDevice(in_use=970 * BLOCK)
-    brought = bring(CountingModel(SMALL.vocab_size), device, replace(TERMS, enforce_eager=True))
+    brought = bring(CountingModel(SMALL.vocab_size), device, msgspec.structs.replace(LAUNCH, enforce_eager=True))
     assert brought.limits.num_blocks == 30 - 7
-    assert not device.num_recordings
+    assert not device.num_graphs
 
 
 def test_kv_cache_bytes_is_obeyed_where_there_is_room() -> None:
     device = ScriptedDevice(in_use=950 * BLOCK)
-    terms = replace(TERMS, kv_cache_bytes=12 * BLOCK + 1, gpu_memory_utilization=0.1)
+    terms = msgspec.structs.replace(LAUNCH, kv_cache_bytes=12 * BLOCK + 1, gpu_memory_utilization=0.1)
     assert bring(CountingModel(SMALL.vocab_size), device, terms).limits.num_blocks == 12
     with pytest.raises(ValueError, match=f"kv_cache_bytes is {18 * BLOCK}; the device has room for {17 * BLOCK}"):
-        bring(CountingModel(SMALL.vocab_size), ScriptedDevice(950 * BLOCK), replace(terms, kv_cache_bytes=18 * BLOCK))
+        bring(
+            CountingModel(SMALL.vocab_size),
+            ScriptedDevice(950 * BLOCK),
+            msgspec.structs.replace(terms, kv_cache_bytes=18 * BLOCK),
+        )
 
 
 def test_a_device_without_room_for_one_sequence_says_where_its_memory_went() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.device_runner import CpuPlatform, plain_decoder, run, tiny_config, tiny_spec
-from support.plan_stream import LoadedStream
+from support.device_runner import plain_decoder, run, tiny_config, tiny_spec
+from support.host_device import CpuPlatform
+from support.plan_stream import LoadedStream, limits_of
 from support.worker_plans import PlanMaker, admit
 from support.worker_process import TIMEOUT_S, sim_launch
 
@@ -19,7 +20,7 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cpu.runner import CpuRunner
-from pagewire.worker.cuda.loading import load_cuda
+from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.devices import load_device
 from pagewire.worker.launch import LaunchError
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
@@ -70,17 +71,18 @@ def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
     model = tiny_spec(tiny_config(vocab_size=100))
     launch = sim_launch("ipc:///nowhere", device="cuda", dtype="float32", model=model, max_num_seqs=3, block_size=None)
     woken, stages = threading.Event(), []
-    loaded = load_cuda(
+    loaded = load_onto(
         launch,
         CpuPlatform(),
         progress=lambda stage, done: stages.append((stage, done)),
         on_rank_lost=lambda reason: None,
         wake=woken.set,
     )
-    assert loaded.launch.block_size == TritonAttention.default_block_size
-    assert (loaded.attention_backend, loaded.linear_backend) == ("torch-kernels", "few-rows-torch")
+    hello = loaded.hello
+    assert hello.block_size == TritonAttention.default_block_size
+    assert (hello.attention_backend, hello.linear_backend) == ("triton", "skinny-reference")
     assert [stage for stage, done in stages if done == 1.0] == ["weights", "graphs"]
-    limits, runner = loaded.brought_up.limits, loaded.brought_up.runner
+    limits, runner = limits_of(launch, hello), loaded.runner
     assert limits.num_blocks == 3 * -(-launch.max_model_len // 64)
 
     plain = CpuRunner(plain_decoder(model.decoder), KVCache(model.decoder, 9, 64, torch.float32), limits)
@@ -94,7 +96,7 @@ def test_a_launch_becomes_a_runner_that_wakes_its_loop() -> None:
 
 
 def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
-    """Each rank on a thread of its own, with Gloo between them; recorded steps hold the sums and gathers."""
+    """Each rank on a thread of its own, with Gloo between them; captured steps hold the sums and gathers."""
     model = tiny_spec(tiny_config(vocab_size=101, tied=True))
     drawn = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, seed=7)
 
@@ -119,14 +121,14 @@ def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
             world_size=2,
             group=RankGroup(store=f"file://{tmp_path}/ranks", num_local_ranks=2, join_timeout_s=TIMEOUT_S),
         )
-        loaded = load_cuda(
+        loaded = load_onto(
             launch,
             CpuPlatform(),
             progress=lambda stage, done: None,
             on_rank_lost=lambda reason: None,
             wake=lambda: None,
         )
-        runner = loaded.brought_up.runner
+        runner = loaded.runner
         runner.begin(1)
         return [unpack(run(runner, plan).tokens).tolist() for plan in plans()]
 

@@ -33,12 +33,12 @@ from pagewire.worker.slots.state import Slots
         (40, [1, 2, 4, 8, 16, 24, 32, 40]),
     ],
 )
-def test_sizes_that_are_recorded(max_num_seqs: int, sizes: list[int]) -> None:
+def test_sizes_that_are_captured(max_num_seqs: int, sizes: list[int]) -> None:
     assert padded_sizes(max_num_seqs) == sizes
 
 
 @given(max_num_seqs=st.integers(1, 300), data=st.data())
-def test_a_batch_goes_into_the_least_recorded_size(max_num_seqs: int, data: st.DataObject) -> None:
+def test_a_batch_goes_into_the_least_captured_size(max_num_seqs: int, data: st.DataObject) -> None:
     num_seqs = data.draw(st.integers(1, max_num_seqs))
     assert padded_size(num_seqs, max_num_seqs) == min(s for s in padded_sizes(max_num_seqs) if s >= num_seqs)
 

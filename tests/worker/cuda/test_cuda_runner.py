@@ -47,7 +47,7 @@ def check_stream(decoder: Decoder, limits: SlotLimits, seed: int, num_steps: int
     plain = CpuRunner(decoder, plain_kv, limits)
     plain.begin(1)
     runner = make_runner(device_decoder(decoder, limits), kv, limits, eager=eager)
-    assert not any(layer.any() for layer in kv.layers), "recording wrote into the cache"
+    assert not any(layer.any() for layer in kv.layers), "a capture wrote into the cache"
     for _ in range(num_steps):
         plan, expected = plans.step()
         before = kv.layers[0][0].clone()
@@ -61,7 +61,7 @@ def check_stream(decoder: Decoder, limits: SlotLimits, seed: int, num_steps: int
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), num_steps=st.integers(1, 25))
-def test_recorded_steps_equal_the_plain_path(decoder: Decoder, seed: int, num_steps: int) -> None:
+def test_captured_steps_equal_the_plain_path(decoder: Decoder, seed: int, num_steps: int) -> None:
     check_stream(decoder, SMALL, seed, num_steps, eager=False)
 
 

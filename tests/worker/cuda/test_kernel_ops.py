@@ -13,7 +13,8 @@ from support.step_ops import CONFIG, batch_of, run_step
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.cuda.kernel_ops import KernelOps, torch_ops_kernels
+from pagewire.worker.cuda.kernel_ops import KernelOps
+from pagewire.worker.kernels.sets import reference_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.layers import RmsNorm
 from pagewire.worker.model.ops import DecoderOps, TorchOps
@@ -29,7 +30,7 @@ STEPS: list[Mapping[int, Sequence[int]]] = [
 
 
 def ops_for(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> KernelOps:
-    return KernelOps(config, dtype, torch.device("cpu"), torch_ops_kernels(), max_rows=64, max_positions=64)
+    return KernelOps(config, dtype, torch.device("cpu"), reference_kernels(), max_rows=64, max_positions=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.device_runner import CountingModel, make_runner, tiny_config
 from support.held_timeline import HeldTimeline
+from support.host_device import HostTimeline
 from support.loop_thread import HELLO, LoopThread
 from support.worker_plans import SMALL, PlanMaker, admit
 from support.worker_process import TIMEOUT_S, ScriptedEngine, ipc_address
@@ -16,7 +17,7 @@ from pagewire.wire.control import EngineRestarted, Stop
 from pagewire.wire.plan import Begin, StepResult, WorkerFailed
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.runner import CudaRunner
-from pagewire.worker.cuda.timeline import HostTimeline, Waker
+from pagewire.worker.cuda.timeline import Waker
 from pagewire.worker.loop import Inbox
 
 

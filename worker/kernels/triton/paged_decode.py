@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.reference.paged_decode import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
+from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 from pagewire.worker.kernels.triton.attention_tile import (
     LOG2_E,
     attend_tile,

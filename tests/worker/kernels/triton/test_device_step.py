@@ -9,12 +9,8 @@ from support.worker_plans import SMALL, PlanModel
 
 from pagewire.wire.columns import unpack
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.attention.triton import triton_paged_kernels
 from pagewire.worker.cpu.runner import CpuRunner
-from pagewire.worker.cuda.kernel_ops import triton_ops_kernels
-from pagewire.worker.cuda.step_work import StepKernels
-from pagewire.worker.kernels.triton import step_state
-from pagewire.worker.kernels.triton.sampling import sample
+from pagewire.worker.kernels.sets import triton_kernels
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -24,13 +20,8 @@ def test_a_stream_of_plans(eager: bool) -> None:
     kv, plain_kv = (KVCache(config, SMALL.num_blocks, SMALL.block_size, torch.float32) for _ in range(2))
     plain = CpuRunner(decoder, plain_kv, SMALL)
     plain.begin(1)
-    runner = make_runner(
-        device_decoder(decoder, SMALL, triton_ops_kernels(overlap=False), triton_paged_kernels(overlap=False)),
-        kv,
-        SMALL,
-        kernels=StepKernels(state=step_state, sample=sample),
-        eager=eager,
-    )
+    kernels = triton_kernels(overlap=False)
+    runner = make_runner(device_decoder(decoder, SMALL, kernels), kv, SMALL, kernels=kernels, eager=eager)
     plans = PlanModel(SMALL, Random(11))
     num_tokens = 0
     for _ in range(12):

@@ -11,7 +11,8 @@ from support.step_ops import CONFIG, run_step
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
+from pagewire.worker.cuda.kernel_ops import KernelOps
+from pagewire.worker.kernels.sets import triton_kernels
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.weights.build import load_decoder
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def triton_ops(config: DecoderConfig) -> KernelOps:
-    return KernelOps(config, torch.float32, CPU, triton_ops_kernels(overlap=False), max_rows=32, max_positions=64)
+    return KernelOps(config, torch.float32, CPU, triton_kernels(overlap=False), max_rows=32, max_positions=64)
 
 
 def test_a_step_agrees_with_torch() -> None:

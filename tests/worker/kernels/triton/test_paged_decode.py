@@ -4,17 +4,22 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld
 
-from pagewire.worker.kernels.reference.paged_decode import (
-    MAX_SPLITS,
-    SPLIT_TOKENS,
-    DecodeWorkspace,
-    split_count,
-    tokens_per_split,
-)
+from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 from pagewire.worker.kernels.reference.paged_decode import paged_decode as reference
 from pagewire.worker.kernels.triton import paged_decode as kernel
 
 TOLERANCE = 2e-5
+
+
+def tokens_per_split(context_len: int) -> int:
+    """How many tokens of a context one split covers: a function of its length alone, so that a sequence's result does
+    not depend on its company. A multiple of SPLIT_TOKENS."""
+    return SPLIT_TOKENS * max(1, -(-context_len // (SPLIT_TOKENS * MAX_SPLITS)))
+
+
+def split_count(context_len: int) -> int:
+    """How many splits a context has."""
+    return -(-context_len // tokens_per_split(context_len))
 
 
 def workspace_for(

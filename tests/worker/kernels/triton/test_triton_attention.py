@@ -7,6 +7,7 @@ import torch
 from support.paged_world import Heads, PagedWorld, attention_config
 
 from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+from pagewire.worker.kernels.sets import triton_kernels
 
 CARD = CudaCard(name="interpreter", capability=(8, 0), num_sms=4)
 
@@ -30,6 +31,7 @@ def test_a_step(sequences: list[tuple[int, int]]) -> None:
         max_num_seqs=8,
         max_model_len=300,
         block_size=None,
+        kernels=triton_kernels(overlap=False),
     )
     backend = choose_attention(attention_ladder(CARD, importlib.import_module), "triton", needs, CARD)
     assert (backend.name, backend.default_block_size) == ("triton", 64)

@@ -1,4 +1,4 @@
-"""Linears of at most FEW_ROWS rows, alone or with the residual add and norm before them.
+"""Skinny linears, of at most MAX_SKINNY_ROWS rows, alone or with the residual add and norm before them.
 
 x, the fp32 sum of the layers, goes to a second tensor where a part is added to it: the kernels' programs each read all
 of the old one. The norm is that of `pagewire.worker.kernels.reference.elementwise`, rounded to the weight's dtype as if
@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from pagewire.worker.kernels.reference.elementwise import add_rms_norm
-
-FEW_ROWS = 4
-"""A decode step of so many rows waits for weights alone: their products fit beside the loads, without tensor cores."""
 
 
 def linear(x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, out_TN: torch.Tensor) -> None:

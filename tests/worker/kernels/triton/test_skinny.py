@@ -1,4 +1,4 @@
-"""Linears of few rows: interpreted in fp32 against their definition in torch, alone and in a whole decoder; and
+"""Skinny linears: interpreted in fp32 against their definition in torch, alone and in a whole decoder; and
 compiled for real devices, which needs none, in a process of its own."""
 
 from pathlib import Path
@@ -8,19 +8,16 @@ import pytest
 import torch
 from support.batches import PagedDriver, greedy
 from support.checkpoints import build_hf_model, save_checkpoint
+from support.host_device import EagerCapture
 
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
-from pagewire.worker.cuda.graphs import EagerRecorder
-from pagewire.worker.cuda.kernel_ops import KernelOps, triton_ops_kernels
-from pagewire.worker.kernels.reference import few_rows as reference
-from pagewire.worker.kernels.triton import few_rows
-from pagewire.worker.linears.skinny import (
-    FewRowsKernels,
-    FewRowsLinears,
-    device_linears,
-    triton_few_rows_kernels,
-)
+from pagewire.worker.cuda.kernel_ops import KernelOps
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.reference import skinny as reference
+from pagewire.worker.kernels.sets import triton_kernels
+from pagewire.worker.kernels.triton import skinny
+from pagewire.worker.linears.skinny import SkinnyLinears, choose_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
 
@@ -30,7 +27,7 @@ FLOOR = 0.05
 # time, the last one in part; outputs that fill no program.
 SHAPES = [(1, 64, 5), (2, 96, 9), (3, 1024, 4), (4, 1536, 6), (1, 1536, 7), (4, 64, 13), (1, 5200, 3)]
 
-COMPILED_BY = "compile_few_rows.py"
+COMPILED_BY = "compile_skinny.py"
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -52,7 +49,7 @@ def test_linear(num_rows: int, width: int, num_outputs: int, has_bias: bool) -> 
     x_TK, _, _, weight, bias = inputs(num_rows, width, num_outputs, has_bias)
     expected, out = torch.full((2, num_rows, num_outputs), torch.nan)
     reference.linear(x_TK, weight, bias, expected)
-    few_rows.linear(x_TK, weight, bias, out, overlap=False)
+    skinny.linear(x_TK, weight, bias, out, overlap=False)
     assert_close(out, expected)
 
 
@@ -64,7 +61,7 @@ def test_add_norm_linear(num_rows: int, width: int, num_outputs: int, has_bias: 
     expected, out = torch.full((2, num_rows, num_outputs), torch.nan)
     expected_x_TE, new_x_TE = torch.full((2, num_rows, width), torch.nan)
     reference.add_norm_linear(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, expected_x_TE, expected)
-    few_rows.add_norm_linear(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, new_x_TE, out, overlap=False)
+    skinny.add_norm_linear(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, new_x_TE, out, overlap=False)
     assert torch.equal(x_TE, before_TE)
     assert torch.equal(new_x_TE, expected_x_TE)
     assert_close(out, expected)
@@ -77,7 +74,7 @@ def test_add_norm_gate_up(num_rows: int, width: int, inner: int, has_bias: bool)
     expected, out = torch.full((2, num_rows, inner), torch.nan)
     expected_x_TE, new_x_TE = torch.full((2, num_rows, width), torch.nan)
     reference.add_norm_gate_up(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, expected_x_TE, expected)
-    few_rows.add_norm_gate_up(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, new_x_TE, out, overlap=False)
+    skinny.add_norm_gate_up(x_TE, delta_TE, norm_weight_E, FLOOR, weight, bias, new_x_TE, out, overlap=False)
     assert torch.equal(new_x_TE, expected_x_TE)
     assert_close(out, expected)
 
@@ -87,7 +84,7 @@ def test_many_outputs_are_shared_out_differently() -> None:
     x_TK, _, _, weight, _ = inputs(2, 16, 4099, False)
     expected, out = torch.full((2, 2, 4099), torch.nan)
     reference.linear(x_TK, weight, None, expected)
-    few_rows.linear(x_TK, weight, None, out, overlap=False)
+    skinny.linear(x_TK, weight, None, out, overlap=False)
     assert_close(out, expected)
 
 
@@ -95,7 +92,7 @@ def test_rows_past_the_last_are_left_alone() -> None:
     """A kernel for up to four rows runs them as well."""
     x_TE, delta_TE, norm_weight_E, weight, _ = inputs(4, 64, 8, False)
     new_x_TE, out = torch.full((4, 64), 7.0), torch.full((4, 8), 7.0)
-    few_rows.add_norm_linear(
+    skinny.add_norm_linear(
         x_TE[:2], delta_TE[:2], norm_weight_E, FLOOR, weight, None, new_x_TE[:2], out[:2], overlap=False
     )
     assert (new_x_TE[2:] == 7).all()
@@ -106,7 +103,7 @@ def test_rows_past_the_last_are_left_alone() -> None:
 def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
     """One and three sequences, whose prompts have more rows than the kernels take."""
     spec = save_checkpoint(build_hf_model("qwen3-tied"), tmp_path).spec
-    kernels = triton_few_rows_kernels(overlap=False)
+    kernels = triton_kernels(overlap=False)
 
     def tokens(decoder: Decoder) -> list[list[int]]:
         driver = PagedDriver(decoder, KVCache(spec.decoder, 32, 4, torch.float32))
@@ -123,9 +120,9 @@ def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
     def load(*parts: Any) -> Decoder:
         return load_decoder(spec, "float32", PagedTorchAttention(), lambda stage, fraction: None, *parts)
 
-    ops = KernelOps(spec.decoder, torch.float32, CPU, triton_ops_kernels(overlap=False), max_rows=32, max_positions=64)
-    decoder = load(ops, FewRowsLinears(kernels, CPU))
-    assert decoder.linear_backend == "few-rows"
+    ops = KernelOps(spec.decoder, torch.float32, CPU, kernels, max_rows=32, max_positions=64)
+    decoder = load(ops, SkinnyLinears(kernels, CPU))
+    assert decoder.linear_backend == "skinny-triton"
     expected = tokens(load())
     assert len({token for step in expected for token in step}) > 5, "a model that repeats itself would prove little"
     assert tokens(decoder) == expected
@@ -133,17 +130,17 @@ def test_greedy_tokens_of_a_whole_decoder(tmp_path: Path) -> None:
 
 def test_what_cannot_run_here_is_not_chosen() -> None:
     """The interpreter knows no overlapped launch."""
-    candidates = [triton_few_rows_kernels(overlap=overlap) for overlap in (True, False)]
+    candidates = [triton_kernels(overlap=overlap) for overlap in (True, False)]
     refused: list[str] = []
 
-    def chosen(candidates: list[FewRowsKernels]) -> str:
-        kind = device_linears(candidates, CPU, torch.float32, lambda: EagerRecorder().record, refused.append)
+    def chosen(candidates: list[Kernels]) -> str:
+        _, kind = choose_kernels(candidates, CPU, torch.float32, lambda: EagerCapture().capture, refused.append)
         return kind.linear(torch.zeros(4, 4), None).name
 
-    assert chosen(candidates) == "few-rows"
+    assert chosen(candidates) == "skinny-triton"
     assert chosen(candidates[:1]) == "torch"
     assert len(refused) == 2
-    assert refused[0].startswith("linears of few rows, few-rows-overlapped: ")
+    assert refused[0].startswith("skinny linears, triton-overlapped: ")
 
 
 def test_every_kernel_was_compiled_for_both_devices(compiled: list[dict[str, Any]]) -> None:

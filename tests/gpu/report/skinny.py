@@ -1,4 +1,4 @@
-"""The kernels of few rows in bf16 at the widths of published models: against their definition, overlapped against not
+"""Skinny linears in bf16 at the widths of published models: against their definition, overlapped against not
 overlapped bit by bit over many replays, and what a start finds when it tries them."""
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from gpu.report.chain import Chain, most_rows
 from gpu.report.checks import Check
 from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
+from support.host_device import EagerCapture
 
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.cuda.graphs import CudaGraphRecorder, EagerRecorder, Recorder
+from pagewire.worker.cuda.graphs import CudaGraphCapture, GraphCapture
 from pagewire.worker.cuda.platform import CudaPlatform
-from pagewire.worker.linears.skinny import FewRowsKernels, torch_few_rows_kernels, trial
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.sets import reference_kernels
+from pagewire.worker.linears.skinny import trial
 
 MAX_RELATIVE = 8e-3
 """Of one kernel in bf16: what it stores is rounded once, and so is the norm."""
@@ -29,7 +32,7 @@ def run(scale: Scale, shape: str, num_layers: int, device: torch.device, record:
     kinds = list(_kinds(scale, device))
     for kernels in kinds:
         with record.attempt(kernels.name):
-            reason = trial(kernels, device, dtype, _recorder(device).record)
+            reason = trial(kernels, device, dtype, _capture(device).capture)
             record.add(
                 Check(
                     what=f"{kernels.name}: works when a start tries it",
@@ -41,8 +44,8 @@ def run(scale: Scale, shape: str, num_layers: int, device: torch.device, record:
                 **{f"{kernels.name}: refused for": reason},
             )
     if not scale.is_dry:
-        with record.attempt("a recording that fails"):
-            record.add(_failed_recording(kinds[-1], device, dtype))
+        with record.attempt("a capture that fails"):
+            record.add(_failed_capture(kinds[-1], device, dtype))
     config = RANDOM_SHAPES[shape]
     if len(kinds) > 1:
         with record.attempt(f"replays, {shape}"):
@@ -54,28 +57,28 @@ def run(scale: Scale, shape: str, num_layers: int, device: torch.device, record:
             record.add(_difference(f"{kernels.name}, {shape}", kernels, config, dtype, device))
 
 
-def _kinds(scale: Scale, device: torch.device) -> Iterator[FewRowsKernels]:
+def _kinds(scale: Scale, device: torch.device) -> Iterator[Kernels]:
     """What a device is offered, best first; in a dry run the definition, twice."""
     if scale.is_dry:
-        yield torch_few_rows_kernels()
-        yield torch_few_rows_kernels()
+        yield reference_kernels()
+        yield reference_kernels()
     else:
-        yield from CudaPlatform().few_rows_kernels(device)
+        yield from CudaPlatform().kernels()
 
 
-def _recorder(device: torch.device) -> Recorder:
-    return CudaGraphRecorder(device) if device.type == "cuda" else EagerRecorder()
+def _capture(device: torch.device) -> GraphCapture:
+    return CudaGraphCapture(device) if device.type == "cuda" else EagerCapture()
 
 
-def _failed_recording(kernels: FewRowsKernels, device: torch.device, dtype: torch.dtype) -> Check:
-    """A synchronization cannot be recorded; what follows must work all the same, in the memory that was there."""
+def _failed_capture(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Check:
+    """A synchronization cannot be captured; what follows must work all the same, in the memory that was there."""
     bad = dataclasses.replace(kernels, linear=lambda *tensors: tensors[-1].fill_(float(tensors[-1].sum().item())))
-    before = trial(bad, device, dtype, _recorder(device).record)
-    after = trial(kernels, device, dtype, _recorder(device).record)
+    before = trial(bad, device, dtype, _capture(device).capture)
+    after = trial(kernels, device, dtype, _capture(device).capture)
     again = torch.ones(1 << 20, device=device).sum().item()
     holds = bool(before) and not after and again == float(1 << 20)
     return Check(
-        what="a recording that fails is told, and the next one works",
+        what="a capture that fails is told, and the next one works",
         seen=float(holds),
         unit="",
         relation="at least",
@@ -83,12 +86,10 @@ def _failed_recording(kernels: FewRowsKernels, device: torch.device, dtype: torc
     )
 
 
-def _difference(
-    what: str, kernels: FewRowsKernels, config: DecoderConfig, dtype: torch.dtype, device: torch.device
-) -> Check:
+def _difference(what: str, kernels: Kernels, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Check:
     """The largest relative error of any of a layer's linears and of the head, for every number of rows."""
     chain = Chain(config, 1, dtype, device)
-    definition = torch_few_rows_kernels()
+    definition = reference_kernels()
     worst = 0.0
     for num_rows in range(1, most_rows(kernels, chain.layers[0][0]) + 1):
         for ours, theirs in zip(
@@ -107,7 +108,7 @@ def _difference(
 
 
 def _each(
-    chain: Chain, kernels: FewRowsKernels, num_rows: int, dtype: torch.dtype, device: torch.device
+    chain: Chain, kernels: Kernels, num_rows: int, dtype: torch.dtype, device: torch.device
 ) -> list[torch.Tensor]:
     """Every linear by itself on inputs of its own, so that errors do not add up; and the sums."""
     c = chain.config
@@ -141,20 +142,20 @@ def _each(
 
 
 def _replays(
-    scale: Scale, shape: str, chain: Chain, num_rows: int, kinds: list[FewRowsKernels], device: torch.device
+    scale: Scale, shape: str, chain: Chain, num_rows: int, kinds: list[Kernels], device: torch.device
 ) -> Check:
     """Values of logits that differ, over all replays of the first kind, from the last kind's."""
     inputs = [chain.inputs(num_rows, 10 + index) for index in range(_DIFFERENT_INPUTS)]
     x = inputs[0].clone()
     plain, plain_logits, _ = chain.work(kinds[-1], x)
-    launch = _recorder(device).record(plain)
+    launch = _capture(device).capture(plain)
     expected = []
     for each in inputs:
         x.copy_(each)
         launch()
         expected.append(plain_logits.clone())
     ours, logits, _ = chain.work(kinds[0], x)
-    launch = _recorder(device).record(ours)
+    launch = _capture(device).capture(ours)
     num_differing = torch.zeros((), dtype=torch.int64, device=device)
     for index in range(scale.replays):
         x.copy_(inputs[index % _DIFFERENT_INPUTS])

@@ -14,7 +14,7 @@ from compile_elementwise import CPU, WAIT, Target, sources_of_loads, stack_bytes
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from pagewire.worker.kernels.triton import few_rows
+from pagewire.worker.kernels.triton import skinny
 
 LAUNCH_DEPENDENTS = "griddepcontrol.launch_dependents"
 
@@ -63,8 +63,8 @@ def compile_layer(
         return torch.empty(shape, dtype=dtype, device=CPU)
 
     x_TE, delta_TE, norm_E = torch.empty(2, num_rows, width), values(num_rows, width), torch.empty(width)
-    few_rows.linear(values(num_rows, attended), values(width, attended), None, delta_TE, overlap=overlap)
-    few_rows.add_norm_gate_up(
+    skinny.linear(values(num_rows, attended), values(width, attended), None, delta_TE, overlap=overlap)
+    skinny.add_norm_gate_up(
         x_TE[0],
         delta_TE,
         norm_E,
@@ -75,8 +75,8 @@ def compile_layer(
         values(num_rows, inner),
         overlap=overlap,
     )
-    few_rows.linear(values(num_rows, inner), values(width, inner), None, delta_TE, overlap=overlap)
-    few_rows.add_norm_linear(
+    skinny.linear(values(num_rows, inner), values(width, inner), None, delta_TE, overlap=overlap)
+    skinny.add_norm_linear(
         x_TE[0], delta_TE, norm_E, 0.1, values(qkv, width), values(qkv), x_TE[1], values(num_rows, qkv), overlap=overlap
     )
 
@@ -93,7 +93,7 @@ def main() -> None:
     # An odd shape, and fp32.
     compile_layer(2, 576, 576, 960, 1536, torch.float32, overlap=False)
     driver.set_active(Target(90))
-    few_rows.linear(
+    skinny.linear(
         torch.empty(1, 1024, dtype=torch.bfloat16),
         torch.empty(151_936, 1024, dtype=torch.bfloat16),
         None,

@@ -1,6 +1,7 @@
-"""Linears of at most FEW_ROWS rows, alone or with the residual add and norm before them, a program per BLOCK outputs.
+"""Skinny linears, of at most MAX_SKINNY_ROWS rows, alone or with the residual add and norm before them, a program per
+BLOCK outputs.
 
-Signatures and results as in `pagewire.worker.kernels.reference.few_rows`, the definition.
+Signatures and results as in `pagewire.worker.kernels.reference.skinny`, the definition.
 
 A decode step of a few rows reads every weight once and does little else: Qwen3-0.6B's layers are 881 MB in bf16 and the
 head 311, so 0.20 and 0.07 ms at an H200's 4.3 TB/s; a kernel between two linears costs as much as a small linear does.
@@ -20,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.triton.few_rows_tile import (
+from pagewire.worker.kernels.triton.overlap import launch_options
+from pagewire.worker.kernels.triton.skinny_tile import (
     add_products,
     cut,
     load_part,
@@ -30,7 +32,6 @@ from pagewire.worker.kernels.triton.few_rows_tile import (
     none,
     outputs_per_program,
 )
-from pagewire.worker.kernels.triton.overlap import launch_options
 
 
 def linear(
@@ -41,7 +42,7 @@ def linear(
     *,
     overlap: bool,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.few_rows.linear`. `overlap`: programs start before the kernel before them
+    """See `pagewire.worker.kernels.reference.skinny.linear`. `overlap`: programs start before the kernel before them
     is over."""
     num_rows, num_outputs = out_TN.shape
     block = outputs_per_program(num_rows, weight_NK, 1)
@@ -69,7 +70,7 @@ def add_norm_linear(
     *,
     overlap: bool,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.few_rows.add_norm_linear`, and above for `overlap`."""
+    """See `pagewire.worker.kernels.reference.skinny.add_norm_linear`, and above for `overlap`."""
     num_rows, num_outputs = out_TN.shape
     block = outputs_per_program(num_rows, weight_NE, 1)
     _add_norm_linear[(triton.cdiv(num_outputs, block),)](
@@ -101,7 +102,7 @@ def add_norm_gate_up(
     *,
     overlap: bool,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.few_rows.add_norm_gate_up`, and above for `overlap`."""
+    """See `pagewire.worker.kernels.reference.skinny.add_norm_gate_up`, and above for `overlap`."""
     num_rows, num_outputs = out_TF.shape
     block = outputs_per_program(num_rows, weight_GE, 2)
     _add_norm_linear[(triton.cdiv(num_outputs, block),)](

@@ -1,4 +1,5 @@
-"""Tiles of a weight and parts of rows for `pagewire.worker.kernels.triton.few_rows`, and how outputs are shared out.
+"""Skinny linears' tiles: parts of a weight and of rows for `pagewire.worker.kernels.triton.skinny`, and how outputs are
+shared out.
 
 A tile is [BLOCK, CHUNK] of the weight, so that a warp has whole outputs to itself: lanes read 16 bytes side by side, a
 lane's products are added in registers, and one exchange within the warp ends a sum. Tiles of two dimensions only: of
@@ -10,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.reference.few_rows import FEW_ROWS
+from pagewire.worker.kernels.contract import MAX_SKINNY_ROWS
 
 _CHUNK = 256
 """Columns of a tile, which a warp reads at a time: 16 bytes of bf16 per lane."""
@@ -43,8 +44,8 @@ def outputs_per_program(num_rows: int, weight: torch.Tensor, weights_per_output:
 
 
 def cut(num_rows: int, weight: torch.Tensor, block: int, num_weight_rows: int) -> dict[str, int]:
-    """Few variants, all of which a start meets: one row, and FEW_ROWS of which some may be missing. `num_weight_rows`
-    are a program's."""
+    """Few variants, all of which a start meets: one row, and MAX_SKINNY_ROWS of which some may be missing.
+    `num_weight_rows` are a program's."""
     width = weight.shape[1]
     chunk = min(_CHUNK, triton.next_power_of_2(width))
     num_warps = min(_MAX_WARPS, block)
@@ -53,7 +54,7 @@ def cut(num_rows: int, weight: torch.Tensor, block: int, num_weight_rows: int) -
         tiles_ahead = 2
     return {
         "WIDTH": width,
-        "ROWS": 1 if num_rows == 1 else FEW_ROWS,
+        "ROWS": 1 if num_rows == 1 else MAX_SKINNY_ROWS,
         "BLOCK": block,
         "CHUNK": chunk,
         "AHEAD": min(tiles_ahead, triton.cdiv(width, chunk)),

@@ -1,0 +1,66 @@
+"""The sets of kernels that there are: the reference in torch, for any device, and Triton's, for CUDA devices."""
+
+from functools import partial
+
+from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.reference import (
+    elementwise,
+    paged_decode,
+    paged_prefill,
+    sampling,
+    skinny,
+    step_state,
+)
+
+
+def reference_kernels() -> Kernels:
+    """The definitions. They are not fast, and may allocate and read tensors back."""
+    return Kernels(
+        name="reference",
+        overlaps=False,
+        start_rms_norm=elementwise.start_rms_norm,
+        add_rms_norm=elementwise.add_rms_norm,
+        rotate_and_store=elementwise.rotate_and_store,
+        silu_mul=elementwise.silu_mul,
+        linear=skinny.linear,
+        add_norm_linear=skinny.add_norm_linear,
+        add_norm_gate_up=skinny.add_norm_gate_up,
+        paged_decode=paged_decode.paged_decode,
+        paged_prefill=paged_prefill.paged_prefill,
+        apply_changes=step_state.apply_changes,
+        prepare_step=step_state.prepare_step,
+        sample=sampling.sample,
+        finish_step=step_state.finish_step,
+    )
+
+
+def triton_kernels(*, overlap: bool) -> Kernels:
+    """`overlap`: a kernel's programs start before the one before it is over, which devices can from sm_90 on. Raises
+    ImportError where Triton is not installed."""
+    # Imported here, because Triton is installed with the `cuda` extra alone.
+    from pagewire.worker.kernels.triton import (
+        elementwise,
+        paged_decode,
+        paged_prefill,
+        sampling,
+        skinny,
+        step_state,
+    )
+
+    return Kernels(
+        name="triton-overlapped" if overlap else "triton",
+        overlaps=overlap,
+        start_rms_norm=partial(elementwise.start_rms_norm, overlap=overlap),
+        add_rms_norm=partial(elementwise.add_rms_norm, overlap=overlap),
+        rotate_and_store=partial(elementwise.rotate_and_store, overlap=overlap),
+        silu_mul=partial(elementwise.silu_mul, overlap=overlap),
+        linear=partial(skinny.linear, overlap=overlap),
+        add_norm_linear=partial(skinny.add_norm_linear, overlap=overlap),
+        add_norm_gate_up=partial(skinny.add_norm_gate_up, overlap=overlap),
+        paged_decode=partial(paged_decode.paged_decode, overlap=overlap),
+        paged_prefill=paged_prefill.paged_prefill,
+        apply_changes=step_state.apply_changes,
+        prepare_step=step_state.prepare_step,
+        sample=sampling.sample,
+        finish_step=step_state.finish_step,
+    )
