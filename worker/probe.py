@@ -13,7 +13,7 @@ from pagewire.worker.launch import installed_version
 from pagewire.worker.native.machine import available_memory_bytes, instruction_sets, processor_name, usable_cores
 
 if TYPE_CHECKING:
-    from pagewire.worker.attention.choice import CudaCard, Rung
+    from pagewire.worker.attention.choice import Candidate, CudaCard
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +92,7 @@ def probe() -> ProbeReport:
 def _probe_with_torch() -> ProbeReport:
     import torch
 
-    from pagewire.worker.attention.choice import CudaCard, attention_ladder
+    from pagewire.worker.attention.choice import CudaCard, attention_candidates
     from pagewire.worker.attention.paged_native import PagedNativeAttention
     from pagewire.worker.attention.paged_torch import PagedTorchAttention
     from pagewire.worker.cpu.kernels import cpu_linears
@@ -164,32 +164,32 @@ def _probe_with_torch() -> ProbeReport:
                 note=native_error if library is None else f"with its norms and samplers, on {library.level}",
             ),
             BackendReport(device="cpu", name=PagedTorchAttention.name, available=True, chosen=library is None, note=""),
-            *_reported(attention_ladder(card, importlib.import_module)),
+            *_reported(attention_candidates(card, importlib.import_module)),
         ],
         linear_backends=linears,
         missing=missing,
     )
 
 
-def _reported(rungs: "list[Rung]") -> list[BackendReport]:
+def _reported(candidates: "list[Candidate]") -> list[BackendReport]:
     """CUDA's attention, best first. The first that is available is chosen for a model in bf16 that leaves the block
     size open."""
-    best = next((rung.name for rung in rungs if not rung.missing), None)
+    best = next((candidate.name for candidate in candidates if not candidate.missing), None)
     return [
         BackendReport(
             device="cuda",
-            name=rung.name,
-            available=not rung.missing,
-            chosen=rung.name == best,
-            note=rung.missing or f"{rung.found}; {_block_sizes(rung)}",
+            name=candidate.name,
+            available=not candidate.missing,
+            chosen=candidate.name == best,
+            note=candidate.missing or f"{candidate.found}; {_block_sizes(candidate)}",
         )
-        for rung in rungs
+        for candidate in candidates
     ]
 
 
-def _block_sizes(rung: "Rung") -> str:
-    multiple = f"multiples of {rung.block_size_multiple}" if rung.block_size_multiple > 1 else "any"
-    return f"block size {rung.default_block_size}, takes {multiple}"
+def _block_sizes(candidate: "Candidate") -> str:
+    multiple = f"multiples of {candidate.block_size_multiple}" if candidate.block_size_multiple > 1 else "any"
+    return f"block size {candidate.default_block_size}, takes {multiple}"
 
 
 def _cuda_devices() -> list[DeviceReport]:
@@ -211,9 +211,9 @@ def cuda_report(
     index: int, card: "CudaCard", memory_bytes: int, import_module: Callable[[str], ModuleType]
 ) -> DeviceReport:
     """A card; a worker's own kernels must run on it, whatever computes attention."""
-    from pagewire.worker.attention.choice import attention_ladder
+    from pagewire.worker.attention.choice import attention_candidates
 
-    triton = next(rung for rung in attention_ladder(card, import_module) if rung.name == "triton")
+    triton = next(candidate for candidate in attention_candidates(card, import_module) if candidate.name == "triton")
     return DeviceReport(
         device=f"cuda:{index}",
         name=card.name,

@@ -95,7 +95,7 @@ class AttentionBackend(Protocol):
         """The block size it does best with."""
 
     def begin(self, batch: Batch, kv: KVCache) -> AttentionStep:
-        """Prepares one step."""
+        """Prepares one step: works out what all layers share."""
 
 
 def block_size_of(backend: AttentionBackend, wanted: int | None) -> int:

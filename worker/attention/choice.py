@@ -1,10 +1,10 @@
-"""Which attention a CUDA device gets: the first rung whose package imports, and which suits the card, the model and the
-block size.
+"""The choice of attention on a CUDA device: the first candidate whose package imports, and which suits the card, the
+model and the block size.
 
     flash-attention-3 ─▶ flash-attention-2 ─▶ triton
 
-A rung can be asked for by name; it is then this one or none. Packages are imported only where a card is that they could
-serve.
+A candidate can be asked for by name; it is then this one or none. Packages are imported only where a card is that they
+could serve.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ ImportModule = Callable[[str], ModuleType]
 
 
 class AttentionUnavailable(Exception):
-    """No rung of the ladder will do; the message says why, and what there is."""
+    """No candidate will do; the message says why, and what there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ Build = Callable[[AttentionNeeds, CudaCard], AttentionBackend]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
+class Candidate:
     """One kind of attention on one card."""
 
     name: AttentionBackendName
@@ -106,19 +106,19 @@ class Rung:
         return ""
 
 
-def attention_ladder(card: CudaCard | None, import_module: ImportModule) -> list[Rung]:
-    """All rungs, best first. Without a card none is available and nothing is imported."""
+def attention_candidates(card: CudaCard | None, import_module: ImportModule) -> list[Candidate]:
+    """All candidates, best first. Without a card none is available and nothing is imported."""
     return [_flash_3(card, import_module), _flash_2(card, import_module), _triton(card, import_module)]
 
 
 def choose_attention(
-    rungs: list[Rung], wanted: AttentionBackendName, needs: AttentionNeeds, card: CudaCard
+    candidates: list[Candidate], wanted: AttentionBackendName, needs: AttentionNeeds, card: CudaCard
 ) -> AttentionBackend:
-    """The first rung that will do, or the one that is wanted. Raises AttentionUnavailable."""
-    unsuited = {rung.name: rung.unsuited(needs) for rung in rungs}
-    for rung in rungs:
-        if wanted in ("auto", rung.name) and not unsuited[rung.name] and rung.build is not None:
-            return rung.build(needs, card)
+    """The first candidate that will do, or the one that is wanted. Raises AttentionUnavailable."""
+    unsuited = {candidate.name: candidate.unsuited(needs) for candidate in candidates}
+    for candidate in candidates:
+        if wanted in ("auto", candidate.name) and not unsuited[candidate.name] and candidate.build is not None:
+            return candidate.build(needs, card)
     available = ", ".join(name for name, reason in unsuited.items() if not reason) or "none"
     if wanted == "auto":
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unsuited.items())
@@ -130,15 +130,15 @@ def choose_attention(
     )
 
 
-def _rung(
+def _candidate(
     kind: type[FlashAttention3] | type[FlashAttention2] | type[TritonAttention],
     name: AttentionBackendName,
     *,
     found: str = "",
     missing: str = "",
     build: Build | None = None,
-) -> Rung:
-    return Rung(
+) -> Candidate:
+    return Candidate(
         name=name,
         block_size_multiple=kind.block_size_multiple,
         default_block_size=kind.default_block_size,
@@ -149,20 +149,20 @@ def _rung(
     )
 
 
-def _flash_3(card: CudaCard | None, import_module: ImportModule) -> Rung:
+def _flash_3(card: CudaCard | None, import_module: ImportModule) -> Candidate:
     name: AttentionBackendName = "flash-attention-3"
     if card is None:
-        return _rung(FlashAttention3, name, missing="no CUDA device")
+        return _candidate(FlashAttention3, name, missing="no CUDA device")
     if card.capability[0] != 9:
-        return _rung(FlashAttention3, name, missing=f"{card.name} is not of the Hopper generation")
+        return _candidate(FlashAttention3, name, missing=f"{card.name} is not of the Hopper generation")
     module, missing = _imported("flash_attn_interface", import_module)
     if module is None:
-        return _rung(FlashAttention3, name, missing=missing)
+        return _candidate(FlashAttention3, name, missing=missing)
     absent = [function for function in _FLASH_3_FUNCTIONS if not hasattr(module, function)]
     if absent:
-        return _rung(FlashAttention3, name, missing=f"flash_attn_interface has no {' and no '.join(absent)}")
+        return _candidate(FlashAttention3, name, missing=f"flash_attn_interface has no {' and no '.join(absent)}")
     flash = cast(FlashAttention3Module, module)
-    return _rung(
+    return _candidate(
         FlashAttention3,
         name,
         found="flash_attn_interface",
@@ -170,29 +170,31 @@ def _flash_3(card: CudaCard | None, import_module: ImportModule) -> Rung:
     )
 
 
-def _flash_2(card: CudaCard | None, import_module: ImportModule) -> Rung:
+def _flash_2(card: CudaCard | None, import_module: ImportModule) -> Candidate:
     name: AttentionBackendName = "flash-attention-2"
     if missing := _too_old(card):
-        return _rung(FlashAttention2, name, missing=missing)
+        return _candidate(FlashAttention2, name, missing=missing)
     module, missing = _imported("flash_attn", import_module)
     if module is None:
-        return _rung(FlashAttention2, name, missing=missing)
+        return _candidate(FlashAttention2, name, missing=missing)
     version = str(getattr(module, "__version__", "of no version"))
     if _numbers(version) < _LEAST_FLASH_2:
-        return _rung(FlashAttention2, name, missing=f"flash_attn is {version}; it takes 2.8 or later")
+        return _candidate(FlashAttention2, name, missing=f"flash_attn is {version}; it takes 2.8 or later")
     flash = cast(FlashAttention2Module, module)
-    return _rung(FlashAttention2, name, found=f"flash_attn {version}", build=lambda needs, card: FlashAttention2(flash))
+    return _candidate(
+        FlashAttention2, name, found=f"flash_attn {version}", build=lambda needs, card: FlashAttention2(flash)
+    )
 
 
-def _triton(card: CudaCard | None, import_module: ImportModule) -> Rung:
+def _triton(card: CudaCard | None, import_module: ImportModule) -> Candidate:
     name: AttentionBackendName = "triton"
     if missing := _too_old(card):
-        return _rung(TritonAttention, name, missing=missing)
+        return _candidate(TritonAttention, name, missing=missing)
     module, missing = _imported("triton", import_module)
     if module is None:
-        return _rung(TritonAttention, name, missing=missing)
+        return _candidate(TritonAttention, name, missing=missing)
     version = str(getattr(module, "__version__", ""))
-    return _rung(TritonAttention, name, found=f"triton {version}".rstrip(), build=_build_triton)
+    return _candidate(TritonAttention, name, found=f"triton {version}".rstrip(), build=_build_triton)
 
 
 def _build_triton(needs: AttentionNeeds, card: CudaCard) -> AttentionBackend:
@@ -217,7 +219,7 @@ def _too_old(card: CudaCard | None) -> str:
 
 def _imported(name: str, import_module: ImportModule) -> tuple[ModuleType | None, str]:
     """The module, or why it does not import. A package that was built for another torch, CUDA or Python may raise
-    anything, and there is a rung below it."""
+    anything, and there is another candidate."""
     try:
         return import_module(name), ""
     except Exception as error:

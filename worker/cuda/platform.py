@@ -12,7 +12,7 @@ import torch
 
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.worker.attention.base import AttentionBackend
-from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_candidates, choose_attention
 from pagewire.worker.cuda.graphs import CudaGraphCapture, GraphCapture
 from pagewire.worker.cuda.memory import CudaMeter, MemoryMeter
 from pagewire.worker.cuda.timeline import CudaTimeline, Timeline
@@ -75,4 +75,4 @@ class CudaPlatform:
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         card = CudaCard.of(needs.device)
-        return choose_attention(attention_ladder(card, importlib.import_module), wanted, needs, card)
+        return choose_attention(attention_candidates(card, importlib.import_module), wanted, needs, card)

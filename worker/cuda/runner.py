@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.cuda.graphs import StepGraphs
+from pagewire.worker.cuda.in_flight import BuffersInFlight, HostBuffers, StepInFlight
 from pagewire.worker.cuda.plan_packer import PackedPlan, PlanPacker, packed_capacity
-from pagewire.worker.cuda.ring import Place, Ring, StepInFlight
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
@@ -51,11 +51,11 @@ class CudaRunner:
         self._timeline = timeline
         self._watch = watch
         words, is_pinned = packed_capacity(limits), buffers.packed.is_cuda
-        self._ring = Ring(
-            [Place.allocate(words, limits.max_num_seqs, is_pinned) for _ in range(MAX_IN_FLIGHT)], self._slots
+        self._in_flight = BuffersInFlight(
+            [HostBuffers.allocate(words, limits.max_num_seqs, is_pinned) for _ in range(MAX_IN_FLIGHT)], self._slots
         )
         self._finished: deque[StepResult] = deque()
-        """Popped from the ring to make room, and not yet taken."""
+        """Popped to make room, and not yet taken."""
 
     def begin(self, epoch: int) -> None:
         """Open an epoch: every slot is empty. Waits for the steps in flight; their results are dropped."""
@@ -72,15 +72,15 @@ class CudaRunner:
         """Launch a plan's step. Waits for the oldest step where MAX_IN_FLIGHT are launched already. Raises PlanError,
         before anything is touched, for a wrong plan; whatever else is raised is final."""
         step = self._slots.apply(plan)
-        if self._ring.is_full:
-            self._finished.append(self._ring.pop())
-        place = self._ring.next_place
+        if self._in_flight.is_full:
+            self._finished.append(self._in_flight.pop())
+        host = self._in_flight.next_free
         graphs = self._graphs if len(step.decode_slots) and not step.chunks else None
         num_seqs = len(step.decode_slots) + len(step.chunks)
         if graphs is not None:
             num_seqs = graphs.padded_size(num_seqs)
-        packed = self._packer.pack(step, num_seqs, place.plan_np)
-        self._bring(place, packed)
+        packed = self._packer.pack(step, num_seqs, host.plan_np)
+        self._bring(host, packed)
         times = self._timeline.begin()
         if graphs is not None:
             graphs.launch(num_seqs)
@@ -88,28 +88,28 @@ class CudaRunner:
             self._work.run(_shape(step))
         num_tokens = len(step.sample_slots)
         if num_tokens:
-            place.tokens[:num_tokens].copy_(self._buffers.tokens_S[:num_tokens], non_blocking=True)
+            host.tokens[:num_tokens].copy_(self._buffers.tokens_S[:num_tokens], non_blocking=True)
         times.end()
-        self._ring.push(StepInFlight(plan.epoch, plan.step_id, place, step, times))
+        self._in_flight.push(StepInFlight(plan.epoch, plan.step_id, host, step, times))
         self._watch(times)
 
     def take(self) -> StepResult | None:
         """The oldest step's result; none at once where the device is not done with it, or nothing is in flight."""
         if self._finished:
             return self._finished.popleft()
-        oldest = self._ring.oldest
-        return self._ring.pop() if oldest is not None and oldest.times.is_over() else None
+        oldest = self._in_flight.oldest
+        return self._in_flight.pop() if oldest is not None and oldest.times.is_over() else None
 
-    def _bring(self, place: Place, packed: PackedPlan) -> None:
+    def _bring(self, host: HostBuffers, packed: PackedPlan) -> None:
         if packed.num_words:
             words = slice(packed.num_words)
-            self._buffers.packed[words].copy_(place.plan[words], non_blocking=True)
+            self._buffers.packed[words].copy_(host.plan[words], non_blocking=True)
         if packed.num_changes:
             self._work.apply_changes(packed.changes_start, packed.num_changes)
 
     def _drop_results(self) -> None:
-        while self._ring.oldest is not None:
-            self._ring.pop()
+        while self._in_flight.oldest is not None:
+            self._in_flight.pop()
         self._finished.clear()
 
 

@@ -16,7 +16,7 @@ from gpu.report.scale import Scale
 from support.paged_world import Heads, PagedWorld, attention_config
 
 from pagewire.worker.attention.base import Batch
-from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_candidates
 from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
 
@@ -37,7 +37,9 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
     config = attention_config(_HEADS, num_layers=2)
     if scale.is_dry:
         backend = TritonAttention(config, reference_kernels(), device, max_num_seqs=8, max_model_len=2048, num_sms=132)
-        record.add(**{rung.name: rung.missing for rung in attention_ladder(None, importlib.import_module)})
+        record.add(
+            **{candidate.name: candidate.missing for candidate in attention_candidates(None, importlib.import_module)}
+        )
         record.add(_check(backend.name, backend, device))
         return
     card = CudaCard.of(device)
@@ -50,14 +52,17 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
         block_size=_BLOCK_SIZE,
         kernels=triton_kernels(overlap=False),
     )
-    rungs = {rung.name: (rung, rung.unsuited(needs)) for rung in attention_ladder(card, importlib.import_module)}
-    record.add(**{name: reason or rung.found for name, (rung, reason) in rungs.items()})
-    if all(reason for _, reason in rungs.values()):
+    candidates = {
+        candidate.name: (candidate, candidate.unsuited(needs))
+        for candidate in attention_candidates(card, importlib.import_module)
+    }
+    record.add(**{name: reason or candidate.found for name, (candidate, reason) in candidates.items()})
+    if all(reason for _, reason in candidates.values()):
         raise Skipped("no attention backend")
-    for name, (rung, reason) in rungs.items():
-        if rung.build is not None and not reason:
+    for name, (candidate, reason) in candidates.items():
+        if candidate.build is not None and not reason:
             with record.attempt(name):
-                record.add(_check(name, rung.build(needs, card), device))
+                record.add(_check(name, candidate.build(needs, card), device))
 
 
 def _check(name: str, backend: object, device: torch.device) -> Check:

@@ -12,7 +12,7 @@ from pagewire.worker.attention.choice import (
     AttentionNeeds,
     AttentionUnavailable,
     CudaCard,
-    attention_ladder,
+    attention_candidates,
     choose_attention,
 )
 from pagewire.worker.kernels.sets import reference_kernels
@@ -71,7 +71,7 @@ def needs(
 def chosen(
     card: CudaCard, imports: Imports, wanted: AttentionBackendName = "auto", asked: AttentionNeeds | None = None
 ) -> str:
-    return choose_attention(attention_ladder(card, imports), wanted, asked or needs(), card).name
+    return choose_attention(attention_candidates(card, imports), wanted, asked or needs(), card).name
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_best_that_imports(card: CudaCard, names: tuple[str, ...], name: str
 
 
 def reasons(card: CudaCard | None, imports: Imports) -> list[str]:
-    return [rung.missing for rung in attention_ladder(card, imports)]
+    return [candidate.missing for candidate in attention_candidates(card, imports)]
 
 
 def test_why_a_rung_is_missing() -> None:
@@ -153,8 +153,12 @@ def test_one_that_is_wanted() -> None:
         chosen(AMPERE, Imports("flash_attn"), "paged-torch")
 
 
-def test_doctor_s_report_names_the_ladder() -> None:
-    rungs = [backend for backend in probe()["attention_backends"] if backend["device"] == "cuda"]
-    assert [rung["name"] for rung in rungs] == ["flash-attention-3", "flash-attention-2", "triton"]
-    assert [rung["available"] for rung in rungs] == [rung["note"] != "no CUDA device" for rung in rungs]
-    assert sum(rung["chosen"] for rung in rungs) == any(rung["available"] for rung in rungs)
+def test_doctor_s_report_names_the_candidates() -> None:
+    candidates = [backend for backend in probe()["attention_backends"] if backend["device"] == "cuda"]
+    assert [candidate["name"] for candidate in candidates] == ["flash-attention-3", "flash-attention-2", "triton"]
+    assert [candidate["available"] for candidate in candidates] == [
+        candidate["note"] != "no CUDA device" for candidate in candidates
+    ]
+    assert sum(candidate["chosen"] for candidate in candidates) == any(
+        candidate["available"] for candidate in candidates
+    )

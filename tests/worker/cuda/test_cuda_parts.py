@@ -11,7 +11,7 @@ from support.worker_plans import SMALL, PlanMaker, admit
 
 from pagewire.wire.columns import ROW_WORDS
 from pagewire.wire.sampling import SamplingParams
-from pagewire.worker.attention.choice import CudaCard, attention_ladder
+from pagewire.worker.attention.choice import CudaCard, attention_candidates
 from pagewire.worker.cuda.graphs import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
@@ -109,9 +109,9 @@ def test_a_package_that_breaks_as_it_is_imported_is_no_rung(error: Exception) ->
         raise error
 
     card = CudaCard(name="H200", capability=(9, 0), num_sms=132)
-    *flash, triton = attention_ladder(card, import_module)
+    *flash, triton = attention_candidates(card, import_module)
     reason = str(error).partition("\n")[0] or type(error).__name__
-    assert [rung.missing for rung in flash] == [
+    assert [candidate.missing for candidate in flash] == [
         f"{name} does not import: {reason}" for name in ("flash_attn_interface", "flash_attn")
     ]
     assert not triton.missing

@@ -1,4 +1,4 @@
-"""The backend with its real kernels, as the ladder builds it."""
+"""The backend with its real kernels, as the choice of attention builds it."""
 
 import importlib
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld, attention_config
 
-from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_ladder, choose_attention
+from pagewire.worker.attention.choice import AttentionNeeds, CudaCard, attention_candidates, choose_attention
 from pagewire.worker.kernels.sets import triton_kernels
 
 CARD = CudaCard(name="interpreter", capability=(8, 0), num_sms=4)
@@ -33,7 +33,7 @@ def test_a_step(sequences: list[tuple[int, int]]) -> None:
         block_size=None,
         kernels=triton_kernels(overlap=False),
     )
-    backend = choose_attention(attention_ladder(CARD, importlib.import_module), "triton", needs, CARD)
+    backend = choose_attention(attention_candidates(CARD, importlib.import_module), "triton", needs, CARD)
     assert (backend.name, backend.default_block_size) == ("triton", 64)
     batch, kv = world.batch()
     step = backend.begin(batch, kv)

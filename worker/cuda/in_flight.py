@@ -1,7 +1,7 @@
-"""The steps in flight: each has host memory that its plan is copied from and its tokens are copied to.
+"""Steps in flight, and their buffers: host memory that a step's plan is copied from and its tokens are copied to.
 
-A ring of as many places as steps may be in flight. A place is used again only after the step that had it is over, since
-until then the device may still read its plan and write its tokens.
+There are as many buffers as steps may be in flight. A step's are used again only after it is over, since until then the
+device may still read its plan and write its tokens.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from pagewire.worker.slots.state import Slots, Step
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HostBuffers:
     """Host memory for one step; page-locked where a device copies from and to it."""
 
     plan: torch.Tensor
@@ -28,7 +28,7 @@ class Place:
     """int32 [max_num_seqs]."""
 
     @classmethod
-    def allocate(cls, plan_words: int, max_num_seqs: int, pinned: bool) -> "Place":
+    def allocate(cls, plan_words: int, max_num_seqs: int, pinned: bool) -> "HostBuffers":
         plan = torch.zeros(plan_words, dtype=torch.int32, pin_memory=pinned)
         return cls(plan, plan.numpy(), torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=pinned))
 
@@ -39,29 +39,29 @@ class StepInFlight:
 
     epoch: int
     step_id: int
-    place: Place
+    buffers: HostBuffers
     step: Step
     times: StepTimes
 
     def result(self) -> StepResult:
-        """What it sampled, and when. The step is over, and its place not yet used again."""
+        """What it sampled, and when. The step is over, and its buffers not yet used again."""
         return step_result(
             self.epoch, self.step_id, self.tokens, busy_us=self.times.busy_us, idle_us=self.times.idle_us
         )
 
     @property
     def tokens(self) -> Int32Array:
-        """One per row that samples; a view of the place."""
-        tokens: Int32Array = self.place.tokens[: len(self.step.sample_slots)].numpy()
+        """One per row that samples; a view of the buffers."""
+        tokens: Int32Array = self.buffers.tokens[: len(self.step.sample_slots)].numpy()
         return tokens
 
 
-class Ring:
-    """Steps in flight, oldest first, and the places that are free. The slots are told what each step sampled."""
+class BuffersInFlight:
+    """Steps in flight, oldest first, and the buffers that are free. The slots are told what each step sampled."""
 
-    def __init__(self, places: list[Place], slots: Slots) -> None:
+    def __init__(self, buffers: list[HostBuffers], slots: Slots) -> None:
         self._slots = slots
-        self._free = deque(places)
+        self._free = deque(buffers)
         self._steps: deque[StepInFlight] = deque()
 
     @property
@@ -75,21 +75,21 @@ class Ring:
         return self._steps[0] if self._steps else None
 
     @property
-    def next_place(self) -> Place:
-        """What the next step gets. The ring is not full."""
+    def next_free(self) -> HostBuffers:
+        """What the next step gets. They are not all in flight."""
         return self._free[0]
 
     def push(self, step: StepInFlight) -> None:
-        """A step was launched with `next_place`."""
+        """A step was launched with `next_free`."""
         self._free.popleft()
         self._steps.append(step)
 
     def pop(self) -> StepResult:
-        """The oldest step's result; its place is free. Waits for the step where it is not over."""
+        """The oldest step's result; its buffers are free. Waits for the step where it is not over."""
         step = self._steps[0]
         step.times.wait()
         result = step.result()
         self._slots.record(step.step, step.tokens)
         self._steps.popleft()
-        self._free.append(step.place)
+        self._free.append(step.buffers)
         return result
