@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS
 from pagewire.worker.kernels.triton import paged_decode, paged_prefill
+from pagewire.worker.kernels.workspaces import MAX_SPLITS, SPLIT_TOKENS
 
 _SHARED = {90: 227 << 10, 86: 99 << 10}
 _ITEMSIZE = {"bf16": 2, "fp32": 4}

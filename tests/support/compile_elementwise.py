@@ -23,9 +23,9 @@ from pagewire.wire.columns import ROW_WORDS
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
+from pagewire.worker.kernels.contract import SEQ_FIELDS
 from pagewire.worker.kernels.triton import elementwise, logprobs, sampling, step_state
+from pagewire.worker.kernels.workspaces import LogprobsWorkspace, SamplingWorkspace
 from pagewire.worker.slots.columns import SlotLimits
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -9,6 +9,7 @@ real model, and a test need only compare outputs with `expected_output`.
 import hashlib
 
 import numpy as np
+from support.worker_plans import block_table
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepPlan
@@ -67,7 +68,7 @@ class ContentWorker:
             for slot, position in zip(step.decode_slots.tolist(), step.decode_positions.tolist(), strict=True)
         ]
         rows += [(chunk.slot, chunk.start, chunk.tokens.tolist()) for chunk in step.chunks]
-        tables = {slot: self.slots.block_table(slot) for slot, _, _ in rows}
+        tables = {slot: block_table(self.slots, slot) for slot, _, _ in rows}
         # As in a real layer, all writes come before any read. A row's own fingerprint depends on the position before
         # it, which a row of this same step may write, so writes go in order of position.
         pending = sorted(
@@ -92,7 +93,7 @@ class ContentWorker:
     def check_context(self, slot: int, tokens: list[int]) -> None:
         """The slot's ids must be these tokens, and the KV behind its table that of exactly these."""
         assert self.slots.columns.token_ids[slot, : len(tokens)].tolist() == tokens, f"slot {slot} has other ids"
-        table, prefix = self.slots.block_table(slot), b""
+        table, prefix = block_table(self.slots, slot), b""
         for position, token in enumerate(tokens):
             prefix = fingerprint(prefix, token)
             assert self._read(table, position) == prefix, f"slot {slot}: the KV of position {position} is another's"

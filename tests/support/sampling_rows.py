@@ -8,7 +8,8 @@ import torch
 
 from pagewire.wire.columns import ROW, Int32Array, SamplingRows, row_of, words_of
 from pagewire.wire.sampling import SamplingParams
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace, parameter_S
+from pagewire.worker.kernels.contract import parameter_S
+from pagewire.worker.kernels.workspaces import SamplingWorkspace
 
 Sample = Callable[..., None]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 from support.content_worker import ContentWorker, expected_output
 from support.scheduler_integrity import check_integrity
+from support.worker_plans import block_table
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
@@ -208,7 +209,9 @@ class World:
 
     def _compare_tables(self) -> None:
         slots = self.worker.slots
-        tables = {slot: slots.block_table(slot) for slot in range(self.config.max_num_seqs) if slots.block_table(slot)}
+        tables = {
+            slot: block_table(slots, slot) for slot in range(self.config.max_num_seqs) if block_table(slots, slot)
+        }
         running = self.scheduler._batch.slots.running()
         assert tables == {sequence.slot: sequence.blocks for sequence in running}, (
             "worker and scheduler disagree about block tables"

@@ -8,12 +8,20 @@ from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import Admit, StepPlan
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.slots.state import Slots
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 SMALL = SlotLimits(
     max_num_seqs=6, max_model_len=40, max_num_batched_tokens=24, block_size=4, num_blocks=40, vocab_size=100
 )
+
+
+def block_table(slots: Slots, slot: int) -> list[int]:
+    """Block ids of an occupied slot."""
+    columns = slots.columns
+    table: list[int] = columns.block_tables[slot, : columns.num_blocks[slot]].tolist()
+    return table
 
 
 def admit(slot: int, ids: list[int], blocks: list[int], *, cached: int = 0, sampling: SamplingParams = GREEDY) -> Admit:

@@ -9,8 +9,8 @@ import torch
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
-from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
 from pagewire.worker.kernels.contract import Kernels
+from pagewire.worker.kernels.workspaces import DecodeWorkspace
 
 
 class TritonAttention:

@@ -12,7 +12,7 @@ import torch
 
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepWork
-from pagewire.worker.kernels.step_tensors import PADDING_SLOT
+from pagewire.worker.kernels.contract import PADDING_SLOT
 from pagewire.worker.slots.columns import SlotLimits
 
 Launch = Callable[[], None]

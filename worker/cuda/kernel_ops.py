@@ -51,13 +51,6 @@ class KernelOps:
         self._activation_TF = torch.empty(max_rows, config.intermediate_size, dtype=dtype, device=device)
         self._slots_T = torch.empty(max_rows, dtype=torch.int64, device=device)
 
-    @property
-    def num_bytes(self) -> int:
-        """Device memory of the buffers and of the table of rotations."""
-        buffers = (self._x_TE, self._next_x_TE, self._h_TE, self._activation_TF, self._slots_T)
-        table_bytes = self._max_positions * self._config.head_dim * torch.float32.itemsize
-        return sum(buffer.nbytes for buffer in buffers) + table_bytes
-
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "KernelStepOps":
         """Raises ValueError for a batch of more than max_rows rows. The first step with a rope makes its table, so
         that step cannot be captured; a capture is always preceded by a step that warms up."""

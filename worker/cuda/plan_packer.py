@@ -13,7 +13,7 @@ import numpy as np
 
 from pagewire.wire.columns import ROW_WORDS, Int32Array, words_of
 from pagewire.worker.cuda.slot_state import SlotLayout
-from pagewire.worker.kernels.step_tensors import PADDING_SLOT, SEQ_FIELDS
+from pagewire.worker.kernels.contract import PADDING_SLOT, SEQ_FIELDS
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.state import Step
 

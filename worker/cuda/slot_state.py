@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.columns import ROW_WORDS
-from pagewire.worker.kernels.step_tensors import SlotTensors
+from pagewire.worker.kernels.contract import SlotTensors
 from pagewire.worker.slots.columns import SlotLimits
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pagewire.wire.columns import ROW_WORDS
 from pagewire.worker.attention.base import Batch
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
+from pagewire.worker.kernels.contract import SEQ_FIELDS, StepTensors
 from pagewire.worker.slots.columns import SlotLimits
 
 SeqRows = tuple[tuple[int, int, int], ...]

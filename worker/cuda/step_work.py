@@ -18,9 +18,8 @@ from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
-from pagewire.worker.kernels.step_tensors import SlotTensors
+from pagewire.worker.kernels.contract import Kernels, SlotTensors
+from pagewire.worker.kernels.workspaces import SamplingWorkspace
 from pagewire.worker.slots.columns import SlotLimits
 
 

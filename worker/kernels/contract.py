@@ -3,7 +3,19 @@
 A device gets one set, chosen when it comes up. `pagewire.worker.kernels.reference` defines in torch what each kernel
 results in and says what its tensors hold; `pagewire.worker.kernels.triton` computes the same on CUDA devices. Kernels
 write into tensors that they are given, and work in memory that is allocated once, so that what launches them can be
-captured. Shape suffixes as in `pagewire.worker.attention.base`; G = 2F, gate's outputs and then up's.
+captured.
+
+Slot state and one step's inputs are kept where the device keeps them. The step kernels (`apply_changes`,
+`prepare_step`, `finish_step`) are their only writers, from what `pagewire.worker.cuda.plan_packer` packs.
+
+Shape suffixes as in `pagewire.worker.attention.base`, besides G = 2F, gate's outputs and then up's; R, the slots; and
+Q, the fields that describe a sequence's part in a step:
+
+    field   0     slot; -1 for a row that only pads the batch, which reads and writes no slot and no block
+            1     its first row in the step
+            2     its number of rows; 1 for a padding row
+            3     where its token ids start in the plan's list of ids; -1: its input is the slot's last token
+            4     which row of logits it samples from; -1: none
 """
 
 from collections.abc import Callable
@@ -12,15 +24,68 @@ from typing import Protocol
 
 import torch
 
-from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
-from pagewire.worker.kernels.step_tensors import SlotTensors, StepTensors
+from pagewire.wire.columns import first_word
+from pagewire.wire.sampling import PARAMETERS
+from pagewire.worker.kernels.workspaces import DecodeWorkspace, SamplingWorkspace
 
 Tensor = torch.Tensor
 
 MAX_SKINNY_ROWS = 4
 """Most rows of the linears that are kernels of their own: a decode step of so many waits for weights alone, whose
 products fit beside the loads, without tensor cores."""
+
+SEQ_FIELDS = 5
+PADDING_SLOT = -1
+
+_TORCH_DTYPES = {"<f4": torch.float32, "<i4": torch.int32, "<u8": torch.int64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotTensors:
+    """What every slot holds. All fields are views of `arena`, so that one scatter of words changes any of them."""
+
+    arena: torch.Tensor
+    """int32 [words]."""
+    sampling_RP: torch.Tensor
+    """int32 [R, ROW_WORDS]: rows of `pagewire.wire.columns.ROW`."""
+    last_token_R: torch.Tensor
+    """int32: the next input of a slot that decodes."""
+    length_R: torch.Tensor
+    """int32: positions whose KV is there; the next one to compute."""
+    write_floor_R: torch.Tensor
+    """int32: KV is written at this position and after, never below."""
+    block_tables_RM: torch.Tensor
+    """int32: ids of a slot's blocks; what stands past them is the id of some block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTensors:
+    """One step's inputs, as the model and the sampler take them; see `pagewire.worker.attention.base.Batch`."""
+
+    input_ids_T: torch.Tensor
+    """int64."""
+    positions_T: torch.Tensor
+    """int64."""
+    write_slots_T: torch.Tensor
+    """int64: -1 for a row whose KV is not written."""
+    query_starts: torch.Tensor
+    """int32 [B + 1]; the first is always 0."""
+    context_lens_B: torch.Tensor
+    """int32: 0 for a padding row."""
+    block_tables_BM: torch.Tensor
+    """int32: zero past the blocks of each context."""
+    sample_rows_S: torch.Tensor
+    """int64."""
+    sampling_SP: torch.Tensor
+    """int32 [S, ROW_WORDS]: rows of `pagewire.wire.columns.ROW`; all zero, which is greedy, for a padding row."""
+    sample_positions_S: torch.Tensor
+    """int64: where each sampled token will stand in its sequence."""
+
+
+def parameter_S(sampling_SP: torch.Tensor, name: str) -> torch.Tensor:
+    """A sampling parameter of each row of `pagewire.wire.columns.ROW`, as a view; of a seed the 64 bits as int64."""
+    dtype = _TORCH_DTYPES[PARAMETERS[name].dtype]
+    return sampling_SP.view(dtype)[:, first_word(name) * 4 // dtype.itemsize]
 
 
 class PagedDecode(Protocol):
@@ -90,8 +155,7 @@ class Kernels:
     """One set."""
 
     name: str
-    overlaps: bool
-    """Programs start before the kernel before theirs is over."""
+    """For reports."""
 
     start_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
     """(rows_TE, x_TE, scaled_weight_E, squared_floor, out_TE): x = rows; out = x normalized."""

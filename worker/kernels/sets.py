@@ -17,7 +17,6 @@ def reference_kernels() -> Kernels:
     """The definitions. They are not fast, and may allocate and read tensors back."""
     return Kernels(
         name="reference",
-        overlaps=False,
         start_rms_norm=elementwise.start_rms_norm,
         add_rms_norm=elementwise.add_rms_norm,
         rotate_and_store=elementwise.rotate_and_store,
@@ -49,7 +48,6 @@ def triton_kernels(*, overlap: bool) -> Kernels:
 
     return Kernels(
         name="triton-overlapped" if overlap else "triton",
-        overlaps=overlap,
         start_rms_norm=partial(elementwise.start_rms_norm, overlap=overlap),
         add_rms_norm=partial(elementwise.add_rms_norm, overlap=overlap),
         rotate_and_store=partial(elementwise.rotate_and_store, overlap=overlap),

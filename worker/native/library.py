@@ -13,9 +13,6 @@ from pagewire.wire.columns import ROW
 
 LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 
-LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
-"""Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
-
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 

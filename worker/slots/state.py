@@ -81,11 +81,6 @@ class Slots:
         self._clear()
         self._epoch = None
 
-    def block_table(self, slot: int) -> list[int]:
-        """Block ids of an occupied slot."""
-        table: list[int] = self._columns.block_tables[slot, : self._columns.num_blocks[slot]].tolist()
-        return table
-
     def apply(self, plan: StepPlan) -> Step:
         """Take over what changed and return what to run. Raises PlanError and changes nothing for a wrong plan."""
         if self._epoch is None:

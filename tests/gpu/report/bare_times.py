@@ -20,9 +20,9 @@ from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.cuda.graphs import CudaGraphCapture
 from pagewire.worker.cuda.platform import CudaPlatform
-from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
+from pagewire.worker.kernels.workspaces import DecodeWorkspace
 
 _BLOCK_SIZE = 64
 _NUM_SMS = 132

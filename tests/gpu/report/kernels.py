@@ -19,19 +19,18 @@ from support.worker_plans import PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
+from pagewire.worker.kernels.contract import SEQ_FIELDS, StepTensors
 from pagewire.worker.kernels.reference import elementwise, paged_prefill, step_state
 from pagewire.worker.kernels.reference import logprobs as torch_logprobs
 from pagewire.worker.kernels.reference import paged_decode as torch_decode
 from pagewire.worker.kernels.reference import sampling as torch_sampling
-from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace, SamplingWorkspace
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, StepTensors
 from pagewire.worker.kernels.triton import elementwise as triton_elementwise
 from pagewire.worker.kernels.triton import logprobs as triton_logprobs
 from pagewire.worker.kernels.triton import paged_decode as triton_decode
 from pagewire.worker.kernels.triton import paged_prefill as triton_prefill
 from pagewire.worker.kernels.triton import sampling as triton_sampling
 from pagewire.worker.kernels.triton import step_state as triton_state
+from pagewire.worker.kernels.workspaces import DecodeWorkspace, LogprobsWorkspace, SamplingWorkspace
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
 

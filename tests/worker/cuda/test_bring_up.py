@@ -31,8 +31,7 @@ from pagewire.worker.cuda.graphs import Launch
 from pagewire.worker.cuda.memory import GIB, MemoryReport, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_work import Model
-from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.kernels.step_tensors import SlotTensors
+from pagewire.worker.kernels.contract import Kernels, SlotTensors
 from pagewire.worker.slots.columns import SlotLimits
 
 CONFIG = tiny_config(SMALL.vocab_size)

@@ -16,9 +16,8 @@ from pagewire.worker.cuda.graphs import padded_size, padded_sizes
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepShape
+from pagewire.worker.kernels.contract import SEQ_FIELDS, parameter_S
 from pagewire.worker.kernels.reference import step_state
-from pagewire.worker.kernels.sampling_workspace import parameter_S
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS
 from pagewire.worker.slots.state import Slots
 
 

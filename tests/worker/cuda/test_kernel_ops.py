@@ -99,4 +99,7 @@ def test_a_step_of_too_many_rows_is_refused() -> None:
 
 
 def test_bytes_are_those_of_buffers_and_table() -> None:
-    assert ops_for(CONFIG).num_bytes == 64 * (40 * (4 + 4) + 52 * 4 + 8) + 4 * 40 * 4 + 64 * 16 * 4
+    ops, kv = ops_for(CONFIG), KVCache(CONFIG, 64, 4, torch.float32)
+    ops.begin(batch_of(kv, [1], 0), kv, rotary_embedding(CONFIG))
+    num_bytes = sum(part.nbytes for part in vars(ops).values() if isinstance(part, torch.Tensor))
+    assert num_bytes == 64 * (40 * (4 + 4) + 52 * 4 + 8) + 4 * 40 * 4 + 64 * 16 * 4

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pagewire.worker.native.library import LEVELS, LIBRARY_FILE, NativeLibrary, NativeUnavailable, load_library
+from pagewire.worker.native.library import LIBRARY_FILE, NativeLibrary, NativeUnavailable, load_library
+
+LEVELS = ("avx512bf16", "avx512vnni", "avx512", "avx2", "base")
+"""Instruction sets it may be compiled for, best first; `base` is what every processor of the family has."""
 
 if not LIBRARY_FILE.exists():
     pytest.skip("built without the native library", allow_module_level=True)

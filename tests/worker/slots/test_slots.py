@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanModel, admit
+from support.worker_plans import GREEDY, SMALL, ExpectedStep, PlanMaker, PlanModel, admit, block_table
 
 from pagewire.wire.columns import ROW, pack, pack_pairs
 from pagewire.wire.plan import NO_TOKEN, StepPlan
@@ -38,7 +38,7 @@ def check_columns(slots: Slots, model: PlanModel) -> None:
         sequence = model.sequences.get(slot)
         assert bool(columns.occupied[slot]) == (sequence is not None)
         blocks = sequence.blocks if sequence else []
-        assert slots.block_table(slot) == blocks
+        assert block_table(slots, slot) == blocks
         assert not columns.block_tables[slot, len(blocks) :].any()
         if sequence is None:
             assert columns.sampling[slot] == np.zeros((), ROW)
@@ -273,7 +273,7 @@ def test_a_released_block_may_be_given_in_the_same_plan() -> None:
     slots.begin(1)
     slots.apply(maker.make(admits=[admit(0, [1], [3])], chunks=[(0, 1)]))
     slots.apply(maker.make(release=[0], admits=[admit(2, [1], [3])]))
-    assert slots.block_table(2) == [3]
+    assert block_table(slots, 2) == [3]
     assert slots.columns.references[3] == 1
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace
+from pagewire.worker.kernels.workspaces import LogprobsWorkspace
 
 
 def logprobs(

@@ -6,7 +6,7 @@ Shapes as in `pagewire.worker.attention.base`; here each row is a sequence, so r
 
 import torch
 
-from pagewire.worker.kernels.attention_workspace import DecodeWorkspace
+from pagewire.worker.kernels.workspaces import DecodeWorkspace
 
 
 def paged_decode(

@@ -21,8 +21,9 @@ import math
 import torch
 
 from pagewire.wire.plan import NO_TOKEN
+from pagewire.worker.kernels.contract import parameter_S
 from pagewire.worker.kernels.reference.uniform import uniform_bits
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace, parameter_S
+from pagewire.worker.kernels.workspaces import SamplingWorkspace
 
 MASS_BITS = 42
 """Weights are at most 2^42; 2^20 of them fit 63 bits."""

@@ -6,7 +6,7 @@ reads lengths back to the host.
 
 import torch
 
-from pagewire.worker.kernels.step_tensors import SlotTensors, StepTensors
+from pagewire.worker.kernels.contract import SlotTensors, StepTensors
 
 
 def apply_changes(slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.Tensor) -> None:
@@ -17,7 +17,7 @@ def apply_changes(slots: SlotTensors, indices_C: torch.Tensor, values_C: torch.T
 def prepare_step(
     slots: SlotTensors, seqs_BQ: torch.Tensor, ids_C: torch.Tensor, step: StepTensors, *, block_size: int, max_rows: int
 ) -> None:
-    """Fills `step` for the sequences described by seqs_BQ (int32; see `pagewire.worker.kernels.step_tensors`); `ids_C`
+    """Fills `step` for the sequences described by seqs_BQ (int32; see `pagewire.worker.kernels.contract`); `ids_C`
     are the plan's token ids, int32. No sequence has more than `max_rows` rows. Slots are only read."""
     step.query_starts[0] = 0
     for index, (slot, first_row, num_rows, first_id, sample) in enumerate(seqs_BQ.tolist()):

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.kernels.sampling_workspace import MAX_TOP_LOGPROBS, LogprobsWorkspace
 from pagewire.worker.kernels.triton.logits import (
     LEAST_RANK,
     chunk_largest,
@@ -25,6 +24,7 @@ from pagewire.worker.kernels.triton.logits import (
     rank_of,
 )
 from pagewire.worker.kernels.triton.tuning import SEARCH_WARPS
+from pagewire.worker.kernels.workspaces import MAX_TOP_LOGPROBS, LogprobsWorkspace
 
 
 def logprobs(

@@ -27,7 +27,6 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 from pagewire.worker.kernels.triton.attention_tile import (
     LOG2_E,
     attend_tile,
@@ -37,6 +36,7 @@ from pagewire.worker.kernels.triton.attention_tile import (
     upcasts,
 )
 from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
+from pagewire.worker.kernels.workspaces import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 
 _PROGRAMS_PER_SM = 16
 """Programs that a launch aims at, for rows of different lengths even out over several waves of four."""

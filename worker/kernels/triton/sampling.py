@@ -29,7 +29,6 @@ import triton
 import triton.language as tl
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.kernels.sampling_workspace import NUM_BINS, SamplingWorkspace
 from pagewire.worker.kernels.triton.logits import chunk_largest, is_distribution, load_chunk, load_chunk_maxima
 from pagewire.worker.kernels.triton.search import search
 from pagewire.worker.kernels.triton.tuning import (
@@ -51,6 +50,7 @@ from pagewire.worker.kernels.triton.weights import (
     weight_of,
     weight_rate,
 )
+from pagewire.worker.kernels.workspaces import NUM_BINS, SamplingWorkspace
 
 
 def sample(

@@ -1,7 +1,7 @@
 """Resident slot state in Triton: one scatter of a plan's changes, one gather of a step's inputs, one update after it.
 
 Signatures and results as in `pagewire.worker.kernels.reference.step_state`, the definition; layouts as in
-`pagewire.worker.kernels.step_tensors`. Nothing is read back to the host and no launch depends on a value on the device,
+`pagewire.worker.kernels.contract`. Nothing is read back to the host and no launch depends on a value on the device,
 so `prepare_step` and `finish_step` can be captured in a CUDA graph: a graph made for B sequences runs any B of them.
 
     apply_changes    one program per _WORDS words
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from pagewire.wire.columns import ROW_WORDS
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
+from pagewire.worker.kernels.contract import SEQ_FIELDS, SlotTensors, StepTensors
 
 _WORDS = 1024
 _ROWS = 128

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from pagewire.wire.columns import ROW_WORDS, first_word
 from pagewire.worker.kernels.reference.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
-from pagewire.worker.kernels.sampling_workspace import NUM_BINS
+from pagewire.worker.kernels.workspaces import NUM_BINS
 
 _LOG2_E, _MAX_RATE, _MASS_SCALE = tl.constexpr(LOG2_E), tl.constexpr(MAX_RATE), tl.constexpr(2.0**MASS_BITS)
 _DRAW_BITS, _DRAW_MASK = tl.constexpr(DRAW_BITS), tl.constexpr((1 << DRAW_BITS) - 1)

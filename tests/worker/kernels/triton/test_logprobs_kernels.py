@@ -5,8 +5,8 @@ import torch
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.kernels.reference.logprobs import logprobs as reference
-from pagewire.worker.kernels.sampling_workspace import LogprobsWorkspace
 from pagewire.worker.kernels.triton.logprobs import logprobs
+from pagewire.worker.kernels.workspaces import LogprobsWorkspace
 
 # Of extreme rows: the interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

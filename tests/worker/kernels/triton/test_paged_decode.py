@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.paged_world import Heads, PagedWorld
 
-from pagewire.worker.kernels.attention_workspace import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 from pagewire.worker.kernels.reference.paged_decode import paged_decode as reference
 from pagewire.worker.kernels.triton import paged_decode as kernel
+from pagewire.worker.kernels.workspaces import MAX_SPLITS, SPLIT_TOKENS, DecodeWorkspace
 
 TOLERANCE = 2e-5
 

@@ -16,10 +16,10 @@ from support.sampling_rows import SETTINGS, DeviceRows, device_rows, rows_at_qua
 from pagewire.wire.columns import words_of
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.kernels.reference.sampling import sample as reference
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
 from pagewire.worker.kernels.triton import sampling
 from pagewire.worker.kernels.triton.sampling import sample
 from pagewire.worker.kernels.triton.weights import scaled_draw, top_p_target
+from pagewire.worker.kernels.workspaces import SamplingWorkspace
 
 # Of extreme rows: the interpreter computes with numpy, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -9,8 +9,8 @@ from support.worker_plans import SMALL, PlanModel
 from pagewire.worker.cuda.plan_packer import PlanPacker, packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers
+from pagewire.worker.kernels.contract import SEQ_FIELDS, SlotTensors, StepTensors
 from pagewire.worker.kernels.reference import step_state as definition
-from pagewire.worker.kernels.step_tensors import SEQ_FIELDS, SlotTensors, StepTensors
 from pagewire.worker.kernels.triton import step_state as kernels
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots

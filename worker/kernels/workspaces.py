@@ -1,14 +1,25 @@
-"""Device memory that sampling works in, allocated once, so that a step allocates nothing and can be captured.
+"""Workspaces: device memory that kernels work in, allocated once, so that a step allocates nothing and can be captured.
 
-A row of logits is handled in chunks by programs that know nothing of each other; what they find goes here.
+A context is split by its own length alone, so that a sequence's result does not depend on its company: into splits of
+SPLIT_TOKENS while there are at most MAX_SPLITS of them, and past that into so many, each a multiple of SPLIT_TOKENS. A
+row of logits is handled in chunks by programs that know nothing of each other; what they find goes here.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from pagewire.wire.columns import ROW_WORDS, first_word
-from pagewire.wire.sampling import PARAMETERS
+from pagewire.wire.columns import ROW_WORDS
+
+SPLIT_TOKENS = 128
+"""Tokens of a split of a short context. A split costs its partial result, written and read again: 8 · (D + 1) bytes per
+query head against 4 · D per token of a KV head, so splits of 128 tokens cost 3% for two query heads per KV head and 13%
+for eight, though what is read again is still in the second-level cache. Fewer tokens cost more; more leave one stream
+at 1k context on fewer than half of an H200's multiprocessors."""
+
+MAX_SPLITS = 32
+"""Most splits of a context; past 32 × 128 tokens they grow instead. A model of eight KV heads then gives one stream 256
+programs on 132 multiprocessors, and two KV heads still 64."""
 
 CHUNK = 2048
 """Ids per program. One row of Qwen3 is 75 chunks, so that a single stream still occupies more than half of an H200's
@@ -24,13 +35,58 @@ bits."""
 MAX_TOP_LOGPROBS = 20
 
 
-_TORCH_DTYPES = {"<f4": torch.float32, "<i4": torch.int32, "<u8": torch.int64}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeWorkspace:
+    """Memory for partial results, allocated once: a graph's addresses must not change. One step at a time may use it;
+    what it holds between launches is `arrivals` = 0."""
 
+    partial_out: torch.Tensor
+    """float32 [rows, K, S, G, D]: of each split, normalized."""
+    partial_lse: torch.Tensor
+    """float32 [rows, K, S, G]: base-2 logarithm of each split's sum of weights."""
+    arrivals: torch.Tensor
+    """int32 [rows, K]: programs that are done with their splits."""
+    max_context: int
+    num_sms: int
+    """Multiprocessors of the device: how many programs it takes to occupy it."""
 
-def parameter_S(sampling_SP: torch.Tensor, name: str) -> torch.Tensor:
-    """A sampling parameter of each row of `pagewire.wire.columns.ROW`, as a view; of a seed the 64 bits as int64."""
-    dtype = _TORCH_DTYPES[PARAMETERS[name].dtype]
-    return sampling_SP.view(dtype)[:, first_word(name) * 4 // dtype.itemsize]
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        max_rows: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_context: int,
+        num_sms: int,
+        device: torch.device,
+    ) -> "DecodeWorkspace":
+        """For steps of up to max_rows decoding rows, none of a longer context than max_context."""
+        # Not those of max_context itself: 4,097 tokens have 17 splits and 4,096 have 32.
+        most_splits = min(MAX_SPLITS, -(-max_context // SPLIT_TOKENS))
+        shape = (max_rows, num_kv_heads, most_splits, num_heads // num_kv_heads)
+        return cls(
+            partial_out=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
+            partial_lse=torch.empty(shape, dtype=torch.float32, device=device),
+            arrivals=torch.zeros((max_rows, num_kv_heads), dtype=torch.int32, device=device),
+            max_context=max_context,
+            num_sms=num_sms,
+        )
+
+    @property
+    def max_rows(self) -> int:
+        return self.arrivals.shape[0]
+
+    @property
+    def max_splits(self) -> int:
+        """The most splits that a context of up to max_context tokens has."""
+        return self.partial_lse.shape[2]
+
+    def check(self, num_rows: int) -> None:
+        """Raises ValueError where a step has more rows than there is room for."""
+        if num_rows > self.max_rows:
+            raise ValueError(f"{num_rows} rows decode; the workspace is for at most {self.max_rows}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +149,6 @@ class SamplingWorkspace:
                 f"sampling is {sampling.dtype} {tuple(sampling.shape)}; its rows are {ROW_WORDS} int32, contiguous"
             )
 
-    @property
-    def num_bytes(self) -> int:
-        """Device memory that it takes: 19 kB a row for Qwen3."""
-        w = self
-        return sum(
-            part.nbytes
-            for part in (
-                w.chunk_max_SC,
-                w.chunk_best_SC,
-                w.chunk_mass_SC,
-                w.bins_SN,
-                w.num_candidates_S,
-                w.candidates_SN,
-            )
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobsWorkspace:
@@ -141,11 +181,6 @@ class LogprobsWorkspace:
     def check(self, logits_SV: torch.Tensor, **columns_S: torch.Tensor) -> None:
         """As `SamplingWorkspace.check`."""
         _check(self.max_rows, self.vocab_size, logits_SV, columns_S)
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory that it takes: 13 kB a row for Qwen3."""
-        return self.chunk_max_SC.nbytes + self.chunk_sum_SC.nbytes + self.chunk_top_SCN.nbytes
 
 
 def _check(max_rows: int, vocab_size: int, logits_SV: torch.Tensor, columns_S: dict[str, torch.Tensor]) -> None:
