@@ -41,7 +41,7 @@ class PagedDriver:
         input_ids: list[int] = []
         positions: list[int] = []
         write_rows: list[int] = []
-        write_slots: list[int] = []
+        kv_positions: list[int] = []
         sample_rows: list[int] = []
         seq_rows: list[tuple[int, int, int]] = []
         for name, tokens in work.items():
@@ -54,7 +54,7 @@ class PagedDriver:
                 if position >= sequence.num_shared:
                     block, offset = divmod(position, self.kv.block_size)
                     write_rows.append(row)
-                    write_slots.append(sequence.blocks[block] * self.kv.block_size + offset)
+                    kv_positions.append(sequence.blocks[block] * self.kv.block_size + offset)
             input_ids += tokens
             positions += range(start, end)
             sequence.num_computed = end
@@ -70,7 +70,7 @@ class PagedDriver:
             context_lens_B=torch.tensor([context for _, _, context in seq_rows], dtype=torch.int32),
             block_tables_BM=torch.tensor([t + [0] * (longest - len(t)) for t in tables], dtype=torch.int32),
             write_rows_W=torch.tensor(write_rows, dtype=torch.int64),
-            write_slots_W=torch.tensor(write_slots, dtype=torch.int64),
+            kv_positions_W=torch.tensor(kv_positions, dtype=torch.int64),
             sample_rows_S=torch.tensor(sample_rows, dtype=torch.int64),
             num_decodes=sum(1 for tokens in work.values() if len(tokens) == 1),
             seq_rows=tuple(seq_rows),

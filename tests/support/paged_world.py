@@ -113,7 +113,7 @@ class PagedWorld:
             context_lens_B=self.context_lens,
             block_tables_BM=self.tables,
             write_rows_W=nothing,
-            write_slots_W=nothing,
+            kv_positions_W=nothing,
             sample_rows_S=nothing,
             num_decodes=num_decodes,
             seq_rows=tuple(

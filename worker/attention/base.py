@@ -44,7 +44,7 @@ class Batch:
     """int32: padded with 0 past each sequence's blocks."""
     write_rows_W: torch.Tensor
     """int64: rows whose keys and values are written, shared (cached) positions left out."""
-    write_slots_W: torch.Tensor
+    kv_positions_W: torch.Tensor
     """int64: where, as block id × block_size + offset. On a CUDA device W is T, and -1 stands for a row that is not
     written."""
     sample_rows_S: torch.Tensor

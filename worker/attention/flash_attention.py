@@ -1,7 +1,7 @@
 """Paged attention by the FlashAttention packages, as far as they are installed: 3 for Hopper, 2 from compute capability
 8.0.
 
-Both take keys and values as [blocks, slots, KV heads, head dim] with any strides but the last, so a view of a layer
+Both take keys and values as [blocks, positions, KV heads, head dim] with any strides but the last, so a view of a layer
 serves them; lengths and tables are int32 as they are. Causal attention is aligned to the last row of a context, as
 ours. Each allocates its own results, which a graph's memory pool holds as any other tensor's.
 

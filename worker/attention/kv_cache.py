@@ -3,8 +3,8 @@
 A layer is one tensor [2, N, K, P, D]: keys, then values; within each a block holds its KV heads one after the other, so
 that a head's part of a block is contiguous.
 
-    layer ─┬─ keys   ─┬─ block 0 ─┬─ head 0: P slots × D
-           │          ├─ block 1  ├─ head 1: P slots × D
+    layer ─┬─ keys   ─┬─ block 0 ─┬─ head 0: P positions × D
+           │          ├─ block 1  ├─ head 1: P positions × D
            └─ values   …           …
 
 It does not know who owns a block; the engine does. On a CPU, memory is reserved at start; the operating system commits
@@ -106,7 +106,7 @@ def num_blocks_within(
 
 
 class KVCache:
-    """Keys and values of all blocks. The decoder's forward pass writes them, at the plan's slots alone."""
+    """Keys and values of all blocks. The decoder's forward pass writes them, at the KV positions of a batch alone."""
 
     def __init__(
         self,
@@ -135,14 +135,14 @@ class KVCache:
         """On a CPU: has the system give the whole cache's memory, when a core has nothing else to do."""
         self._memory.commit_when_idle()
 
-    def row_index(self, slots_W: torch.Tensor) -> torch.Tensor:
-        """Where `write` puts W tokens whose slots (block id × P + offset) are given: int64 [W · 2K] row numbers of a
-        layer seen as [2 · N · K · P, D]. Computed once per step, used in every layer."""
+    def row_index(self, kv_positions_W: torch.Tensor) -> torch.Tensor:
+        """Where `write` puts W tokens whose KV positions (block id × P + offset) are given: int64 [W · 2K] row numbers
+        of a layer seen as [2 · N · K · P, D]. Computed once per step, used in every layer."""
         K, P = self.num_kv_heads, self.block_size
-        heads = torch.arange(2 * K, device=slots_W.device)
+        heads = torch.arange(2 * K, device=kv_positions_W.device)
         # Head j < K is a key; j ≥ K is a value, a whole half of the layer further on.
         heads = (heads % K) * P + (heads // K) * (self.num_blocks * K * P)
-        first = torch.div(slots_W, P, rounding_mode="floor") * (K * P) + slots_W % P
+        first = torch.div(kv_positions_W, P, rounding_mode="floor") * (K * P) + kv_positions_W % P
         return (first[:, None] + heads).flatten()
 
     def write(self, layer: int, rows: torch.Tensor, kv_WJD: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ class BatchBuilder:
         self._input_ids = np.zeros(max_rows, np.int64)
         self._positions = np.zeros(max_rows, np.int64)
         self._write_rows = np.zeros(max_rows, np.int64)
-        self._write_slots = np.zeros(max_rows, np.int64)
+        self._kv_positions = np.zeros(max_rows, np.int64)
         self._query_starts = np.zeros(max_seqs + 1, np.int32)
         self._context_lens = np.zeros(max_seqs, np.int32)
         self._sample_rows = np.zeros(max_seqs, np.int64)
@@ -56,7 +56,7 @@ class BatchBuilder:
             context_lens_B=torch.from_numpy(context_lens),
             block_tables_BM=torch.from_numpy(tables),
             write_rows_W=torch.from_numpy(self._write_rows[:num_writes]),
-            write_slots_W=torch.from_numpy(self._write_slots[:num_writes]),
+            kv_positions_W=torch.from_numpy(self._kv_positions[:num_writes]),
             sample_rows_S=torch.from_numpy(self._sample_rows[:num_samples]),
             num_decodes=num_decodes,
             seq_rows=tuple(
@@ -76,7 +76,7 @@ class BatchBuilder:
         self._write_rows[:count] = self._row_numbers[:count]
         block_index, offset = np.divmod(positions, self._block_size)
         blocks = self._columns.block_tables[slots, block_index].astype(np.int64)
-        self._write_slots[:count] = blocks * self._block_size + offset
+        self._kv_positions[:count] = blocks * self._block_size + offset
 
     def _put_chunk(self, chunk: Chunk, index: int, first_row: int, first_write: int) -> int:
         """The rows of one chunk; returns how many of them are written: those at the slot's write floor and after."""
@@ -92,5 +92,5 @@ class BatchBuilder:
         self._write_rows[written] = self._row_numbers[first_row + num_shared : first_row + size]
         block_index, offset = np.divmod(positions[num_shared:], self._block_size)
         blocks = self._columns.block_tables[chunk.slot, block_index].astype(np.int64)
-        self._write_slots[written] = blocks * self._block_size + offset
+        self._kv_positions[written] = blocks * self._block_size + offset
         return num_written

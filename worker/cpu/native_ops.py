@@ -69,7 +69,7 @@ class NativeOps:
             h_TE=self._h.take(num_rows, c.hidden_size),
             activation_TF=self._activation.take(num_rows, c.intermediate_size),
             cos_sin_PD=self._cos_sin_PD,
-            slots_T=_slots_of_rows(batch),
+            kv_positions_T=_kv_positions_of_rows(batch),
         )
         return NativeStepOps(self._library, c, self._dtype, batch, kv, buffers)
 
@@ -84,7 +84,7 @@ class StepBuffers:
     activation_TF: torch.Tensor
     cos_sin_PD: torch.Tensor
     """fp32: `RotaryEmbedding.table`."""
-    slots_T: torch.Tensor
+    kv_positions_T: torch.Tensor
     """int64: where each row's keys and values go; -1 for rows that are not written."""
 
 
@@ -110,7 +110,7 @@ class NativeStepOps(StepOps):
         self._rotate = RotateArgs(
             cos_sin=buffers.cos_sin_PD.data_ptr(),
             positions=batch.positions_T.data_ptr(),
-            slots=buffers.slots_T.data_ptr(),
+            kv_positions=buffers.kv_positions_T.data_ptr(),
             num_rows=num_rows,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -177,11 +177,11 @@ class NativeStepOps(StepOps):
         return self._h_TE
 
 
-def _slots_of_rows(batch: Batch) -> torch.Tensor:
+def _kv_positions_of_rows(batch: Batch) -> torch.Tensor:
     """int64 [T]: where each row's keys and values go; -1 for rows that are not written."""
     num_rows = batch.input_ids_T.shape[0]
     if batch.write_rows_W.shape[0] == num_rows:
-        return batch.write_slots_W  # rows are written in their order
-    slots = torch.full((num_rows,), -1, dtype=torch.int64)
-    slots[batch.write_rows_W] = batch.write_slots_W
-    return slots
+        return batch.kv_positions_W  # rows are written in their order
+    kv_positions_T = torch.full((num_rows,), -1, dtype=torch.int64)
+    kv_positions_T[batch.write_rows_W] = batch.kv_positions_W
+    return kv_positions_T

@@ -49,7 +49,7 @@ class KernelOps:
         self._next_x_TE = torch.empty(MAX_SKINNY_ROWS, config.hidden_size, dtype=torch.float32, device=device)
         self._h_TE = torch.empty(max_rows, config.hidden_size, dtype=dtype, device=device)
         self._activation_TF = torch.empty(max_rows, config.intermediate_size, dtype=dtype, device=device)
-        self._slots_T = torch.empty(max_rows, dtype=torch.int64, device=device)
+        self._kv_positions_T = torch.empty(max_rows, dtype=torch.int64, device=device)
 
     def begin(self, batch: Batch, kv: KVCache, rope: RotaryEmbedding) -> "KernelStepOps":
         """Raises ValueError for a batch of more than max_rows rows. The first step with a rope makes its table, so
@@ -65,7 +65,7 @@ class KernelOps:
             batch,
             kv,
             self._cos_sin_PD,
-            self._slots_of_rows(batch),
+            self._kv_positions_of_rows(batch),
             StepBuffers(
                 x_TE=self._x_TE[:num_rows],
                 next_x_TE=self._next_x_TE[:num_rows],
@@ -74,12 +74,12 @@ class KernelOps:
             ),
         )
 
-    def _slots_of_rows(self, batch: Batch) -> torch.Tensor:
+    def _kv_positions_of_rows(self, batch: Batch) -> torch.Tensor:
         """int64 [T]: where each row's keys and values go; -1 for rows that are not written."""
         num_rows = batch.input_ids_T.shape[0]
         if batch.write_rows_W.shape[0] == num_rows:
-            return batch.write_slots_W  # rows are written in their order
-        return self._slots_T[:num_rows].fill_(-1).index_copy_(0, batch.write_rows_W, batch.write_slots_W)
+            return batch.kv_positions_W  # rows are written in their order
+        return self._kv_positions_T[:num_rows].fill_(-1).index_copy_(0, batch.write_rows_W, batch.kv_positions_W)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +103,14 @@ class KernelStepOps(StepOps):
         batch: Batch,
         kv: KVCache,
         cos_sin_PD: torch.Tensor,
-        slots_T: torch.Tensor,
+        kv_positions_T: torch.Tensor,
         buffers: StepBuffers,
     ) -> None:
         self._kernels = kernels
         self._batch = batch
         self._kv = kv
         self._cos_sin_PD = cos_sin_PD
-        self._slots_T = slots_T
+        self._kv_positions_T = kv_positions_T
         self._x_TE, self._next_x_TE = buffers.x_TE, buffers.next_x_TE
         self._h_TE, self._activation_TF = buffers.h_TE, buffers.activation_TF
 
@@ -126,7 +126,7 @@ class KernelStepOps(StepOps):
             0.0 if qk_norm is None else qk_norm.squared_floor,
             self._cos_sin_PD,
             self._batch.positions_T,
-            self._slots_T,
+            self._kv_positions_T,
             kv_layer,
         )
         _, _, num_kv_heads, _, head_dim = kv_layer.shape

@@ -61,7 +61,7 @@ class StepBuffers:
         self._all = StepTensors(
             input_ids_T=zeros(rows, dtype=torch.int64),
             positions_T=zeros(rows, dtype=torch.int64),
-            write_slots_T=zeros(rows, dtype=torch.int64),
+            kv_positions_T=zeros(rows, dtype=torch.int64),
             query_starts=zeros(seqs + 1),
             context_lens_B=zeros(seqs),
             block_tables_BM=zeros(seqs, limits.max_blocks_per_seq),
@@ -81,7 +81,7 @@ class StepBuffers:
         return StepTensors(
             input_ids_T=full.input_ids_T[:rows],
             positions_T=full.positions_T[:rows],
-            write_slots_T=full.write_slots_T[:rows],
+            kv_positions_T=full.kv_positions_T[:rows],
             query_starts=full.query_starts[: seqs + 1],
             context_lens_B=full.context_lens_B[:seqs],
             block_tables_BM=full.block_tables_BM[:seqs],
@@ -91,7 +91,7 @@ class StepBuffers:
         )
 
     def batch(self, step: StepTensors, shape: StepShape) -> Batch:
-        """The model's view of a step's tensors. Every row has a write slot, -1 where nothing is written."""
+        """The model's view of a step's tensors. Every row has a KV position, -1 where nothing is written."""
         return Batch(
             input_ids_T=step.input_ids_T,
             positions_T=step.positions_T,
@@ -99,7 +99,7 @@ class StepBuffers:
             context_lens_B=step.context_lens_B,
             block_tables_BM=step.block_tables_BM,
             write_rows_W=self._row_numbers[: shape.num_rows],
-            write_slots_W=step.write_slots_T,
+            kv_positions_W=step.kv_positions_T,
             sample_rows_S=step.sample_rows_S,
             num_decodes=shape.num_decodes,
             seq_rows=shape.seq_rows,

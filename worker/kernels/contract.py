@@ -66,7 +66,7 @@ class StepTensors:
     """int64."""
     positions_T: torch.Tensor
     """int64."""
-    write_slots_T: torch.Tensor
+    kv_positions_T: torch.Tensor
     """int64: -1 for a row whose KV is not written."""
     query_starts: torch.Tensor
     """int32 [B + 1]; the first is always 0."""
@@ -162,8 +162,8 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
     """(x_TE, delta_TE, scaled_weight_E, squared_floor, out_TE): x += delta; out = x normalized."""
     rotate_and_store: Callable[[Tensor, Tensor | None, float, Tensor, Tensor, Tensor, Tensor], None]
-    """(qkv, qk_weight_JD, squared_floor, cos_sin_PD, positions_T, slots_T, kv_layer): q turned in place, k and v to the
-    cache."""
+    """(qkv, qk_weight_JD, squared_floor, cos_sin_PD, positions_T, kv_positions_T, kv_layer): q turned in place, k and v
+    to the cache."""
     silu_mul: Callable[[Tensor, Tensor], None]
     """(gate_up, out_TF): out = silu(gate) · up."""
 

@@ -29,7 +29,7 @@ class StepOps(Protocol):
 
     def rotate_and_store(self, layer: int, qkv: torch.Tensor, qk_norm: RmsNorm | None) -> torch.Tensor:
         """Takes over qkv [T, (H + K + K) · D]: norm (where there is one) and rotation of q and k, keys and values to
-        the cache at the batch's write slots. Returns q [T, H, D], possibly a view of qkv."""
+        the cache at the batch's KV positions. Returns q [T, H, D], possibly a view of qkv."""
 
     def add_norm(self, delta_TE: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         """Adds a part to x; returns x normalized, [T, E]."""
@@ -82,7 +82,7 @@ class TorchStepOps(StepOps):
         self._kv = kv
         # Heads that are normalized are fp32 at that point; others are turned in place in the model's dtype.
         self._rotation = rope.at(batch.positions_T, torch.float32 if config.qk_norm else kv.dtype)
-        self._kv_rows = kv.row_index(batch.write_slots_W)
+        self._kv_rows = kv.row_index(batch.kv_positions_W)
         all_written = batch.write_rows_W.shape[0] == batch.input_ids_T.shape[0]
         self._write_rows_W = None if all_written else batch.write_rows_W
         self._x_TE = torch.empty(0)

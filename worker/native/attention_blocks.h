@@ -15,11 +15,11 @@ constexpr float kNegInf = -__builtin_inff();
 PW_INLINE void token_offsets(const AttentionArgs *a, int seq, int kv_head, int first, int count, int64_t *offsets) {
   const int32_t *table = a->block_tables + seq * a->table_stride;
   const int P = a->block_size;
-  int block = first / P, slot = first % P;
+  int block = first / P, offset = first % P;
   for (int i = 0; i < count;) {
     const int64_t base = (int64_t(table[block]) * a->num_kv_heads + kv_head) * P;
-    for (; slot < P && i < count; ++slot, ++i) offsets[i] = (base + slot) * a->head_dim;
-    slot = 0;
+    for (; offset < P && i < count; ++offset, ++i) offsets[i] = (base + offset) * a->head_dim;
+    offset = 0;
     ++block;
   }
 }

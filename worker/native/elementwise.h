@@ -88,9 +88,9 @@ void rotate_rows(const RotateArgs *a, int64_t first, int64_t end) {
     const float *cos = a->cos_sin + a->positions[row] * D, *sin = cos + D / 2;
     for (int h = 0; h < H; ++h)
       rotate_head(x + h * D, x + h * D, a->qk_norm ? a->qk_norm + h * D : nullptr, cos, sin, D, a->norm_floor);
-    const int64_t slot = a->slots[row];
-    if (slot < 0) continue;
-    const int64_t block = slot / P, offset = slot % P;
+    const int64_t kv_position = a->kv_positions[row];
+    if (kv_position < 0) continue;
+    const int64_t block = kv_position / P, offset = kv_position % P;
     for (int h = 0; h < K; ++h) {
       const int64_t at = ((block * K + h) * P + offset) * D;
       rotate_head(x + (H + h) * D, static_cast<T *>(a->k) + at, a->qk_norm ? a->qk_norm + (H + h) * D : nullptr, cos,

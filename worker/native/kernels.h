@@ -64,10 +64,10 @@ struct RotateArgs {
   void *qkv;  // [T, H + 2K, D], rows qkv_stride apart; q is changed in place
   void *k;    // [N, K, P, D]
   void *v;
-  const float *qk_norm;      // [H + K, D], already times sqrt(D); null where heads are not normalized
-  const float *cos_sin;      // [positions, D]: D / 2 cosines, then as many sines
-  const int64_t *positions;  // [T]
-  const int64_t *slots;      // [T]: block × P + offset, or -1 where nothing is written
+  const float *qk_norm;         // [H + K, D], already times sqrt(D); null where heads are not normalized
+  const float *cos_sin;         // [positions, D]: D / 2 cosines, then as many sines
+  const int64_t *positions;     // [T]
+  const int64_t *kv_positions;  // [T]: block × P + offset, or -1 where nothing is written
   int64_t qkv_stride;
   int64_t num_rows;
   int32_t num_heads;

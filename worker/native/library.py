@@ -76,7 +76,7 @@ class RotateArgs(ctypes.Structure):
         ("qk_norm", c_void_p),
         ("cos_sin", c_void_p),
         ("positions", c_void_p),
-        ("slots", c_void_p),
+        ("kv_positions", c_void_p),
         ("qkv_stride", c_int64),
         ("num_rows", c_int64),
         ("num_heads", c_int32),

@@ -184,7 +184,7 @@ def _rotate(heads: Heads, block_size: int, device: torch.device) -> float:
     torch.manual_seed(heads.head_dim)
     num_blocks, num_positions = 4, 40
     last = num_blocks * block_size - 1
-    slots = torch.tensor([last, -1, 0, last // 2, -1], device=device)
+    kv_positions = torch.tensor([last, -1, 0, last // 2, -1], device=device)
     qkv = torch.randn(5, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim, device=device)
     weight = torch.randn(heads.num_heads + heads.num_kv_heads, heads.head_dim, device=device)
     angles = torch.randn(num_positions, heads.head_dim // 2, device=device)
@@ -194,7 +194,7 @@ def _rotate(heads: Heads, block_size: int, device: torch.device) -> float:
     results = []
     for kernel in (elementwise.rotate_and_store, triton_elementwise.rotate_and_store):
         ours, kv = qkv.clone(), layer.clone()
-        kernel(ours, weight, 0.1, cos_sin, positions, slots, kv)
+        kernel(ours, weight, 0.1, cos_sin, positions, kv_positions, kv)
         results.append((ours[:, : heads.num_heads * heads.head_dim], kv))
     return max(difference(ours, theirs) for ours, theirs in zip(results[1], results[0], strict=True))
 

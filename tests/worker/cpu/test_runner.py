@@ -114,7 +114,7 @@ def test_batches_say_what_plans_say(seed: int, num_steps: int) -> None:
             plans.sequences[owner[row]].blocks[positions[row] // size] * size + positions[row] % size
             for row in batch.write_rows_W.tolist()
         ]
-        assert batch.write_slots_W.tolist() == written
+        assert batch.kv_positions_W.tolist() == written
         assert sorted(written) == sorted(expected.writes)
         dtypes = [tensor.dtype for tensor in (batch.input_ids_T, batch.query_starts, batch.block_tables_BM)]
         assert dtypes == [torch.int64, torch.int32, torch.int32]

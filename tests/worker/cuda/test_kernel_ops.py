@@ -70,7 +70,7 @@ def test_rows_with_the_slot_minus_one_are_not_written() -> None:
     """As a padded batch of a graph has them: as many write rows as rows."""
     kv = KVCache(CONFIG, 8, 4, torch.float32)
     batch = batch_of(kv, [1, 1, 1], 0)
-    batch.write_slots_W[1] = -1
+    batch.kv_positions_W[1] = -1
     step = ops_for(CONFIG).begin(batch, kv, rotary_embedding(CONFIG))
     step.rotate_and_store(1, torch.randn(3, 10 * 16), None)
     assert (kv.layers[1] != 0).any(dim=(1, 4)).sum() == 2 * 2, "keys and values of two rows"

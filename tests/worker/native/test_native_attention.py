@@ -81,7 +81,7 @@ class World:
             context_lens_B=torch.tensor([context for _, context in self.sequences], dtype=torch.int32),
             block_tables_BM=tables,
             write_rows_W=nothing,
-            write_slots_W=nothing,
+            kv_positions_W=nothing,
             sample_rows_S=nothing,
             num_decodes=0,
             seq_rows=tuple(seq_rows),

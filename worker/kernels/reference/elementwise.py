@@ -48,19 +48,20 @@ def rotate_and_store(
     squared_floor: float,
     cos_sin_PD: torch.Tensor,
     positions_T: torch.Tensor,
-    slots_T: torch.Tensor,
+    kv_positions_T: torch.Tensor,
     kv_layer: torch.Tensor,
 ) -> None:
     """Turns q in place and writes k and v to the cache.
 
-    qkv           [T, (H + K + K) · D] in the model's dtype, rows contiguous: q heads, k heads, v heads. Afterwards the
-                  q heads are normalized and turned; the k and v heads are unspecified.
-    qk_weight_JD  [H + K, D] fp32, scaled by sqrt(D), the norm's weight of each head of q and k; none where the model
-                  has no such norm. squared_floor is D · eps.
-    cos_sin_PD    [positions, D] fp32: D/2 cosines, then D/2 sines. The pair (i, i + D/2) is turned.
-    positions_T   int64, each inside the table.
-    slots_T       int64: block id × P + offset, or -1 for rows that are not written.
-    kv_layer      [2, N, K, P, D]: keys, then values.
+    qkv             [T, (H + K + K) · D] in the model's dtype, rows contiguous: q heads, k heads, v heads. Afterwards
+    the
+                    q heads are normalized and turned; the k and v heads are unspecified.
+    qk_weight_JD    [H + K, D] fp32, scaled by sqrt(D), the norm's weight of each head of q and k; none where the model
+                    has no such norm. squared_floor is D · eps.
+    cos_sin_PD      [positions, D] fp32: D/2 cosines, then D/2 sines. The pair (i, i + D/2) is turned.
+    positions_T     int64, each inside the table.
+    kv_positions_T  int64: block id × P + offset, or -1 for rows that are not written.
+    kv_layer        [2, N, K, P, D]: keys, then values.
     """
     _, _, num_kv_heads, block_size, head_dim = kv_layer.shape
     heads = qkv.view(qkv.shape[0], qkv.shape[1] // head_dim, head_dim)
@@ -73,8 +74,8 @@ def rotate_and_store(
     first, second = qk.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qkv.dtype)
     heads[:, :num_heads] = turned[:, :num_heads]
-    is_written = slots_T >= 0
-    blocks, offsets = slots_T[is_written] // block_size, slots_T[is_written] % block_size
+    is_written = kv_positions_T >= 0
+    blocks, offsets = kv_positions_T[is_written] // block_size, kv_positions_T[is_written] % block_size
     kv_layer[0, blocks, :, offsets] = turned[is_written, num_heads:]
     kv_layer[1, blocks, :, offsets] = heads[is_written, num_turned:]
 

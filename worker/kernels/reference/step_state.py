@@ -31,7 +31,7 @@ def prepare_step(
         step.context_lens_B[index] = context_len
         if is_padding:
             step.input_ids_T[rows] = 0
-            step.write_slots_T[rows] = -1
+            step.kv_positions_T[rows] = -1
             step.block_tables_BM[index] = 0
         else:
             step.input_ids_T[rows] = (
@@ -40,7 +40,7 @@ def prepare_step(
             table_M = slots.block_tables_RM[slot]
             blocks = table_M[positions // block_size].to(torch.int64)
             is_written = positions >= slots.write_floor_R[slot]
-            step.write_slots_T[rows] = torch.where(is_written, blocks * block_size + positions % block_size, -1)
+            step.kv_positions_T[rows] = torch.where(is_written, blocks * block_size + positions % block_size, -1)
             num_blocks = -(-context_len // block_size)
             step.block_tables_BM[index, :num_blocks] = table_M[:num_blocks]
             step.block_tables_BM[index, num_blocks:] = 0

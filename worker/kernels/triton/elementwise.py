@@ -126,7 +126,7 @@ def rotate_and_store(
     squared_floor: float,
     cos_sin_PD: torch.Tensor,
     positions_T: torch.Tensor,
-    slots_T: torch.Tensor,
+    kv_positions_T: torch.Tensor,
     kv_layer: torch.Tensor,
     *,
     overlap: bool = False,
@@ -143,7 +143,7 @@ def rotate_and_store(
         qkv if qk_weight_JD is None else qk_weight_JD,
         cos_sin_PD,
         positions_T,
-        slots_T,
+        kv_positions_T,
         kv_layer,
         squared_floor,
         num_blocks,
@@ -164,7 +164,7 @@ def _rotate_and_store(
     weight_ptr,
     cos_sin_ptr,
     positions_ptr,
-    slots_ptr,
+    kv_positions_ptr,
     kv_ptr,
     squared_floor,
     num_blocks,
@@ -188,7 +188,7 @@ def _rotate_and_store(
     is_turned = heads < NUM_TURNED
 
     # Everything is requested before anything is waited for or stored: one row is bounded by latency.
-    position, slot = tl.load(positions_ptr + row), tl.load(slots_ptr + row)
+    position, kv_position = tl.load(positions_ptr + row), tl.load(kv_positions_ptr + row)
     source_ptr = qkv_ptr + row * (NUM_ALL * DIM) + heads * DIM + pairs
     first = tl.load(source_ptr, mask=mask, other=0).to(tl.float32)
     second = tl.load(source_ptr + HALF, mask=mask, other=0).to(tl.float32)
@@ -212,10 +212,10 @@ def _rotate_and_store(
     q_mask = mask & (heads < NUM_HEADS)
     tl.store(source_ptr, turned_first, mask=q_mask)
     tl.store(source_ptr + HALF, turned_second, mask=q_mask)
-    kv_mask = mask & (heads >= NUM_HEADS) & (slot >= 0)
+    kv_mask = mask & (heads >= NUM_HEADS) & (kv_position >= 0)
     kv_head = tl.where(is_turned, heads - NUM_HEADS, heads - NUM_TURNED)
-    block = tl.where(is_turned, 0, num_blocks).to(tl.int64) + slot // BLOCK_SIZE
-    cache_ptr = kv_ptr + ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + pairs
+    block = tl.where(is_turned, 0, num_blocks).to(tl.int64) + kv_position // BLOCK_SIZE
+    cache_ptr = kv_ptr + ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + kv_position % BLOCK_SIZE) * DIM + pairs
     tl.store(cache_ptr, turned_first, mask=kv_mask)
     tl.store(cache_ptr + HALF, turned_second, mask=kv_mask)
 

@@ -49,7 +49,7 @@ def prepare_step(
         slots.block_tables_RM,
         step.input_ids_T,
         step.positions_T,
-        step.write_slots_T,
+        step.kv_positions_T,
         step.query_starts,
         step.context_lens_B,
         step.block_tables_BM,
@@ -94,7 +94,7 @@ def _prepare(
     tables,
     out_ids,
     out_positions,
-    out_write_slots,
+    out_kv_positions,
     out_query_starts,
     out_context_lens,
     out_tables,
@@ -131,8 +131,8 @@ def _prepare(
     tl.store(out_positions + row, position.to(tl.int64), mask=exists)
     is_written = exists & is_live & (position >= write_floor)
     block = tl.load(table + position // BLOCK_SIZE, mask=is_written, other=0).to(tl.int64)
-    write_slot = tl.where(is_written, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
-    tl.store(out_write_slots + row, write_slot, mask=exists)
+    kv_position = tl.where(is_written, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
+    tl.store(out_kv_positions + row, kv_position, mask=exists)
 
     if part == 0:
         context_len = tl.where(is_live, start + num_rows, 0)
