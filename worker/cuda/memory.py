@@ -78,7 +78,7 @@ class MemoryReport:
     """As the driver says. Activations are allocated again from it."""
 
     def lines(self) -> list[str]:
-        """For the log."""
+        """What the log says of it."""
         parts = {
             "before the model": self.before_model,
             "weights": self.weights,
@@ -110,7 +110,7 @@ class MemoryMeter(Protocol):
     """What a device says about its memory. Bytes."""
 
     def total(self) -> int:
-        """All that it has."""
+        """All of the device's memory."""
 
     def free(self) -> int:
         """What the driver could still give, after everything that is only kept for reuse has been given back to it."""

@@ -1,4 +1,4 @@
-"""Packs what a device must know of one plan into one piece of host memory, so that one copy brings it there.
+"""The plan packer: what a device must know of a plan, in one piece of host memory, so that one copy brings it there.
 
     part of each sequence (SEQ_FIELDS words) │ token ids of chunks │ indices of changed words │ their new values
 

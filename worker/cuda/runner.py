@@ -1,4 +1,4 @@
-"""Runs steps on a device that works while the host goes on: `pagewire.worker.loop.Runner` for CUDA.
+"""CUDA's runner of steps, on a device that works while the host goes on: a `pagewire.worker.loop.Runner`.
 
     submit    check the plan against the host's columns, pack it, one copy, one scatter, then one launch of a step's
               graph (or, where chunks are mixed in, of its operations one by one), and one copy of the tokens back
@@ -29,7 +29,7 @@ MAX_IN_FLIGHT = 2
 
 
 class CudaRunner:
-    """Executes plans in order."""
+    """Executes plans in order, with up to MAX_IN_FLIGHT of their steps on the device."""
 
     def __init__(
         self,

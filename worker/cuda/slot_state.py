@@ -1,4 +1,4 @@
-"""Where each property of each slot lies in one arena of 32-bit words.
+"""The slots' layout on a device: where each property of each slot lies in one arena of 32-bit words.
 
     rows of sampling parameters │ last tokens │ lengths │ write floors │ block tables
 

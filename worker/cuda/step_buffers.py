@@ -1,4 +1,4 @@
-"""The memory of one step's inputs and of what it samples, at addresses that never change.
+"""Step buffers: memory of a step's inputs and of what it samples, at addresses that never change.
 
 Sized once for the largest step; a batch is a set of views. A batch that is captured stays valid, because every step
 fills the same memory.
@@ -40,7 +40,7 @@ class StepShape:
 
     @property
     def max_rows(self) -> int:
-        """Of one sequence."""
+        """Rows of the sequence that has most."""
         return max(rows for _, rows, _ in self.seq_rows)
 
 

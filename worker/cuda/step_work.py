@@ -1,4 +1,4 @@
-"""What a device does in a step: prepare the inputs, run the model, sample, update the slots.
+"""The work of a step on a device: prepare the inputs, run the model, sample, update the slots.
 
     packed plan ─▶ prepare ─▶ model ─▶ LM head ─▶ sampler ─▶ tokens ─▶ last tokens, lengths
                       ▲                                                       │

@@ -1,1 +1,1 @@
-"""Kernels: their contract (workspaces, tensors), the reference in torch, and Triton's for CUDA devices."""
+"""Kernels: their contract and workspaces, the reference in torch, Triton's for CUDA devices, and the sets of both."""

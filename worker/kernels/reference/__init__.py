@@ -1,5 +1,6 @@
-"""Every kernel of `pagewire.worker.kernels.triton` in plain torch, with the same file names and signatures.
+"""The reference kernels: the contract's definitions in plain torch, with the file names of
+`pagewire.worker.kernels.triton`.
 
-They are the definition that the kernels are tested against, and run in their place where there is no GPU. They are
-not fast, and may allocate and read tensors back.
+Triton's are tested against them, and they run in their place where there is no GPU. They are not fast, and may allocate
+and read tensors back.
 """

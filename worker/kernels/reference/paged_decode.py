@@ -1,4 +1,4 @@
-"""Attention of decoding rows over paged KV, written out: the definition of the Triton kernel of the same name.
+"""Attention of decoding rows over paged KV, written out: the definition of `Kernels.paged_decode`.
 
 Gathers every sequence's whole table, so its cost follows the longest possible context: for tests and dry runs.
 Shapes as in `pagewire.worker.attention.base`; here each row is a sequence, so rows are B, and G = H / K. S are splits.

@@ -1,4 +1,4 @@
-"""Attention of prompt chunks over paged KV, written out: the definition of the Triton kernel of the same name.
+"""Attention of prompt chunks over paged KV, written out: the definition of `Kernels.paged_prefill`.
 
 One sequence at a time, with its whole matrix of scores: for tests and dry runs. It reads lengths on the host.
 Shapes as in `pagewire.worker.attention.base`.

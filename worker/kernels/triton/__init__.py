@@ -1,1 +1,1 @@
-"""Kernels in Triton. Each has a definition of the same name and signature in `pagewire.worker.kernels.reference`."""
+"""The contract's kernels in Triton. Each has a definition of the same name in `pagewire.worker.kernels.reference`."""
