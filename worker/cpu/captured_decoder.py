@@ -68,11 +68,11 @@ class CapturedDecoder:
             self._library.replay(self._calls.ctypes.data, self._num_calls)
             return self._logits_SV
         self._captured = None
-        self._library.begin_recording(self._calls.ctypes.data, self._capacity)
+        self._library.begin_capture(self._calls.ctypes.data, self._capacity)
         try:
             self._logits_SV = self._decoder.finish(step)
         finally:
-            self._num_calls = self._library.end_recording()
+            self._num_calls = self._library.end_capture()
         if self._num_calls <= self._capacity:
             self._captured = wanted
         return self._logits_SV

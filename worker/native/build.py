@@ -51,7 +51,7 @@ def compile_library(target: Path) -> None:
         levels |= _X86_LEVELS
     with tempfile.TemporaryDirectory(prefix="pagewire-build-") as folder:
         units = {f"level_{name}.o": ["level.cpp", f"-DPW_LEVEL={name}", *flags] for name, flags in levels.items()}
-        units |= {f"{unit}.o": [f"{unit}.cpp"] for unit in ("library", "recording", "sampler", "tasks", "thread_pool")}
+        units |= {f"{unit}.o": [f"{unit}.cpp"] for unit in ("library", "capture", "sampler", "tasks", "thread_pool")}
         commands = [
             [*compiler, *_FLAGS, *_WARNINGS, "-c", str(_SOURCES / source), *flags, "-o", str(Path(folder, name))]
             for name, (source, *flags) in units.items()

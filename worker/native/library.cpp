@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "recording.h"
+#include "capture.h"
 #include "tasks.h"
 #include "thread_pool.h"
 
@@ -59,7 +59,7 @@ using namespace pagewire;
 #define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface, so that an older library is not called by newer Python.
-PW_EXPORT int32_t pw_interface() { return 10; }
+PW_EXPORT int32_t pw_interface() { return 11; }
 
 // The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
 // the processor lacks it.
@@ -103,12 +103,12 @@ PW_EXPORT void pw_linear_int8(const Int8LinearArgs *args) {
   issue<Int8LinearArgs, linear_int8>(args, {a->weight, int8_packed_bytes(a->n, a->k)});
 }
 
-// recording.h has the meaning of these; a call takes so much memory.
+// capture.h has the meaning of these; a call takes so much memory.
 PW_EXPORT int64_t pw_call_bytes() { return sizeof(Call); }
 
-PW_EXPORT void pw_begin_recording(Call *calls, int64_t capacity) { begin_recording(calls, capacity); }
+PW_EXPORT void pw_begin_capture(Call *calls, int64_t capacity) { begin_capture(calls, capacity); }
 
-PW_EXPORT int64_t pw_end_recording() { return end_recording(); }
+PW_EXPORT int64_t pw_end_capture() { return end_capture(); }
 
 PW_EXPORT void pw_replay(const Call *calls, int64_t count) { replay(calls, count); }
 

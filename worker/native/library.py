@@ -16,7 +16,7 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 10
+INTERFACE = 11
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256
@@ -167,12 +167,12 @@ class NativeLibrary:
         self.call_bytes = functions.pw_call_bytes
         self.call_bytes.argtypes = ()
         self.call_bytes.restype = c_int64
-        self.begin_recording = functions.pw_begin_recording
-        self.begin_recording.argtypes = (c_void_p, c_int64)
-        self.begin_recording.restype = None
-        self.end_recording = functions.pw_end_recording
-        self.end_recording.argtypes = ()
-        self.end_recording.restype = c_int64
+        self.begin_capture = functions.pw_begin_capture
+        self.begin_capture.argtypes = (c_void_p, c_int64)
+        self.begin_capture.restype = None
+        self.end_capture = functions.pw_end_capture
+        self.end_capture.argtypes = ()
+        self.end_capture.restype = c_int64
         self.replay = functions.pw_replay
         self.replay.argtypes = (c_void_p, c_int64)
         self.replay.restype = None

@@ -105,7 +105,7 @@ def test_a_chunk_of_as_many_rows_as_the_step_before_is_not_that_step(
         assert torch.equal(ours, theirs)
 
 
-def test_a_recording_belongs_to_one_cache(checkpoint_of: Callable[[str], Checkpoint]) -> None:
+def test_a_capture_belongs_to_one_cache(checkpoint_of: Callable[[str], Checkpoint]) -> None:
     served = served_model_for(checkpoint_of("qwen3-tied").spec, "float32", "native")
     first, second = (KVCache(served.decoder.config, 8, 4, torch.float32) for _ in range(2))
     batch = batch_of(first, [1, 1, 1], 0)
@@ -130,11 +130,11 @@ def test_calls_past_the_capacity_are_made_and_counted_but_not_kept() -> None:
     )
     calls = torch.zeros(2 * library.call_bytes(), dtype=torch.uint8)
     kept = calls[library.call_bytes() :]
-    library.begin_recording(calls.data_ptr(), 1)
+    library.begin_capture(calls.data_ptr(), 1)
     library.norm(ctypes.byref(args))
     h.zero_()
     library.norm(ctypes.byref(args))
-    assert library.end_recording() == 2
+    assert library.end_capture() == 2
     assert not kept.any()
     torch.testing.assert_close(h, norm(x))
     x *= -3
@@ -152,9 +152,9 @@ def test_linears_that_are_read_ahead() -> None:
         linears = [kind.linear(torch.randn(600 + 8 * n, 600), None) for n in range(3)]
         x = torch.randn(2, 600)
         calls = torch.zeros(3 * library.call_bytes(), dtype=torch.uint8)
-        library.begin_recording(calls.data_ptr(), 3)
+        library.begin_capture(calls.data_ptr(), 3)
         outputs = [linear(x) for linear in linears]
-        assert library.end_recording() == 3
+        assert library.end_capture() == 3
         for _ in range(10):
             x.copy_(torch.randn(2, 600))
             expected = [linear(x).clone() for linear in linears]

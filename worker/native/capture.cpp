@@ -1,6 +1,6 @@
-// Keeps calls and repeats them; recording.h says what for.
+// Keeps calls and replays them; capture.h says what for.
 
-#include "recording.h"
+#include "capture.h"
 
 #include <cstring>
 
@@ -10,38 +10,38 @@ namespace pagewire {
 
 namespace {
 
-struct Recording {
+struct Capture {
   Call *calls;
   int64_t capacity;
   int64_t count;
 };
 
-Recording recording{};
+Capture capture{};
 
 }  // namespace
 
 void note(void (*run)(const void *), const void *args, size_t bytes, Weight weight) {
-  if (!recording.calls) return;
-  if (recording.count < recording.capacity) {
-    Call *call = recording.calls + recording.count;
+  if (!capture.calls) return;
+  if (capture.count < capture.capacity) {
+    Call *call = capture.calls + capture.count;
     call->run = run;
     call->weight = weight;
     std::memcpy(call->args, args, bytes);
   }
-  ++recording.count;
+  ++capture.count;
 }
 
-void begin_recording(Call *calls, int64_t capacity) { recording = {calls, capacity, 0}; }
+void begin_capture(Call *calls, int64_t capacity) { capture = {calls, capacity, 0}; }
 
-int64_t end_recording() {
-  const int64_t count = recording.count;
+int64_t end_capture() {
+  const int64_t count = capture.count;
   Weight next{};
-  for (int64_t i = (count < recording.capacity ? count : recording.capacity) - 1; i >= 0; --i) {
-    Call *call = recording.calls + i;
+  for (int64_t i = (count < capture.capacity ? count : capture.capacity) - 1; i >= 0; --i) {
+    Call *call = capture.calls + i;
     call->next_weight = next.bytes < kReadAheadBytes ? nullptr : next.memory;
     if (call->weight.memory) next = call->weight;
   }
-  recording = {};
+  capture = {};
   return count;
 }
 

@@ -27,10 +27,10 @@ struct Call {
   alignas(8) char args[kMaxArgsBytes];
 };
 
-// Keeps a call if a recording is under way.
+// Keeps a call if a capture is under way.
 void note(void (*run)(const void *), const void *args, size_t bytes, Weight weight);
 
-// Runs a call, and keeps it if a recording is under way.
+// Runs a call, and keeps it if a capture is under way.
 template <class Args, void (*kRun)(const Args *)>
 void issue(const Args *args, Weight weight = {}) {
   static_assert(sizeof(Args) <= kMaxArgsBytes && std::is_trivially_copyable_v<Args>, "kept as bytes");
@@ -39,10 +39,10 @@ void issue(const Args *args, Weight weight = {}) {
 }
 
 // Keeps the calls that follow, in memory for `capacity` of them.
-void begin_recording(Call *calls, int64_t capacity);
+void begin_capture(Call *calls, int64_t capacity);
 
 // Returns how many calls came since; they were kept if that is no more than the capacity.
-int64_t end_recording();
+int64_t end_capture();
 
 void replay(const Call *calls, int64_t count);
 
