@@ -18,6 +18,7 @@ Q, the fields that describe a sequence's part in a step:
             4     which row of logits it samples from; -1: none
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,6 +34,16 @@ Tensor = torch.Tensor
 MAX_SKINNY_ROWS = 4
 """Most rows of the linears that are kernels of their own: a decode step of so many waits for weights alone, whose
 products fit beside the loads, without tensor cores."""
+
+MASS_BITS = 42
+"""Sampling weighs ids by integers of at most 2^42; 2^20 of them fit 63 bits."""
+DRAW_BITS = 24
+"""Of a uniform draw."""
+P_BITS = 31
+"""Of top-p, below the point."""
+LOG2_E = 1 / math.log(2)
+MAX_RATE = torch.finfo(torch.float32).max
+"""What a rate is limited to: of the least temperatures it would be infinite, and the largest logit's weight NaN."""
 
 SEQ_FIELDS = 5
 PADDING_SLOT = -1

@@ -1,4 +1,4 @@
-"""Draws one token per row of logits with integers, so that no order of summation can change it.
+"""Sampling with integers: one token per row of logits, which no order of summation can change.
 
     temperature 0   the largest logit; the lowest id among equals
     else            weight = floor(2^42 · 2^((logit - largest) · rate)), an integer; rate = log2(e) / temperature
@@ -13,25 +13,20 @@ draw, or the border of top-p, falls within a rounding error of an edge. Sums of 
 they are formed, so a row's token depends neither on how a row is split among programs nor on the batch around it. What
 the integers lose is below 2^-42 of the largest probability per id; a draw has 24 bits.
 
+The uniform is `pagewire.worker.sampling.uniform` on the model's device, to the last bit.
+
 A row that is no distribution (a NaN, an infinity, or nothing but minus infinity) yields NO_TOKEN, for this row alone.
 """
-
-import math
 
 import torch
 
 from pagewire.wire.plan import NO_TOKEN
-from pagewire.worker.kernels.contract import parameter_S
-from pagewire.worker.kernels.reference.uniform import uniform_bits
+from pagewire.worker.kernels.contract import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS, parameter_S
 from pagewire.worker.kernels.workspaces import SamplingWorkspace
 
-MASS_BITS = 42
-"""Weights are at most 2^42; 2^20 of them fit 63 bits."""
-DRAW_BITS = 24
-P_BITS = 31
-LOG2_E = 1 / math.log(2)
-MAX_RATE = torch.finfo(torch.float32).max
-"""What a rate is limited to: of the least temperatures it would be infinite, and the largest logit's weight NaN."""
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 def sample(
@@ -96,3 +91,25 @@ def scaled_draw(total_S: torch.Tensor, draw_S: torch.Tensor) -> torch.Tensor:
     """floor(draw · total / 2^24), without the product, which would take 86 bits."""
     high_S, low_S = total_S >> DRAW_BITS, total_S & ((1 << DRAW_BITS) - 1)
     return draw_S * high_S + ((draw_S * low_S) >> DRAW_BITS)
+
+
+def uniform_bits(seed_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
+    """The uniform of each (seed, position) times 2^24: int64 in [0, 2^24). Seeds are int64, the bits of the unsigned
+    number; positions int32 or int64."""
+    hashed = _mix(_mix(seed_S + _signed(_GAMMA)) + _signed(_GAMMA) * (position_S.to(torch.int64) + 1))
+    return _shift(hashed, 40)
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    z = (z ^ _shift(z, 30)) * _signed(_MULTIPLIER_1)
+    z = (z ^ _shift(z, 27)) * _signed(_MULTIPLIER_2)
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: torch.Tensor, count: int) -> torch.Tensor:
+    """To the right, filled with zeros: torch's shift of int64 repeats the sign."""
+    return (z >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

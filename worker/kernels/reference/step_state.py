@@ -1,4 +1,5 @@
-"""Resident slot state in plain torch: what `pagewire.worker.kernels.triton.step_state` computes, as its definition.
+"""Step state, resident on the device, in plain torch: what `pagewire.worker.kernels.triton.step_state` computes, as its
+definition.
 
 Same names, signatures and results on every device; meant for tests and for a machine without Triton, not for speed: it
 reads lengths back to the host.

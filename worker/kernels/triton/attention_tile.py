@@ -1,4 +1,4 @@
-"""What the attention kernels have in common: a tile of a paged context, and one step of the online softmax over it.
+"""The attention kernels' tile: a piece of a paged context, and one step of the online softmax over it.
 
 Inlined into `paged_decode` and `paged_prefill`. Scores are in units of log2: exp2 is one instruction, and the factor
 log2(e) rides on the softmax scale, which multiplies fp32 scores rather than rounded queries. Products of bf16 are

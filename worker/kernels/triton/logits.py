@@ -1,4 +1,4 @@
-"""What the kernels over rows of logits have in common: chunks, the row's largest logit, and a number per id that orders
+"""Rows of logits, as all kernels over them read them: chunks, the row's largest logit, and a number per id that orders
 as (logit, -id) does."""
 
 import triton

@@ -23,7 +23,7 @@ from pagewire.worker.kernels.triton.logits import (
     load_chunk_maxima,
     rank_of,
 )
-from pagewire.worker.kernels.triton.tuning import SEARCH_WARPS
+from pagewire.worker.kernels.triton.search import SEARCH_WARPS
 from pagewire.worker.kernels.workspaces import MAX_TOP_LOGPROBS, LogprobsWorkspace
 
 

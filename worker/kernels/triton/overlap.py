@@ -1,4 +1,5 @@
-"""Programs that start before the kernel before theirs is over: programmatic dependent launch, on devices from sm_90 on.
+"""Overlap: programs that start before the kernel before theirs is over, by programmatic dependent launch, on devices
+from sm_90 on.
 
 A step is a row of short kernels, and what a launch costs between two of them, 1 to 2 µs, is up to half of their time.
 Where kernels overlap, the next one's programs are there, waiting, when the one before is over.

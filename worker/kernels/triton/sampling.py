@@ -1,4 +1,4 @@
-"""Draws one token per row of logits: four launches, whatever the rows ask for, and no full sort.
+"""Sampling of one token per row of logits: four launches, whatever the rows ask for, and no full sort.
 
 Signature and result as in `pagewire.worker.kernels.reference.sampling`, the definition. Weights are integers, so sums
 are exact in every order, and the split of a row into chunks of CHUNK ids changes nothing.
@@ -30,15 +30,7 @@ import triton.language as tl
 
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.worker.kernels.triton.logits import chunk_largest, is_distribution, load_chunk, load_chunk_maxima
-from pagewire.worker.kernels.triton.search import search
-from pagewire.worker.kernels.triton.tuning import (
-    FEW_TILE,
-    MANY_TILE,
-    PICKING_PROGRAMS,
-    SEARCH_WARPS,
-    WEIGHING_PROGRAMS,
-)
-from pagewire.worker.kernels.triton.uniform import uniform_bits
+from pagewire.worker.kernels.triton.search import FEW_TILE, MANY_TILE, SEARCH_WARPS, search
 from pagewire.worker.kernels.triton.weights import (
     bin_of,
     bin_scale,
@@ -47,10 +39,16 @@ from pagewire.worker.kernels.triton.weights import (
     scaled_draw,
     seed_of,
     temperature_of,
+    uniform_bits,
     weight_of,
     weight_rate,
 )
 from pagewire.worker.kernels.workspaces import NUM_BINS, SamplingWorkspace
+
+WEIGHING_PROGRAMS, PICKING_PROGRAMS = 6400, 1056
+"""About 48 and 8 per multiprocessor of an H200, which has 132. A program that weighs costs as much before its first
+chunk as for one, so it takes three at 256 rows; more would leave a longer last wave. One that picks reads little, and
+mostly nothing."""
 
 
 def sample(

@@ -1,4 +1,4 @@
-"""Top-k, top-p, min-p and the draw for one row, by bisection, in one program.
+"""The search for top-k, top-p, min-p and the draw of one row, by bisection, in one program.
 
 Ranks (`pagewire.worker.kernels.triton.logits.rank_of`) are unique, so "the k largest, the lower id first among equals"
 is simply "every rank from some threshold on", and so is what top-p keeps. The thresholds and the drawn id are found by
@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.kernels.triton.logits import LEAST_RANK, MOST_RANK, is_distribution, load_chunk_maxima, rank_of
-from pagewire.worker.kernels.triton.uniform import uniform_bits
 from pagewire.worker.kernels.triton.weights import (
     is_filtered,
     least_weight,
@@ -25,9 +24,17 @@ from pagewire.worker.kernels.triton.weights import (
     top_k_of,
     top_p_of,
     top_p_target,
+    uniform_bits,
     weight_of,
     weight_rate,
 )
+
+SEARCH_WARPS = 8
+FEW_TILE = 512
+MANY_TILE = 4096
+"""Ids that the search holds or reads at a time, in one program of SEARCH_WARPS: the few dozen of an ordinary top-k are
+two per thread, whose sums cost little more than the exchange between the warps. 4,096 are 16 per thread: as many as the
+registers hold, and enough loads under way where a whole row is read again for every pivot."""
 
 
 @triton.jit

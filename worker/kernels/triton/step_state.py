@@ -1,4 +1,5 @@
-"""Resident slot state in Triton: one scatter of a plan's changes, one gather of a step's inputs, one update after it.
+"""Step state, resident on the device, in Triton: one scatter of a plan's changes, one gather of a step's inputs, one
+update after it.
 
 Signatures and results as in `pagewire.worker.kernels.reference.step_state`, the definition; layouts as in
 `pagewire.worker.kernels.contract`. Nothing is read back to the host and no launch depends on a value on the device,

@@ -1,18 +1,17 @@
-"""Weights of ids as integers, and the arithmetic of draws: `pagewire.worker.kernels.reference.sampling` inside a
-kernel."""
+"""Weights of ids as integers, and draws: `pagewire.worker.kernels.reference.sampling` inside a kernel, the uniform of a
+seed and a position included, to the last bit."""
 
 import triton
 import triton.language as tl
 
 from pagewire.wire.columns import ROW_WORDS, first_word
-from pagewire.worker.kernels.reference.sampling import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
+from pagewire.worker.kernels.contract import DRAW_BITS, LOG2_E, MASS_BITS, MAX_RATE, P_BITS
 from pagewire.worker.kernels.workspaces import NUM_BINS
 
 _LOG2_E, _MAX_RATE, _MASS_SCALE = tl.constexpr(LOG2_E), tl.constexpr(MAX_RATE), tl.constexpr(2.0**MASS_BITS)
 _DRAW_BITS, _DRAW_MASK = tl.constexpr(DRAW_BITS), tl.constexpr((1 << DRAW_BITS) - 1)
 _P_BITS, _P_MASK, _P_SCALE = tl.constexpr(P_BITS), tl.constexpr((1 << P_BITS) - 1), tl.constexpr(2.0**P_BITS)
 _NUM_BINS, _LAST_BIN = tl.constexpr(NUM_BINS), tl.constexpr(NUM_BINS - 1)
-
 
 _ROW_WORDS = tl.constexpr(ROW_WORDS)
 _SEED, _TEMPERATURE = tl.constexpr(first_word("seed")), tl.constexpr(first_word("temperature"))
@@ -156,3 +155,19 @@ def last_bin_of_top_p(bins_ptr, scale, rate, spare):
     tails = tl.cumsum(counts * tl.exp2(-border * rate), 0) * 1.001 * _MASS_SCALE
     num_needed = tl.sum((tails > spare.to(tl.float32)).to(tl.int32), 0)
     return tl.maximum(num_needed - 1, 0)
+
+
+@triton.jit
+def uniform_bits(seed, position):
+    """The uniform of a seed (int64, the bits of the unsigned number) and a position, times 2^24: int64."""
+    gamma = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
+    count = position.to(tl.int64).to(tl.uint64, bitcast=True) + tl.full((), 1, tl.uint64)
+    hashed = _mix(_mix(seed.to(tl.uint64, bitcast=True) + gamma) + gamma * count)
+    return (hashed >> 40).to(tl.int64)
+
+
+@triton.jit
+def _mix(z):
+    z = (z ^ (z >> 30)) * tl.full((), 0xBF58476D1CE4E5B9, tl.uint64)
+    z = (z ^ (z >> 27)) * tl.full((), 0x94D049BB133111EB, tl.uint64)
+    return z ^ (z >> 31)

@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagewire.worker.kernels.reference.uniform import uniform_bits as torch_uniform_bits
-from pagewire.worker.kernels.triton.uniform import uniform_bits
+from pagewire.worker.kernels.reference.sampling import uniform_bits as torch_uniform_bits
+from pagewire.worker.kernels.triton.weights import uniform_bits
 from pagewire.worker.sampling import uniform as definition
 
 EDGES = [0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
