@@ -78,7 +78,7 @@ class ContentWorker:
         for position, slot, token in pending:
             parent = b"" if position == 0 else self._read(tables[slot], position - 1)
             prefix_of[slot, position] = fingerprint(parent, token)
-            if position >= columns.write_floor[slot]:
+            if position >= columns.cached_len[slot]:
                 self._write(tables[slot], position, prefix_of[slot, position])
         tokens = []
         for slot, position in zip(step.sample_slots.tolist(), step.sample_positions.tolist(), strict=True):

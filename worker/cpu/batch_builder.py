@@ -79,14 +79,14 @@ class BatchBuilder:
         self._kv_positions[:count] = blocks * self._block_size + offset
 
     def _put_chunk(self, chunk: Chunk, index: int, first_row: int, first_write: int) -> int:
-        """The rows of one chunk; returns how many of them are written: those at the slot's write floor and after."""
+        """The rows of one chunk; returns how many of them are written: those at the slot's cached length and after."""
         size = len(chunk.tokens)
         positions = np.arange(chunk.start, chunk.start + size)
         self._input_ids[first_row : first_row + size] = chunk.tokens
         self._positions[first_row : first_row + size] = positions
         self._query_starts[index] = first_row
         self._context_lens[index] = chunk.start + size
-        num_shared = min(size, max(0, int(self._columns.write_floor[chunk.slot]) - chunk.start))
+        num_shared = min(size, max(0, int(self._columns.cached_len[chunk.slot]) - chunk.start))
         num_written = size - num_shared
         written = slice(first_write, first_write + num_written)
         self._write_rows[written] = self._row_numbers[first_row + num_shared : first_row + size]

@@ -18,7 +18,7 @@ from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.state import Step
 
 _FIXED_WORDS = ROW_WORDS + 2
-"""Words of an admitted slot besides its table: sampling parameters, length, write floor."""
+"""Words of an admitted slot besides its table: sampling parameters, length, cached length."""
 
 
 def packed_capacity(limits: SlotLimits) -> int:
@@ -107,7 +107,7 @@ class PlanPacker:
     def _fixed_indices(self, slot: int) -> Int32Array:
         layout = self._layout
         first = layout.sampling + ROW_WORDS * slot
-        words = [*range(first, first + ROW_WORDS), layout.length + slot, layout.write_floor + slot]
+        words = [*range(first, first + ROW_WORDS), layout.length + slot, layout.cached_len + slot]
         return np.asarray(words, np.int32)
 
     def _fixed_values(self, slot: int, length: int) -> Int32Array:
@@ -115,5 +115,5 @@ class PlanPacker:
         values = np.empty(_FIXED_WORDS, np.int32)
         values[:ROW_WORDS] = words_of(columns.sampling[slot : slot + 1])[0]
         values[ROW_WORDS] = length
-        values[ROW_WORDS + 1] = columns.write_floor[slot]
+        values[ROW_WORDS + 1] = columns.cached_len[slot]
         return values

@@ -1,6 +1,6 @@
 """The slots' layout on a device: where each property of each slot lies in one arena of 32-bit words.
 
-    rows of sampling parameters │ last tokens │ lengths │ write floors │ block tables
+    rows of sampling parameters │ last tokens │ lengths │ cached lengths │ block tables
 
 A plan changes single words anywhere in it, so one list of (index, word) pairs and one scatter apply a whole plan. The
 rows come first, so that what takes 64 bits in them is aligned.
@@ -40,12 +40,12 @@ class SlotLayout:
         return self.last_token + self.num_slots
 
     @property
-    def write_floor(self) -> int:
+    def cached_len(self) -> int:
         return self.length + self.num_slots
 
     @property
     def block_tables(self) -> int:
-        return self.write_floor + self.num_slots
+        return self.cached_len + self.num_slots
 
     @property
     def words_per_slot(self) -> int:
@@ -68,6 +68,6 @@ class SlotLayout:
             sampling_RP=arena[: self.last_token].view(self.num_slots, ROW_WORDS),
             last_token_R=column(self.last_token),
             length_R=column(self.length),
-            write_floor_R=column(self.write_floor),
+            cached_len_R=column(self.cached_len),
             block_tables_RM=arena[self.block_tables :].view(self.num_slots, self.table_len),
         )

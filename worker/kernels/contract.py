@@ -63,7 +63,7 @@ class SlotTensors:
     """int32: the next input of a slot that decodes."""
     length_R: torch.Tensor
     """int32: positions whose KV is there; the next one to compute."""
-    write_floor_R: torch.Tensor
+    cached_len_R: torch.Tensor
     """int32: KV is written at this position and after, never below."""
     block_tables_RM: torch.Tensor
     """int32: ids of a slot's blocks; what stands past them is the id of some block."""

@@ -53,7 +53,7 @@ class SlotColumns:
     later than plans that build on it (`Slots.record`)."""
     num_computed: Int32Array
     """The next position to compute: those below are computed by plans already applied."""
-    write_floor: Int32Array
+    cached_len: Int32Array
     """C: KV is written at this position and after, never below."""
     num_blocks: Int32Array
     block_tables: Int32Array
@@ -73,7 +73,7 @@ class SlotColumns:
             prompt_len=np.zeros(rows, np.int32),
             token_ids=np.zeros((rows, limits.max_model_len + 1), np.int32),
             num_computed=np.zeros(rows, np.int32),
-            write_floor=np.zeros(rows, np.int32),
+            cached_len=np.zeros(rows, np.int32),
             num_blocks=np.zeros(rows, np.int32),
             block_tables=np.zeros((rows, limits.max_blocks_per_seq), np.int32),
             sampling=np.zeros(rows, ROW),

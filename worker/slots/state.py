@@ -123,7 +123,7 @@ class Slots:
         columns.num_tokens[slots] = 0
         columns.prompt_len[slots] = 0
         columns.num_computed[slots] = 0
-        columns.write_floor[slots] = 0
+        columns.cached_len[slots] = 0
         columns.num_blocks[slots] = 0
         columns.sampling[slots] = np.zeros((), ROW)
 
@@ -136,7 +136,7 @@ class Slots:
         columns.prompt_len[slot] = admit.prompt_len
         columns.token_ids[slot, :num_tokens] = checked.tokens
         columns.num_computed[slot] = checked.start
-        columns.write_floor[slot] = admit.num_cached
+        columns.cached_len[slot] = admit.num_cached
         columns.num_blocks[slot] = len(blocks)
         columns.block_tables[slot, : len(blocks)] = blocks
         columns.references[blocks] += 1

@@ -49,7 +49,7 @@ def test_the_layout_fills_its_arena_without_overlap() -> None:
         slots.sampling_RP,
         slots.last_token_R,
         slots.length_R,
-        slots.write_floor_R,
+        slots.cached_len_R,
         slots.block_tables_RM,
     ]
     spans = sorted((c.data_ptr(), c.data_ptr() + c.nbytes) for c in columns)
@@ -74,7 +74,7 @@ def test_a_packed_plan_word_by_word() -> None:
     words = torch.from_numpy(out[packed.changes_start : packed.num_words]).view(2, -1)
     step_state.apply_changes(device, words[0], words[1])
     assert device.length_R.tolist() == [0, 0, 0, 4, 0, 0]
-    assert device.write_floor_R.tolist() == [0, 0, 0, 4, 0, 0]
+    assert device.cached_len_R.tolist() == [0, 0, 0, 4, 0, 0]
     asked = [parameter_S(device.sampling_RP, name)[3].item() for name in ("top_k", "temperature", "top_p", "seed")]
     assert asked == [7, 0.5, 0.25, -2]  # of the seed the same 64 bits
     assert device.block_tables_RM[3, :3].tolist() == [11, 12, 0]

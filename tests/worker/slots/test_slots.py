@@ -48,7 +48,7 @@ def check_columns(slots: Slots, model: PlanModel) -> None:
         assert columns.num_tokens[slot] == columns.prompt_len[slot] == len(sequence.ids)
         assert columns.token_ids[slot].tolist()[: len(sequence.ids)] == sequence.ids
         assert columns.num_computed[slot] == sequence.computed
-        assert columns.write_floor[slot] == sequence.cached
+        assert columns.cached_len[slot] == sequence.cached
         asked = columns.sampling[slot]
         assert asked["temperature"] == np.float32(sequence.sampling.temperature)
         assert asked["top_k"] == min(sequence.sampling.top_k, 2**31 - 1)  # the model's 2^31 keeps all, as that does
@@ -247,7 +247,7 @@ def test_a_fully_cached_prompt_computes_its_last_token() -> None:
     slots.apply(maker.make(admits=[admit(0, list(range(8)), [3, 4])], chunks=[(0, 8)]))
     step = slots.apply(maker.make(admits=[admit(1, list(range(8)), [3, 4], cached=8)], chunks=[(1, 1)], idle=[0]))
     assert [(chunk.start, chunk.tokens.tolist(), chunk.ends_prefill) for chunk in step.chunks] == [(7, [7], True)]
-    assert slots.columns.write_floor[1] == 8
+    assert slots.columns.cached_len[1] == 8
     assert slots.columns.references[[3, 4]].tolist() == [2, 2]
 
 

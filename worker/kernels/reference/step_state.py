@@ -40,7 +40,7 @@ def prepare_step(
             )
             table_M = slots.block_tables_RM[slot]
             blocks = table_M[positions // block_size].to(torch.int64)
-            is_written = positions >= slots.write_floor_R[slot]
+            is_written = positions >= slots.cached_len_R[slot]
             step.kv_positions_T[rows] = torch.where(is_written, blocks * block_size + positions % block_size, -1)
             num_blocks = -(-context_len // block_size)
             step.block_tables_BM[index, :num_blocks] = table_M[:num_blocks]

@@ -45,7 +45,7 @@ def prepare_step(
         ids_C,
         slots.last_token_R,
         slots.length_R,
-        slots.write_floor_R,
+        slots.cached_len_R,
         slots.sampling_RP,
         slots.block_tables_RM,
         step.input_ids_T,
@@ -90,7 +90,7 @@ def _prepare(
     ids,
     last_tokens,
     lengths,
-    write_floors,
+    cached_lens,
     parameters,
     tables,
     out_ids,
@@ -119,7 +119,7 @@ def _prepare(
     sample = tl.load(seqs + seq * FIELDS + 4)
     is_live = slot >= 0
     start = tl.load(lengths + slot, mask=is_live, other=0)
-    write_floor = tl.load(write_floors + slot, mask=is_live, other=0)
+    cached_len = tl.load(cached_lens + slot, mask=is_live, other=0)
     last_token = tl.load(last_tokens + slot, mask=is_live, other=0)
     table = tables + slot.to(tl.int64) * table_len
 
@@ -130,7 +130,7 @@ def _prepare(
     given = tl.load(ids + first_id + offset, mask=exists & is_live & (first_id >= 0), other=0)
     tl.store(out_ids + row, tl.where(first_id >= 0, given, last_token).to(tl.int64), mask=exists)
     tl.store(out_positions + row, position.to(tl.int64), mask=exists)
-    is_written = exists & is_live & (position >= write_floor)
+    is_written = exists & is_live & (position >= cached_len)
     block = tl.load(table + position // BLOCK_SIZE, mask=is_written, other=0).to(tl.int64)
     kv_position = tl.where(is_written, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
     tl.store(out_kv_positions + row, kv_position, mask=exists)

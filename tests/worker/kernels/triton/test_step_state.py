@@ -29,7 +29,7 @@ def filled_slots(limits: SlotLimits, seed: int) -> SlotTensors:
     lengths = torch.randint(1, limits.max_model_len - 12, slots.length_R.shape, generator=generator)
     lengths[:4] = torch.tensor([limits.block_size - 1, limits.block_size, limits.block_size + 1, 0])
     slots.length_R.copy_(lengths)
-    slots.write_floor_R.copy_(torch.randint(0, 3, lengths.shape, generator=generator) + lengths - 1)
+    slots.cached_len_R.copy_(torch.randint(0, 3, lengths.shape, generator=generator) + lengths - 1)
     tables = slots.block_tables_RM
     tables.copy_(torch.randint(0, limits.num_blocks, tables.shape, generator=generator))
     return slots
