@@ -1,6 +1,7 @@
-"""`tests/house/counts.py`: it counts what it says."""
+"""The counts of the tree are within their limits, and `tests/house/counts.py` counts what it says."""
 
-from house.counts import circles, imports, loose, naming, small
+import pytest
+from house.counts import Count, circles, counts, imports, loose, naming, small
 
 IMPORTS = {
     "client/a.py": "from pagewire.client.b import name\n",
@@ -11,6 +12,11 @@ IMPORTS = {
     "client/room/part.py": "from pagewire.wire import plan\n",
     "proto/wire/plan.py": "import msgspec\n",
 }
+
+
+@pytest.mark.parametrize("count", counts(), ids=lambda count: count.what)
+def test_a_count_is_within_its_limit(count: Count) -> None:
+    assert count.holds, f"{len(count.found)} {count.what}, at most {count.limit}: {', '.join(count.found)}"
 
 
 def test_imports_for_types_and_inside_functions_count() -> None:
