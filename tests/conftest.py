@@ -10,7 +10,7 @@ import pytest
 
 FOLDERS_LAST = ("equality", "service", "deploy")
 """Whole engines and whole services: seconds each."""
-COMPILING = Path(__file__).parent / "gpu"
+COMPILING = Path(__file__).parent / "device"
 """Tests that run Triton's kernels on a device; where nothing else is asked for, kernels are compiled."""
 
 # Here and not in a hook: the other conftest.py of the folders that are asked for are imported before any hook runs.
@@ -21,7 +21,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported."""
     # How long one example may take says something about the machine, which other programs share.
-    with contextlib.suppress(ImportError):  # tests/gpu runs without it
+    with contextlib.suppress(ImportError):  # a GPU machine may be without it
         from hypothesis import settings
 
         settings.register_profile("pagewire", deadline=None)

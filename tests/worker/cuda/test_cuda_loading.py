@@ -145,7 +145,7 @@ def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("enforce_eager", [False, True])
 def test_random_plans_after_loading(enforce_eager: bool) -> None:
-    """As tests/gpu does on a device."""
+    """As tests/device does on one."""
     launch = sim_launch(
         "ipc:///nowhere",
         device="cuda",

@@ -1,6 +1,8 @@
 """On a CUDA device: captured steps, steps launched one operation after the other, and the CPU agree.
 
-These run where there is a device; everything they prove but CUDA's own part is proven on the CPU in tests/cuda.
+These run where there is a device; everything they prove but CUDA's own part is proven on the CPU in tests/worker/cuda.
+
+    python -m pytest tests/device
 """
 
 import os
@@ -16,7 +18,7 @@ from pagewire.worker.cuda.platform import CudaPlatform
 
 @pytest.fixture(autouse=True)
 def _device() -> None:
-    """Whether there is one that Triton compiles for: in a run that includes tests/triton, it interprets."""
+    """Whether there is one that Triton compiles for: in a run of other folders too, it interprets."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -18,7 +18,7 @@ from gpu.report.writing import markdown, report
 
 from pagewire.client.bench.summary import Reading
 
-SCRIPT = Path(__file__).with_name("run.sh")
+SCRIPT = Path(__file__).parents[1] / "gpu" / "run.sh"
 SPEEDS = {
     "service": [
         "nano-vllm workload, random:tiny",
