@@ -6,7 +6,7 @@ from support.min_p import NUM_ROWS, VOCAB_SIZE, min_p_rows
 
 from pagewire.wire.columns import words_of
 from pagewire.worker.kernels.reference.sampling import sample
-from pagewire.worker.kernels.sampling_workspace import SamplingWorkspace
+from pagewire.worker.kernels.workspaces import SamplingWorkspace
 from pagewire.worker.sampling.sampler import Sampler
 
 
