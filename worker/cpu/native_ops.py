@@ -64,7 +64,7 @@ class NativeOps:
             # Seldom longer, so that its address seldom changes: 4 MB hold 8,192 positions of 128 values.
             num_positions = max(_LEAST_POSITIONS, 1 << (longest - 1).bit_length())
             self._rope, self._cos_sin_PD = rope, rope.table(num_positions)
-        buffers = StepBuffers(
+        buffers = OpsBuffers(
             x_TE=self._x.take(num_rows, c.hidden_size),
             h_TE=self._h.take(num_rows, c.hidden_size),
             activation_TF=self._activation.take(num_rows, c.intermediate_size),
@@ -75,7 +75,7 @@ class NativeOps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepBuffers:
+class OpsBuffers:
     """What one step's calls point to; they hold addresses alone."""
 
     x_TE: torch.Tensor
@@ -98,7 +98,7 @@ class NativeStepOps(StepOps):
         dtype: int,
         batch: Batch,
         kv: KVCache,
-        buffers: StepBuffers,
+        buffers: OpsBuffers,
     ) -> None:
         self._library = library
         self._batch = batch

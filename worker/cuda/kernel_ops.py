@@ -66,7 +66,7 @@ class KernelOps:
             kv,
             self._cos_sin_PD,
             self._kv_positions_of_rows(batch),
-            StepBuffers(
+            OpsBuffers(
                 x_TE=self._x_TE[:num_rows],
                 next_x_TE=self._next_x_TE[:num_rows],
                 h_TE=self._h_TE[:num_rows],
@@ -83,7 +83,7 @@ class KernelOps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepBuffers:
+class OpsBuffers:
     """Where one step's results go."""
 
     x_TE: torch.Tensor
@@ -104,7 +104,7 @@ class KernelStepOps(StepOps):
         kv: KVCache,
         cos_sin_PD: torch.Tensor,
         kv_positions_T: torch.Tensor,
-        buffers: StepBuffers,
+        buffers: OpsBuffers,
     ) -> None:
         self._kernels = kernels
         self._batch = batch

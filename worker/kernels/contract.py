@@ -163,7 +163,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """One set."""
+    """One set, by which a device computes everything but the products of many rows."""
 
     name: str
     """For reports."""

@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kTaskBytes = 128 << 10;  // of weight: large against taking a task, small against a step
 constexpr int64_t kLeastTasks = 8;
 
-constexpr int64_t kFewRows = 12;
-constexpr int64_t kRunBytes = 1 << 20;  // of few rows' weight, and of the tasks that come last
+constexpr int64_t kSkinnyRows = 12;
+constexpr int64_t kRunBytes = 1 << 20;  // of a skinny linear's weight, and of the tasks that come last
 constexpr int64_t kShortBytes = 64 << 10;
 
 // Rows [0, num_rows) of an elementwise kernel, in as many pieces as are worth a thread each.
@@ -50,13 +50,13 @@ void over_panels(int64_t panels, int64_t bytes, int64_t num_rows, const Body &bo
     int64_t run, num_runs;  // panels in a long task, and how many of them
     int64_t task;           // panels in the others
   } call{&body, panels, 0, 0, 0};
-  call.task = (num_rows > kFewRows ? kTaskBytes : kShortBytes) / bytes;
+  call.task = (num_rows > kSkinnyRows ? kTaskBytes : kShortBytes) / bytes;
   if (call.task > panels / kLeastTasks) call.task = panels / kLeastTasks;
   if (call.task < 1) call.task = 1;
   // A thread's part of a small weight or of many threads is no longer than two of its runs.
   const int64_t threads = max_threads();
   call.run = kRunBytes / bytes < panels / (2 * threads) ? kRunBytes / bytes : panels / (2 * threads);
-  if (num_rows <= kFewRows && call.run > call.task) call.num_runs = panels / call.run - (threads + 1) / 2;
+  if (num_rows <= kSkinnyRows && call.run > call.task) call.num_runs = panels / call.run - (threads + 1) / 2;
   const int64_t rest = panels - call.num_runs * call.run;
   parallel(
       [](void *context, int64_t task, int) {

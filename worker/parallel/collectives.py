@@ -1,4 +1,4 @@
-"""What ranks tell each other while the model runs: a seam over torch.distributed.
+"""Collectives, by which ranks tell each other tensors while the model runs: a seam over torch.distributed.
 
 Tensors of known shape and dtype alone cross it. torch's object collectives, which unpickle what a peer sends, are not
 used, here or anywhere. The process group is an object of its own: torch's default group, a global, is never set.

@@ -1,4 +1,4 @@
-"""The native library's way to draw tokens: a drop-in for `pagewire.worker.sampling.sampler.Sampler`, with the same
+"""The native library's sampler: a drop-in for `pagewire.worker.sampling.sampler.Sampler`, with the same
 meaning.
 
 Same randomness, same order of ids, same treatment of rows that are no distribution. Two things differ, and only where

@@ -1,4 +1,5 @@
-"""Draws one token per row of logits, on a CPU. A pure function of (logits, temperature, top-k, top-p, seed, position).
+"""The sampler on a CPU: one token per row of logits, a pure function of (logits, temperature, top-k, top-p, seed,
+position).
 
     temperature 0   the largest logit; the lowest id among equals
     else            w = exp((logit - largest) / temperature)

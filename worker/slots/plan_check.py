@@ -1,4 +1,4 @@
-"""Decides whether a step plan may be applied to the slots as they are.
+"""The plan check: whether a step plan may be applied to the slots as they are.
 
 Nothing here changes state: a plan is either found wrong, with `PlanError` naming what and by how much, or returned
 with its columns decoded. A worker that ran a wrong plan could write one sequence's KV into another's block, so

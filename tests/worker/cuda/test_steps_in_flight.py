@@ -1,4 +1,4 @@
-"""Steps that go on while the host does: their order, the ring of their memory, and the loop that sleeps meanwhile."""
+"""Steps that go on while the host does: their order, their buffers, and the loop that sleeps meanwhile."""
 
 import threading
 from collections.abc import Iterator
