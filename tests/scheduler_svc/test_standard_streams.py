@@ -132,7 +132,7 @@ def test_a_terminal_of_another_encoding(encoding: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     helped = run("serve", "--help", PYTHONIOENCODING=encoding)
     assert (helped.returncode, helped.stderr) == (0, "")
-    refused = run("serve", "--model", str(tmp_path / "中"), PYTHONIOENCODING=encoding)
+    refused = run("serve", "--device=cpu", "--model", str(tmp_path / "中"), PYTHONIOENCODING=encoding)
     assert refused.returncode == 1
     assert refused.stderr.startswith("pagewire: model ")
 
