@@ -238,11 +238,11 @@ def _message(cls: type[M], path: str, **fields: object) -> M:
     fields = {name: value for name, value in fields.items() if value is not None}
     try:
         return cls(**fields)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         for name, value in fields.items():
             try:
                 cls(**{name: value})
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 field = f"{path}.{name}" if path else name
                 raise InvalidRequest(f"{field} is {brief(value)}: {error}", field=field) from error
         raise

@@ -74,7 +74,10 @@ def check_token_ids(ids: Sequence[int], path: str, vocab_size: int) -> None:
 def within(path: str, value: float, holds: Callable[[float], bool], limit: str) -> float:
     """A finite number. Raises InvalidArgument unless `holds`; `limit` says what that means."""
     if not math.isfinite(value) or not holds(value):
-        raise InvalidArgument(path, f"is {value:g}; its range is {limit}")
+        text = f"{value:g}"
+        if math.isfinite(value) and holds(float(text)):  # 1.0000001 is not "1"
+            text = f"{value:.9g}"
+        raise InvalidArgument(path, f"is {text}; its range is {limit}")
     return value
 
 

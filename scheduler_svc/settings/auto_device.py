@@ -116,7 +116,8 @@ def _ask_driver() -> CudaAnswer:
     except OSError as error:
         return CudaAnswer(error=f"{sys.executable} does not start: {error.strerror}")
     except WireError:
-        return CudaAnswer(error=f"asking the driver ended with status {done.returncode}")
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        return CudaAnswer(error=f"the driver's library ended the process that asked it, with {how}")
 
 
 def _torch_version_file() -> str | None:

@@ -212,7 +212,8 @@ class Supervisor:
                 delay_s = process.restart_delay_s()
         except RestartLimit:
             restarts = self._settings.max_restarts
-            self._outcome = Outcome(1, f"{process} {reason}; it was started again {restarts} times in a row, the limit")
+            limit = f"it was started again {restarts} times and never served for a minute, the limit (max_restarts)"
+            self._outcome = Outcome(1, f"{process} {reason}; {limit}")
             return
         process.ended()
         if process.role is Role.WORKER:

@@ -259,6 +259,7 @@ def test_a_mapping_that_is_no_tool_is_refused_with_its_path(tool: dict[str, obje
         ("hi", {"top_k": -1}, "generation.sampling.top_k"),
         ("hi", {"seed": 2**64}, "generation.sampling.seed"),
         ("hi", {"temperature": "warm"}, "generation.sampling.temperature"),
+        ("hi", {"min_p": 10**400}, "generation.sampling.min_p"),
         ("hi", {"max_tokens": 1.5}, "generation.stopping.max_tokens"),
         ("hi", {"stop": ["a", 3]}, "generation.stopping.stop_strings"),
         ("hi", {"n": -2}, "generation.n"),

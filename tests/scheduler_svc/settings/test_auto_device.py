@@ -172,7 +172,9 @@ def test_a_driver_that_fails(
 def test_an_answer_that_is_none(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], -11, said, b"")
     monkeypatch.setattr(auto_device.subprocess, "run", lambda *args, **kwargs: done)
-    assert auto_device._ask_driver() == CudaAnswer(error="asking the driver ended with status -11")
+    assert auto_device._ask_driver() == CudaAnswer(
+        error="the driver's library ended the process that asked it, with signal 11"
+    )
 
 
 def test_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,3 +312,8 @@ def test_salts_differ_unless_tenant_and_salt_are_equal(spec: ModelSpec, run: Run
             assert salts[6] == salts[7]
 
     run(test())
+
+
+def test_a_value_just_outside_is_shown_as_such(spec: ModelSpec) -> None:
+    with pytest.raises(InvalidArgument, match=r"is 1\.00000012; its range is 0 to 1"):
+        validate_generation(generation(sampling=pb.Sampling(min_p=1.0000001)), spec, LIMITS)
