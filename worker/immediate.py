@@ -15,11 +15,16 @@ import numpy as np
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import NO_TOKEN, NOT_NUMBERS, RowFailure, StepPlan, StepResult
 
+_NO_TOKEN = pack([NO_TOKEN])
+
 
 def step_result(epoch: int, step_id: int, tokens: Int32Array, *, busy_us: int, idle_us: int) -> StepResult:
     """A step's result, of one token or NO_TOKEN per row that samples: a device that draws none found no numbers."""
+    column = pack(tokens)
+    if _NO_TOKEN not in column:  # ids are far below 2^24, so no two of them have these four bytes between them
+        return StepResult(epoch, step_id, column, busy_us, idle_us)
     failures = [RowFailure(row, NOT_NUMBERS) for row in np.flatnonzero(tokens == NO_TOKEN).tolist()]
-    return StepResult(epoch, step_id, pack(tokens), busy_us, idle_us, failures=failures)
+    return StepResult(epoch, step_id, column, busy_us, idle_us, failures=failures)
 
 
 class PlanRunner(Protocol):

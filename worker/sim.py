@@ -73,6 +73,7 @@ class SimRunner:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._slots = Slots(limits)
+        self._seeds = self._slots.columns.sampling["seed"]
         most = max(1, limits.vocab_size * 9 // 10)
         self._skipped = sorted({token for token in eos_token_ids if 0 <= token < most})
         self._num_ids = np.uint64(most - len(self._skipped))
@@ -96,7 +97,7 @@ class SimRunner:
         """One token per row that samples, in the plan's order, `step_us` after the call. Raises PlanError."""
         deadline = self._clock() + self._step_s
         step = self._slots.apply(plan)
-        seeds = self._slots.columns.sampling["seed"][step.sample_slots]
+        seeds = self._seeds[step.sample_slots]
         tokens = (hash_positions(seeds, step.sample_positions) % self._num_ids).astype(np.int32)
         for skipped in self._skipped:
             tokens += tokens >= skipped

@@ -193,16 +193,19 @@ class Scheduler:
         Raises ValueError for what cannot be this step's; the scheduler is then unchanged.
         """
         drawn = step.drawn(tokens, failures)
-        check_ids(tokens[drawn], self._config.vocab_size)
-        slots = self._batch.slots
-        live = slots.generation[step.rows] == step.generations
-        failed = [
-            self._finish(slots.sequence(int(step.rows[row])), FinishKind.FAILED, reason)
-            for row, reason in sorted(failures.items())
-            if live[row]
-        ]
-        live &= drawn
-        rows, tokens = step.rows[live], tokens[live]
+        check_ids(tokens[drawn] if failures else tokens, self._config.vocab_size)
+        slots, rows = self._batch.slots, step.rows
+        live = slots.generation[rows] == step.generations
+        failed = []
+        if failures:
+            failed = [
+                self._finish(slots.sequence(int(rows[row])), FinishKind.FAILED, reason)
+                for row, reason in sorted(failures.items())
+                if live[row]
+            ]
+            live &= drawn
+        if not live.all():
+            rows, tokens = rows[live], tokens[live]
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
         frontends, handles = slots.frontend[rows], slots.handle[rows]

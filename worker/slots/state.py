@@ -11,11 +11,14 @@ step, since only the end of a prefill makes a slot decode, and that row samples.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pagewire.wire.columns import ROW, Int32Array, row_of
 from pagewire.wire.plan import StepPlan
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.plan_check import CheckedAdmit, CheckedPlan, PlanError, check_plan
+
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class Step:
     """Slots that sample: the decoding ones, then those whose prefill ends."""
     sample_positions: Int32Array
     """Where each sampled token will stand in its sequence."""
-    sample_generations: Int32Array
-    """Of the slots that sample: how many sequences each has held, so that a result that comes in late is not taken for
-    the next holder's."""
+    number: int
+    """Counts the plans that these slots have taken, so that a result that comes in late is not taken for the next
+    holder's."""
     admitted: list[int]
     """Slots that hold a new sequence since this plan."""
     grow_slots: Int32Array
@@ -65,7 +68,9 @@ class Slots:
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self._columns = SlotColumns.empty(limits)
-        self._generations: Int32Array = np.zeros(limits.max_num_seqs, np.int32)
+        self._num_plans = 0
+        self._released_by: Int64Array = np.zeros(limits.max_num_seqs, np.int64)
+        """The number of the plan that last released each slot."""
         self._epoch: int | None = None
         self._next_step_id = 0
         self.columns = self._columns.read_only()
@@ -91,6 +96,7 @@ class Slots:
                 f"of epoch {self._epoch} was next"
             )
         checked = check_plan(plan, self._columns, self.limits)
+        self._num_plans += 1
         if len(checked.release):
             self._release(checked.release)
         for checked_admit in checked.admits:
@@ -104,10 +110,13 @@ class Slots:
         """Keep what a step sampled, a token (or NO_TOKEN, which stands for id 0) per row that samples, with the
         sequences that still have their slots."""
         slots, positions = step.sample_slots, step.sample_positions
-        live = self._generations[slots] == step.sample_generations
-        self._columns.token_ids[slots[live], positions[live]] = np.maximum(tokens[live], 0)
+        if step.number != self._num_plans:
+            live = self._released_by[slots] <= step.number
+            slots, positions, tokens = slots[live], positions[live], tokens[live]
+        self._columns.token_ids[slots, positions] = np.maximum(tokens, 0)
 
     def _clear(self) -> None:
+        self._num_plans += 1
         self._release(np.flatnonzero(self._columns.occupied).astype(np.int32))
         self._next_step_id = 0
 
@@ -119,7 +128,7 @@ class Slots:
             columns.block_tables[slot, :num_blocks] = 0
             columns.token_ids[slot] = 0
         columns.occupied[slots] = False
-        self._generations[slots] += 1
+        self._released_by[slots] = self._num_plans
         columns.num_tokens[slots] = 0
         columns.prompt_len[slots] = 0
         columns.num_computed[slots] = 0
@@ -170,7 +179,7 @@ class Slots:
             chunks=chunks,
             sample_slots=sample_slots,
             sample_positions=sample_positions,
-            sample_generations=self._generations[sample_slots],
+            number=self._num_plans,
             admitted=[checked_admit.admit.slot for checked_admit in checked.admits],
             grow_slots=checked.grow_slots,
             grow_indices=checked.grow_indices,
