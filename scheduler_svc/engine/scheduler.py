@@ -36,8 +36,8 @@ from pagewire.wire.plan import Admit, StepPlan
 from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
 MAX_ADMITTED_IDS = 1 << 20
-"""Token ids in one plan, of all sequences that it admits but the first: frames have a limit, and a worker that decodes
-for others should not read for long."""
+"""Token ids that one plan admits, of which the first sequence is one whatever its length: frames have a limit, and a
+worker that decodes for others should not read for long."""
 WORKERS_LOST = "the workers that computed this request were lost, one after the other"
 MAX_WORKER_CRASHES = 3
 """Fewer than the supervisor's restarts in a row (`max_restarts`) plus one: the sequence goes before the server does."""

@@ -117,7 +117,7 @@ def sampled(result: StepResult) -> tuple[Int32Array, dict[int, str]]:
     """A result's tokens, one per row that sampled, and why rows failed, by their indices. Raises ValueError for a torn
     column, and for several tokens a row, which nothing here plans."""
     tokens = unpack(result.tokens)
-    if result.counts and (unpack(result.counts) != 1).any():
+    if result.counts and unpack(result.counts).tolist() != [1] * len(tokens):
         raise ValueError("rows have other numbers of tokens than one")
     return tokens, {failure.row: failure.reason for failure in result.failures}
 

@@ -4,12 +4,13 @@ import pytest
 from support.scheduler_integrity import check_integrity
 from support.scheduler_world import FRONTEND, World
 
+from pagewire.scheduler_svc.engine import scheduler
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import PlannedStep
+from pagewire.scheduler_svc.engine.steps import PlannedStep, sampled
 from pagewire.wire.columns import pack, unpack, unpack_pairs
-from pagewire.wire.plan import NO_TOKEN
+from pagewire.wire.plan import NO_TOKEN, StepResult
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
 from pagewire.wire.sampling import SamplingParams
 
@@ -348,3 +349,24 @@ def test_the_block_manager_says_when_its_books_are_wrong() -> None:
     manager._pool.take()
     with pytest.raises(AssertionError, match="references differ"):
         manager.check_integrity([])
+
+
+def test_a_plan_admits_so_many_ids_and_the_next_one_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_ADMITTED_IDS", 10)
+    w = world(depth=2)
+    for start in (1, 20, 40):
+        w.submit(prompt(4, start), 3, ignore_eos=True)
+    assert [len(plan(w).plan.admit) for _ in range(2)] == [2, 1]
+    w.drain()
+    w.submit(prompt(16, 60), 1, ignore_eos=True)
+    assert len(plan(w).plan.admit) == 1, "the first goes whatever its length"
+    w.drain()
+    w.check_end()
+
+
+@pytest.mark.parametrize("counts", [[2], [1, 2], [1, 1, 1], [1], [0, 1]])
+def test_results_of_other_than_one_token_a_row_are_refused(counts: list[int]) -> None:
+    tokens = pack([5, 6])
+    assert sampled(StepResult(0, 0, tokens, 1, 1, pack([1, 1])))[0].tolist() == [5, 6]
+    with pytest.raises(ValueError, match="other numbers of tokens than one"):
+        sampled(StepResult(0, 0, tokens, 1, 1, pack(counts)))
