@@ -60,13 +60,7 @@ def event(message: inference_pb2.StreamGenerateResponse) -> Event:
 
 def started(message: pb.Started) -> Started:
     """The first event."""
-    return Started(
-        message.request_id,
-        message.seed,
-        message.prompt_tokens,
-        message.cached_tokens,
-        _tokens(message.prompt_logprobs),
-    )
+    return Started(message.request_id, message.seed, message.prompt_tokens, message.cached_tokens)
 
 
 def finished(message: pb.Finished) -> Finished:
@@ -100,7 +94,7 @@ def result(message: inference_pb2.GenerateResponse) -> Result:
     if not outputs:
         raise ProtocolError("the answer has no output")
     start = started(message.started)
-    return Result(start.request_id, start.seed, tuple(outputs), usage(message.usage), start.prompt_logprobs)
+    return Result(start.request_id, start.seed, tuple(outputs), usage(message.usage), _tokens(message.prompt_tokens))
 
 
 def model(message: model_pb2.Model) -> Model:

@@ -68,7 +68,7 @@ class Transcript:
             end = self._finished[index]
             outputs.append(Completion(text, tuple(tokens), end.reason, end.matched))
         start = self.started
-        return Result(start.request_id, start.seed, tuple(outputs), self._usage, start.prompt_logprobs)
+        return Result(start.request_id, start.seed, tuple(outputs), self._usage)
 
     def _accept_started(self, event: Started) -> Started | None:
         if self.started is None:

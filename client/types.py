@@ -48,7 +48,6 @@ class Started:
     seed: int
     prompt_tokens: int
     cached_tokens: int
-    prompt_logprobs: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,48 @@ device lost.
 
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pagewire.wire.columns import Int32Array, pack
-from pagewire.wire.plan import NO_TOKEN, NOT_NUMBERS, RowFailure, StepPlan, StepResult
+from pagewire.wire.plan import NO_TOKEN, NOT_NUMBERS, ChunkLogprobs, RowFailure, RowLogprobs, StepPlan, StepResult
 
 _NO_TOKEN = pack([NO_TOKEN])
 
 
-def step_result(epoch: int, step_id: int, tokens: Int32Array, *, busy_us: int, idle_us: int) -> StepResult:
-    """A step's result, of one token or NO_TOKEN per row that samples: a device that draws none found no numbers."""
-    column = pack(tokens)
-    if _NO_TOKEN not in column:  # ids are far below 2^24, so no two of them have these four bytes between them
+class Sampled(NamedTuple):
+    """What a step gave."""
+
+    tokens: Int32Array
+    """One token or NO_TOKEN per row that samples, in the plan's order."""
+    failures: Sequence[RowFailure] = ()
+    """Of rows without a token: those whose logits were not what failed them."""
+    logprobs: Sequence[RowLogprobs] = ()
+    prompt_logprobs: Sequence[ChunkLogprobs] = ()
+
+
+def step_result(epoch: int, step_id: int, sampled: Sampled, *, busy_us: int, idle_us: int) -> StepResult:
+    """A step's result. Of a row without a token for which there is no failure, the logits were no numbers."""
+    column = pack(sampled.tokens)
+    failures: list[RowFailure] = []
+    if _NO_TOKEN in column:  # ids are far below 2^24, so no two of them have these four bytes between them
+        known = {failure.row: failure for failure in sampled.failures}
+        rows = np.flatnonzero(sampled.tokens == NO_TOKEN).tolist()
+        failures = [known.get(row) or RowFailure(row, NOT_NUMBERS) for row in rows]
+    elif not sampled.logprobs and not sampled.prompt_logprobs:
         return StepResult(epoch, step_id, column, busy_us, idle_us)
-    failures = [RowFailure(row, NOT_NUMBERS) for row in np.flatnonzero(tokens == NO_TOKEN).tolist()]
-    return StepResult(epoch, step_id, column, busy_us, idle_us, failures=failures)
+    return StepResult(
+        epoch,
+        step_id,
+        column,
+        busy_us,
+        idle_us,
+        failures=failures,
+        logprobs=list(sampled.logprobs),
+        prompt_logprobs=list(sampled.prompt_logprobs),
+    )
 
 
 class PlanRunner(Protocol):
@@ -36,8 +60,8 @@ class PlanRunner(Protocol):
     def end_epoch(self) -> None:
         """Refuse every plan until the next `begin`."""
 
-    def run(self, plan: StepPlan) -> Int32Array:
-        """One token or NO_TOKEN per row that samples, in the plan's order. Raises PlanError for a wrong plan."""
+    def run(self, plan: StepPlan) -> Sampled:
+        """What the plan's step gave. Raises PlanError for a wrong plan."""
 
 
 class ImmediateRunner:
@@ -61,7 +85,7 @@ class ImmediateRunner:
 
     def submit(self, plan: StepPlan) -> None:
         started = self._clock()
-        tokens = self._runner.run(plan)
+        sampled = self._runner.run(plan)
         ended = self._clock()
         idle_s = 0.0 if self._idle_since is None else started - self._idle_since
         self._idle_since = ended
@@ -69,7 +93,7 @@ class ImmediateRunner:
             step_result(
                 plan.epoch,
                 plan.step_id,
-                tokens,
+                sampled,
                 busy_us=round((ended - started) * 1e6),
                 idle_us=round(idle_s * 1e6),
             )

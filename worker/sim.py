@@ -15,11 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig, DType
-from pagewire.wire.plan import StepPlan
-from pagewire.worker.immediate import ImmediateRunner
+from pagewire.wire.plan import NO_TOKEN, RowFailure, StepPlan
+from pagewire.worker.immediate import ImmediateRunner, Sampled
 from pagewire.worker.launch import LaunchError, LoadedDevice, hello_of, slot_limits
 from pagewire.worker.sampling.uniform import hash_positions
 from pagewire.worker.slots.columns import SlotLimits
@@ -31,6 +30,8 @@ but the engine keeps a record of each."""
 
 
 DEFAULT_BLOCK_SIZE = 32
+
+_NO_LOGITS = "device sim has no logits that could be changed or reported"
 
 
 def sim_num_blocks(launch: WorkerLaunch, block_size: int) -> int:
@@ -93,7 +94,7 @@ class SimRunner:
         """Refuse every plan until the next `begin`."""
         self._slots.end_epoch()
 
-    def run(self, plan: StepPlan) -> Int32Array:
+    def run(self, plan: StepPlan) -> Sampled:
         """One token per row that samples, in the plan's order, `step_us` after the call. Raises PlanError."""
         deadline = self._clock() + self._step_s
         step = self._slots.apply(plan)
@@ -104,8 +105,11 @@ class SimRunner:
         remaining = deadline - self._clock()
         if self._step_s and remaining > 0:
             self._sleep(remaining)
+        failures = [RowFailure(row, _NO_LOGITS, by_request=True) for row in step.special_rows]
+        if failures:
+            tokens[step.special_rows] = NO_TOKEN
         self._slots.record(step, tokens)
-        return tokens
+        return Sampled(tokens, failures)
 
 
 def load_sim(launch: WorkerLaunch) -> LoadedDevice:

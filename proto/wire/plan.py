@@ -13,6 +13,8 @@ tokens as `chunks` says, or none.
 
     rows of the step   = decoding slots, ascending  +  chunks, in the order listed
     rows that sample   = decoding slots, ascending  +  chunks that end their slot's prefill, in the order listed
+    rows that score    = of chunks of slots that ask for `prompt_logprobs`, in the order listed: every position whose
+                         next one is the prompt's too; those chunks are `logits.MAX_SCORED_ROWS` tokens in all at most
 
 A result carries the tokens of each row that samples, in that order: one each, unless `counts` says how many. The
 sampled token is the slot's next input; it never makes a round trip. A row that failed has NO_TOKEN, and its reason
@@ -36,9 +38,10 @@ slot or block by a later plan is safe because plans run in order.
 import msgspec
 
 from pagewire.wire.codec import Count, Incarnation, PeerNumber, ShortText, ShortTexts, Total
+from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.sampling import SamplingParams
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
 
 NO_TOKEN = -1
@@ -49,6 +52,9 @@ plan already in flight stays valid."""
 NOT_NUMBERS = "the model's logits for this request were not numbers"
 """The reason of a row whose logits have a NaN, an infinity, or nothing but minus infinity: there is nothing to draw
 from."""
+
+NOTHING_LEFT = "the request's own controls leave no token that may be generated here"
+"""The reason of a row of which bias, bans and the like have taken everything out."""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -64,6 +70,17 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     blocks: bytes
     """int32 column: the block table, long enough for T tokens."""
     sampling: SamplingParams
+    controls: LogitControls | None = None
+    logprobs: LogprobsRequest | None = None
+    prompt_logprobs: int | None = None
+    """How many of the likeliest ids come back with the log-probability of each prompt token but the first; nothing may
+    be cached then. None: neither comes."""
+
+    @property
+    def needs_more_than_sampler(self) -> bool:
+        """Whether anything is done to the sequence's logits, or asked of them, beside drawing."""
+        asks = self.logprobs is not None or self.prompt_logprobs is not None
+        return asks or self.controls is not None or self.sampling.needs_history
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="plan"):
@@ -99,6 +116,37 @@ class RowFailure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Its index among the rows that sample."""
     reason: ShortText
     """For the client who asked."""
+    by_request: bool = False
+    """Whether the request itself left nothing to draw from, which is no fault of the model's or ours."""
+
+
+class RowLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities of a row whose slot asks for them and which has a token."""
+
+    row: Count
+    """Its index among the rows that sample."""
+    chosen: float
+    """The token's."""
+    ids: bytes
+    """int32 column: as many of the likeliest as were asked for, NO_TOKEN past the last that has a probability; then the
+    named ones."""
+    values: bytes
+    """float32 column, one for each of `ids`; minus infinity for what has no probability."""
+
+
+class ChunkLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities of prompt tokens, from one chunk's rows that score."""
+
+    chunk: Count
+    """Its index in the plan's chunks."""
+    position: Count
+    """Where in the prompt the first of these tokens stands; the others follow."""
+    chosen: bytes
+    """float32 column: each token's, NaN where its row was no distribution."""
+    ids: bytes
+    """int32 column: of each token in turn as many of the likeliest as were asked for, NO_TOKEN where there is none."""
+    values: bytes
+    """float32 column, one for each of `ids`."""
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="result"):
@@ -113,10 +161,13 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     idle_us: int
     """Time from the end of the step before, on the device, to the beginning of this one; 0 for an epoch's first."""
     counts: bytes = b""
-    """int32 column: how many of the tokens each row has; absent: one each. A column that only some rows ask for follows
-    here likewise, empty where none did."""
+    """int32 column: how many of the tokens each row has; absent: one each."""
     failures: list[RowFailure] = []
     """One for each NO_TOKEN, in the order of rows."""
+    logprobs: list[RowLogprobs] = []
+    """One for each row with a token whose slot asks for them, in the order of rows."""
+    prompt_logprobs: list[ChunkLogprobs] = []
+    """One for each chunk that has rows that score, in the order of chunks."""
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -25,6 +25,7 @@ from pagewire.wire.codec import (
     ShortTexts,
     Total,
 )
+from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.sampling import SamplingParams
 
@@ -42,6 +43,9 @@ class FinishKind(enum.IntEnum):
     NO_ROOM = 6
     """It came to what memory holds of one sequence, since a worker came back with less than it was accepted for; the
     request fails with RESOURCE_EXHAUSTED, others are unharmed."""
+    NOTHING_LEFT = 7
+    """Its own controls left no token to draw (`plan.RowFailure.by_request`); the request fails with INVALID_ARGUMENT,
+    others are unharmed."""
 
 
 class RejectKind(enum.IntEnum):
@@ -93,6 +97,10 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     salt: bytes
     """Root of the prefix-cache chain: made from the tenant and the request's salt."""
     max_queue_time_s: float | None
+    controls: LogitControls | None = None
+    logprobs: LogprobsRequest | None = None
+    prompt_logprobs: int | None = None
+    """As `plan.Admit.prompt_logprobs`; the prefix cache is not read for this sequence then."""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):
@@ -134,11 +142,33 @@ class SeqFinished(msgspec.Struct, frozen=True, array_like=True, gc=False):
     limit: Count = 0
     """For NO_ROOM, how long a sequence can become now."""
     reason: ShortText = ""
-    """For FAILED, what happened."""
+    """For FAILED and NOTHING_LEFT, what happened."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities of one of a batch's tokens."""
+
+    index: Count
+    """Of the token, in the batch."""
+    chosen: float
+    ids: bytes
+    """As `plan.RowLogprobs.ids`."""
+    values: bytes
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities of some of a sequence's prompt, as `plan.ChunkLogprobs`. In order of positions, from 1 on; from
+    there again after a preemption or a restart, with the same values."""
+
+    handle: Handle
+    position: Count
+    chosen: bytes
+    ids: bytes
+    values: bytes
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tokens"):
-    """Everything that one step means to one frontend. Apply in order: started, tokens, finished."""
+    """Everything that one step means to one frontend. Apply in order: started, prompt_logprobs, tokens, finished."""
 
     started: list[SeqStarted]
     handles: bytes
@@ -146,6 +176,9 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="to
     tokens: bytes
     """int32 column, as long as `handles`: tokens[i] is the next token of handles[i]."""
     finished: list[SeqFinished]
+    logprobs: list[TokenLogprobs] = []
+    """In the order of tokens, for those whose sequences ask for them."""
+    prompt_logprobs: list[PromptLogprobs] = []
 
 
 class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="rejected"):

@@ -12,6 +12,9 @@ from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 
+_HUNDREDTH = 0.009999999776482582
+"""0.01 as float32 has it, which is a little less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -42,6 +45,17 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seed: Annotated[int, Limits("<u8", 0, 2**64 - 1, "0 to 2^64 - 1")] = 0
     min_p: Annotated[float, Limits("<f4", 0, 1, "0 to 1")] = 0.0
     """Of what top-k and top-p keep, drops what is less likely than this share of the likeliest; 0 drops none."""
+    repetition_penalty: Annotated[float, Limits("<f4", _HUNDREDTH, 100, "0.01 to 100", needs_history=True)] = 1.0
+    """Divides positive and multiplies negative logits of ids in prompt or output; 1 changes none."""
+    frequency_penalty: Annotated[float, Limits("<f4", -2, 2, "-2 to 2", needs_history=True)] = 0.0
+    """Subtracted from an id's logit once for each time it was generated."""
+    presence_penalty: Annotated[float, Limits("<f4", -2, 2, "-2 to 2", needs_history=True)] = 0.0
+    """Subtracted once from the logit of each id that was generated."""
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a draw depends on the tokens before it."""
+        return any(getattr(self, name) != neutral for name, neutral in _HISTORY)
 
     def problem(self) -> str | None:
         """Why nothing can be drawn with these, naming field, value and limit; none where it can. The engine asks before
@@ -58,3 +72,10 @@ PARAMETERS: dict[str, Limits] = {
     for name, hint in get_type_hints(SamplingParams, include_extras=True).items()
 }
 """By name, in the order of the record."""
+
+_HISTORY = [
+    (name, value)
+    for name, value in zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True)
+    if PARAMETERS[name].needs_history
+]
+"""Parameters that need the tokens before, each with the value that asks for nothing."""

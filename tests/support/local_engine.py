@@ -93,7 +93,7 @@ class LocalEngine:
             self._step_id += 1
             for start in step.starts:
                 self.cached[start.message.handle] = start.message.cached_tokens
-            self._in_flight.append((step, self.runner.run(step.plan)))
+            self._in_flight.append((step, self.runner.run(step.plan).tokens))
         if self._in_flight and (step is None or len(self._in_flight) == 2):
             planned, tokens = self._in_flight.popleft()
             outcome = self.scheduler.apply(planned, tokens)

@@ -57,7 +57,7 @@ class LoadedStream:
         for _ in range(num_steps):
             plan, _ = plans.step()
             self.runner.submit(plan)
-            expected.append(self._plain.run(plan).tolist())
+            expected.append(self._plain.run(plan).tokens.tolist())
             if len(expected) == 2:
                 results.append(self._take(expected.popleft()))
         while expected:

@@ -15,6 +15,7 @@ from pagewire.wire.plan import StepPlan
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder
+from pagewire.worker.immediate import Sampled
 from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
@@ -52,15 +53,15 @@ class CpuRunner:
         """Refuse every plan until the next `begin`."""
         self._slots.end_epoch()
 
-    def run(self, plan: StepPlan) -> Int32Array:
-        """One token per row that samples, in the plan's order. Raises PlanError, before anything is touched, for a
+    def run(self, plan: StepPlan) -> Sampled:
+        """What the plan's step gave. Raises PlanError, before anything is touched, for a
         wrong plan; whatever else the model raises leaves the slots ahead of the KV cache, so it is final."""
         step = self._slots.apply(plan)
         if step.num_rows == 0:
-            return np.empty(0, np.int32)
+            return Sampled(np.empty(0, np.int32))
         logits_SV = self._model.forward(self._builder.build(step), self._kv)
         if len(step.sample_slots) == 0:
-            return np.empty(0, np.int32)
+            return Sampled(np.empty(0, np.int32))
         tokens = self._sampler.sample(logits_SV, self._slots.columns.sampling[step.sample_slots], step.sample_positions)
         self._slots.record(step, tokens)
-        return tokens
+        return Sampled(tokens)

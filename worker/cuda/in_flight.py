@@ -12,7 +12,7 @@ import torch
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepResult
 from pagewire.worker.cuda.timeline import StepTimes
-from pagewire.worker.immediate import step_result
+from pagewire.worker.immediate import Sampled, step_result
 from pagewire.worker.slots.state import Slots, Step
 
 
@@ -46,7 +46,7 @@ class StepInFlight:
     def result(self) -> StepResult:
         """What it sampled, and when. The step is over, and its buffers not yet used again."""
         return step_result(
-            self.epoch, self.step_id, self.tokens, busy_us=self.times.busy_us, idle_us=self.times.idle_us
+            self.epoch, self.step_id, Sampled(self.tokens), busy_us=self.times.busy_us, idle_us=self.times.idle_us
         )
 
     @property

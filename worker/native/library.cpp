@@ -59,7 +59,7 @@ using namespace pagewire;
 #define PW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface, so that an older library is not called by newer Python.
-PW_EXPORT int32_t pw_interface() { return 11; }
+PW_EXPORT int32_t pw_interface() { return 12; }
 
 // The best instruction set that both this processor and `wanted` (null: any) allow. Returns its name, or null where
 // the processor lacks it.

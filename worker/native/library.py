@@ -16,7 +16,7 @@ LIBRARY_FILE = Path(__file__).parent / "libpagewire_native.so"
 COMPACT_LEVEL = "avx512bf16"
 """The one that packs bfloat16 in 12 bits; level.cpp."""
 
-INTERFACE = 11
+INTERFACE = 12
 """`pw_interface` of library.cpp."""
 FLOAT32, BFLOAT16 = 0, 1
 MAX_HEAD_DIM = 256

@@ -22,8 +22,10 @@ struct Parameters {
   int32_t top_k;
   float top_p;
   float min_p;
+  float repetition_penalty, frequency_penalty, presence_penalty;  // the processors'; nothing here reads them
 };
-constexpr char kLayout[] = "seed temperature top_k top_p min_p";
+constexpr char kLayout[] =
+    "seed temperature top_k top_p min_p repetition_penalty frequency_penalty presence_penalty";
 
 struct SampleArgs {
   const void *logits;  // [S, V], rows row_stride apart

@@ -51,6 +51,8 @@ class SlotColumns:
     token_ids: Int32Array
     """[max_num_seqs, max_model_len + 1]: the known ids and those sampled since; zero past them. A result may come in
     later than plans that build on it (`Slots.record`)."""
+    scores_prompt: BoolArray
+    """Whether its prompt's log-probabilities are asked for."""
     num_computed: Int32Array
     """The next position to compute: those below are computed by plans already applied."""
     cached_len: Int32Array
@@ -72,6 +74,7 @@ class SlotColumns:
             num_tokens=np.zeros(rows, np.int32),
             prompt_len=np.zeros(rows, np.int32),
             token_ids=np.zeros((rows, limits.max_model_len + 1), np.int32),
+            scores_prompt=np.zeros(rows, np.bool_),
             num_computed=np.zeros(rows, np.int32),
             cached_len=np.zeros(rows, np.int32),
             num_blocks=np.zeros(rows, np.int32),

@@ -18,6 +18,8 @@ import numpy as np
 
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
+from pagewire.wire.logits import MAX_SCORED_ROWS
+from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.plan import Admit, StepPlan
 from pagewire.worker.slots.columns import BoolArray, SlotColumns, SlotLimits
 
@@ -85,6 +87,7 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
 
     remaining = {checked.admit.slot: len(checked.tokens) - checked.start for checked in admits}
     _check_chunks(chunks, remaining, columns, occupied, decoding)
+    _check_scored(chunks, admits, columns)
     total = len(decode_slots) + int(chunks[:, 1].sum())
     if total > limits.max_num_batched_tokens:
         raise PlanError(f"the step runs {total} tokens; max_num_batched_tokens is {limits.max_num_batched_tokens}")
@@ -136,6 +139,11 @@ def _check_admit(admit: Admit, field: str, limits: SlotLimits) -> CheckedAdmit:
     check_block_range(blocks, f"{field}: blocks", limits)
     if (problem := admit.sampling.problem()) is not None:
         raise PlanError(f"{field}: {problem}")
+    asked = (admit.controls, admit.logprobs, admit.prompt_logprobs)
+    if asked != (None, None, None) and (problem := logits_problem(*asked, limits.vocab_size)) is not None:
+        raise PlanError(f"{field}: {problem}")
+    if admit.prompt_logprobs is not None and admit.num_cached:
+        raise PlanError(f"{field}: num_cached is {admit.num_cached}; with prompt_logprobs it must be 0")
     return CheckedAdmit(admit, tokens, blocks, start=min(admit.num_cached, num_tokens - 1))
 
 
@@ -247,6 +255,15 @@ def _check_chunks(
             remaining[slot] = int(columns.num_tokens[slot] - columns.num_computed[slot])
         if not 1 <= size <= remaining[slot]:
             raise PlanError(f"the chunk of slot {slot} is {size} tokens; the range is 1 to {remaining[slot]}")
+
+
+def _check_scored(chunks: Int32Array, admits: list[CheckedAdmit], columns: SlotColumns) -> None:
+    if not len(chunks):
+        return
+    asks = {checked.admit.slot: checked.admit.prompt_logprobs is not None for checked in admits}
+    total = sum(size for slot, size in chunks.tolist() if asks.get(slot, columns.scores_prompt[slot]))
+    if total > MAX_SCORED_ROWS:
+        raise PlanError(f"chunks of slots with prompt_logprobs are {total} tokens; at most {MAX_SCORED_ROWS} may be")
 
 
 def decode_column(data: bytes, field: str) -> Int32Array:

@@ -8,13 +8,14 @@ columns say how things stand once the returned step has run; a decoding slot's l
 step, since only the end of a prefill makes a slot decode, and that row samples.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pagewire.wire.columns import ROW, Int32Array, row_of
-from pagewire.wire.plan import StepPlan
+from pagewire.wire.plan import Admit, StepPlan
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.plan_check import CheckedAdmit, CheckedPlan, PlanError, check_plan
 
@@ -34,6 +35,19 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """The first rows of a chunk, whose logits say how likely the prompt's next token was."""
+
+    chunk: int
+    """Its index among the step's chunks."""
+    slot: int
+    position: int
+    """Where the token stands that the first one scores; the others follow."""
+    tokens: Int32Array
+    """The tokens scored. A view, valid until the next plan is applied."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The rows of one step, in the plan's order: decoding slots ascending, then chunks as listed."""
 
@@ -50,6 +64,10 @@ class Step:
     holder's."""
     admitted: list[int]
     """Slots that hold a new sequence since this plan."""
+    special_rows: list[int]
+    """Indices, among the rows that sample, of those whose slots are `Slots.special`."""
+    scored: list["ScoredRows"]
+    """The rows that score, by chunks."""
     grow_slots: Int32Array
     """Slots whose tables got a block, once per block."""
     grow_indices: Int32Array
@@ -73,8 +91,15 @@ class Slots:
         """The number of the plan that last released each slot."""
         self._epoch: int | None = None
         self._next_step_id = 0
+        self._special: dict[int, Admit] = {}
         self.columns = self._columns.read_only()
         """What everyone else may read. Shares memory: it changes with the next `apply` or `begin`."""
+
+    @property
+    def special(self) -> Mapping[int, Admit]:
+        """Slots whose rows need more than the sampler: controls, penalties, or log-probabilities; each with the
+        admission that says what, another object for every holder."""
+        return self._special
 
     def begin(self, epoch: int) -> None:
         """Open an epoch: every slot is empty and step 0 comes next."""
@@ -127,10 +152,12 @@ class Slots:
             columns.references[columns.block_tables[slot, :num_blocks]] -= 1
             columns.block_tables[slot, :num_blocks] = 0
             columns.token_ids[slot] = 0
+            self._special.pop(slot, None)
         columns.occupied[slots] = False
         self._released_by[slots] = self._num_plans
         columns.num_tokens[slots] = 0
         columns.prompt_len[slots] = 0
+        columns.scores_prompt[slots] = False
         columns.num_computed[slots] = 0
         columns.cached_len[slots] = 0
         columns.num_blocks[slots] = 0
@@ -144,12 +171,15 @@ class Slots:
         columns.num_tokens[slot] = num_tokens
         columns.prompt_len[slot] = admit.prompt_len
         columns.token_ids[slot, :num_tokens] = checked.tokens
+        columns.scores_prompt[slot] = admit.prompt_logprobs is not None
         columns.num_computed[slot] = checked.start
         columns.cached_len[slot] = admit.num_cached
         columns.num_blocks[slot] = len(blocks)
         columns.block_tables[slot, : len(blocks)] = blocks
         columns.references[blocks] += 1
         columns.sampling[slot] = row_of(admit.sampling)
+        if admit.needs_more_than_sampler:
+            self._special[slot] = admit
 
     def _grow(self, checked: CheckedPlan) -> None:
         columns = self._columns
@@ -181,6 +211,8 @@ class Slots:
             sample_positions=sample_positions,
             number=self._num_plans,
             admitted=[checked_admit.admit.slot for checked_admit in checked.admits],
+            special_rows=self._special_rows(sample_slots) if self._special else [],
+            scored=self._scored(chunks) if self._special and chunks else [],
             grow_slots=checked.grow_slots,
             grow_indices=checked.grow_indices,
             grow_blocks=checked.grow_blocks,
@@ -191,3 +223,18 @@ class Slots:
         self._columns.num_computed[slot] = start + size
         tokens = self.columns.token_ids[slot, start : start + size]
         return Chunk(slot, start, tokens, ends_prefill=start + size == self._columns.num_tokens[slot])
+
+    def _special_rows(self, sample_slots: Int32Array) -> list[int]:
+        return [row for row, slot in enumerate(sample_slots.tolist()) if slot in self._special]
+
+    def _scored(self, chunks: list[Chunk]) -> list[ScoredRows]:
+        scored = []
+        for index, chunk in enumerate(chunks):
+            if not self._columns.scores_prompt[chunk.slot]:
+                continue
+            position = chunk.start + 1
+            end = min(position + len(chunk.tokens), int(self._columns.prompt_len[chunk.slot]))
+            if position < end:
+                tokens = self.columns.token_ids[chunk.slot, position:end]
+                scored.append(ScoredRows(index, chunk.slot, position, tokens))
+        return scored

@@ -79,7 +79,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Generates and streams: Started, then Deltas, one Finished for each output, then Usage.
+        """Generates and streams: Started, PromptTokens where they were asked for, then Deltas, one Finished for each output,
+        then Usage.
         Cancelling the call ends the generation and frees its memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

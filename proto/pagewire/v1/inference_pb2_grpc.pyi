@@ -42,7 +42,8 @@ class InferenceServiceStub:
     Generate: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """Generates and returns everything at once."""
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]
-    """Generates and streams: Started, then Deltas, one Finished for each output, then Usage.
+    """Generates and streams: Started, PromptTokens where they were asked for, then Deltas, one Finished for each output,
+    then Usage.
     Cancelling the call ends the generation and frees its memory.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
@@ -66,7 +67,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: _aio.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates and returns everything at once."""
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]  # type: ignore[assignment]
-    """Generates and streams: Started, then Deltas, one Finished for each output, then Usage.
+    """Generates and streams: Started, PromptTokens where they were asked for, then Deltas, one Finished for each output,
+    then Usage.
     Cancelling the call ends the generation and frees its memory.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -99,7 +101,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.StreamGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_pb2.StreamGenerateResponse]]:
-        """Generates and streams: Started, then Deltas, one Finished for each output, then Usage.
+        """Generates and streams: Started, PromptTokens where they were asked for, then Deltas, one Finished for each output,
+        then Usage.
         Cancelling the call ends the generation and frees its memory.
         """
 

@@ -76,7 +76,7 @@ def test_batches_say_what_plans_say(seed: int, num_steps: int) -> None:
     for _ in range(num_steps):
         plan, expected = plans.step()
         model.batches.clear()
-        tokens = runner.run(plan)
+        tokens = runner.run(plan).tokens
 
         ids = [last[slot] for slot, _ in expected.decodes]
         ids += [token for _, _, chunk, _ in expected.chunks for token in chunk]
@@ -140,10 +140,10 @@ def test_a_row_without_a_token_harms_no_other_and_its_slot_goes_on() -> None:
     model.bad_ids = {66}
     runner, maker = make_runner(model), PlanMaker()
     plan = maker.make(admits=[admit(0, [66], [0]), admit(1, [5], [1])], chunks=[(0, 1), (1, 1)])
-    assert runner.run(plan).tolist() == [NO_TOKEN, next_id(5, 0)]
+    assert runner.run(plan).tokens.tolist() == [NO_TOKEN, next_id(5, 0)]
     # The plan that was in flight already still runs; the one after it releases the slot.
-    assert runner.run(maker.make()).tolist() == [next_id(0, 1), next_id(next_id(5, 0), 1)]
-    assert len(runner.run(maker.make(release=[0]))) == 1
+    assert runner.run(maker.make()).tokens.tolist() == [next_id(0, 1), next_id(next_id(5, 0), 1)]
+    assert len(runner.run(maker.make(release=[0])).tokens) == 1
 
 
 def test_a_new_epoch_forgets_the_last_one() -> None:
@@ -152,7 +152,7 @@ def test_a_new_epoch_forgets_the_last_one() -> None:
     runner.run(maker.make(admits=[admit(0, [1, 2, 3], [0])], chunks=[(0, 2)]))
     runner.begin(2)
     maker = PlanMaker(epoch=2)
-    assert runner.run(maker.make(admits=[admit(0, [9], [0])], chunks=[(0, 1)])).tolist() == [next_id(9, 0)]
+    assert runner.run(maker.make(admits=[admit(0, [9], [0])], chunks=[(0, 1)])).tokens.tolist() == [next_id(9, 0)]
 
 
 class TestWithARealDecoder:
@@ -187,7 +187,7 @@ class TestWithARealDecoder:
             runner.begin(1)
             blocks = list(range(-(-len(ids) // SMALL.block_size)))
             plan = PlanMaker().make(admits=[admit(0, ids, blocks)], chunks=[(0, len(ids))])
-            ids += runner.run(plan).tolist()
+            ids += runner.run(plan).tokens.tolist()
         return ids[-self.NUM_TOKENS :]
 
     def test_decoding_equals_prefilling(self, decoder: object) -> None:
@@ -199,14 +199,14 @@ class TestWithARealDecoder:
         tables = [list(range(8 * slot, 8 * slot + 8)) for slot in range(4)]
         got: list[list[int]] = [[] for _ in prompts]
         admits = [admit(slot, prompts[slot], tables[slot], sampling=GREEDY) for slot in range(4)]
-        tokens = runner.run(maker.make(admits=admits, chunks=[(2, 3), (1, 3), (0, 1), (3, 2)])).tolist()
+        tokens = runner.run(maker.make(admits=admits, chunks=[(2, 3), (1, 3), (0, 1), (3, 2)])).tokens.tolist()
         got[1].append(tokens[0])
         got[0].append(tokens[1])
-        tokens = runner.run(maker.make(chunks=[(3, 7), (2, 5)], idle=[0])).tolist()
+        tokens = runner.run(maker.make(chunks=[(3, 7), (2, 5)], idle=[0])).tokens.tolist()
         for slot, token in zip((1, 3, 2), tokens, strict=True):
             got[slot].append(token)
         while len(got[0]) < self.NUM_TOKENS:
-            for slot, token in enumerate(runner.run(maker.make()).tolist()):
+            for slot, token in enumerate(runner.run(maker.make()).tokens.tolist()):
                 got[slot].append(token)
         assert [tokens[: self.NUM_TOKENS] for tokens in got] == expected
 
@@ -216,15 +216,15 @@ class TestWithARealDecoder:
         kv = make_kv()
         runner, maker = CpuRunner(decoder, kv, SMALL), PlanMaker()
         runner.begin(1)
-        first = runner.run(maker.make(admits=[admit(0, prompt, [10, 11])], chunks=[(0, 8)])).tolist()
+        first = runner.run(maker.make(admits=[admit(0, prompt, [10, 11])], chunks=[(0, 8)])).tokens.tolist()
         for layer in kv.layers:
             layer[:, 12:] = float("nan")  # whoever reads or writes elsewhere is found out
         shared = [layer[:, 10:12].clone() for layer in kv.layers]
         second = runner.run(
             maker.make(admits=[admit(3, prompt, [10, 11], cached=8)], chunks=[(3, 1)], idle=[0])
-        ).tolist()
+        ).tokens.tolist()
         assert first == second == expected[:1]
         assert all(torch.equal(layer[:, 10:12], before) for layer, before in zip(kv.layers, shared, strict=True))
         got = second
-        got += runner.run(maker.make(grow=[(3, 5)], idle=[0])).tolist()
+        got += runner.run(maker.make(grow=[(3, 5)], idle=[0])).tokens.tolist()
         assert got == expected[:2]

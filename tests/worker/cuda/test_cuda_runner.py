@@ -52,7 +52,7 @@ def check_stream(decoder: Decoder, limits: SlotLimits, seed: int, num_steps: int
         plan, expected = plans.step()
         before = kv.layers[0][0].clone()
         tokens = unpack(run(runner, plan).tokens).tolist()
-        assert tokens == plain.run(plan).tolist()
+        assert tokens == plain.run(plan).tokens.tolist()
         assert len(tokens) == len(expected.samples)
         assert written_since(kv, before) <= expected.writes
     for layer, plain_layer in zip(kv.layers, plain_kv.layers, strict=True):
@@ -86,7 +86,7 @@ def test_every_batch_size_from_one_to_forty(decoder: Decoder) -> None:
 
     def step(plan: StepPlan) -> int:
         tokens = unpack(run(runner, plan).tokens).tolist()
-        assert tokens == plain.run(plan).tolist()
+        assert tokens == plain.run(plan).tokens.tolist()
         return len(tokens)
 
     for index, slot in enumerate(slots):

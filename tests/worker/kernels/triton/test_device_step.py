@@ -27,7 +27,7 @@ def test_a_stream_of_plans(eager: bool) -> None:
     for _ in range(12):
         plan, _ = plans.step()
         tokens = unpack(run(runner, plan).tokens).tolist()
-        assert tokens == plain.run(plan).tolist()
+        assert tokens == plain.run(plan).tokens.tolist()
         num_tokens += len(tokens)
     assert num_tokens > 20
     for layer, plain_layer in zip(kv.layers, plain_kv.layers, strict=True):
