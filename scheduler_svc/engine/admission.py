@@ -12,7 +12,7 @@ import numpy as np
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
-from pagewire.wire.columns import ID_BYTES, Int32Array, unpack
+from pagewire.wire.columns import ID_BYTES, Int32Array, are_below, unpack
 from pagewire.wire.requests import Rejected, RejectKind, Submit
 
 _MAX_REQUEST_ID_CHARACTERS = 1024
@@ -35,7 +35,7 @@ def refuse_length(request: Submit, max_model_len: int) -> Rejected | None:
 
 def check_ids(ids: Int32Array, vocab_size: int) -> None:
     """Raises ValueError for ids past the width of the logits, which would be read outside the embedding."""
-    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+    if not are_below(ids, vocab_size):
         raise ValueError(f"token ids {ids.min()} to {ids.max()} are outside 0 to {vocab_size - 1}")
 
 

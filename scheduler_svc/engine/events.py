@@ -7,8 +7,6 @@ does not send.
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.requests import Rejected, SeqFinished, SeqStarted, TokenBatch
 
@@ -58,20 +56,21 @@ class Outbox:
         """Frontend → everything gathered for it; the outbox is empty afterwards."""
         frontends = {start.frontend for start in self._starts} | {finish.frontend for finish in self._finishes}
         for outcome in self._outcomes:
-            frontends.update(np.unique(outcome.frontends).tolist())
-        batches = {frontend: self._batch(frontend) for frontend in frontends}
+            frontends.update(outcome.frontends.tolist())
+        batches = {frontend: self._batch(frontend, alone=len(frontends) == 1) for frontend in frontends}
         self._starts, self._outcomes, self._finishes = [], [], []
         return batches
 
-    def _batch(self, frontend: int) -> TokenBatch:
-        handles, tokens = bytearray(), bytearray()
+    def _batch(self, frontend: int, *, alone: bool) -> TokenBatch:
+        """`alone`: everything is for this frontend."""
+        handles, tokens = [], []
         for outcome in self._outcomes:
-            own = outcome.frontends == frontend
-            handles += pack(outcome.handles[own])
-            tokens += pack(outcome.tokens[own])
+            own = slice(None) if alone else outcome.frontends == frontend
+            handles.append(pack(outcome.handles[own]))
+            tokens.append(pack(outcome.tokens[own]))
         return TokenBatch(
             started=[start.message for start in self._starts if start.frontend == frontend],
-            handles=bytes(handles),
-            tokens=bytes(tokens),
+            handles=b"".join(handles),
+            tokens=b"".join(tokens),
             finished=[finish.message for finish in self._finishes if finish.frontend == frontend],
         )

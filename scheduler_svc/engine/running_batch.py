@@ -11,7 +11,7 @@ everything else in the step together.
     received   known tokens: the prompt and what has come back from the worker
     planned    tokens whose KV some plan already computes; the next position to compute
     prefill_to known tokens at admission: below it the slot is prefilling, from there on it decodes
-    max_len    prompt and output end at this length, at the latest; position max_len - 1 is sampled but never computed
+    last       prompt and output end with the token at this position, at the latest; it is sampled but never computed
     capacity   tokens that the slot's block table can hold
 """
 
@@ -34,7 +34,7 @@ class SlotTable:
         self.received: Int32Array = np.zeros(max_num_seqs, np.int32)
         self.planned: Int32Array = np.zeros(max_num_seqs, np.int32)
         self.prefill_to: Int32Array = np.zeros(max_num_seqs, np.int32)
-        self.max_len: Int32Array = np.zeros(max_num_seqs, np.int32)
+        self.last: Int32Array = np.zeros(max_num_seqs, np.int32)
         self.capacity: Int32Array = np.zeros(max_num_seqs, np.int32)
         self.frontend: Int32Array = np.zeros(max_num_seqs, np.int32)
         self.handle: Int32Array = np.zeros(max_num_seqs, np.int32)
@@ -42,7 +42,8 @@ class SlotTable:
         """Counts the sequences a slot has held, so that a late result is not taken for the next holder's."""
         self.decoding: BoolArray = np.zeros(max_num_seqs, np.bool_)
         self.heeds_eos: BoolArray = np.zeros(max_num_seqs, np.bool_)
-        self.has_stop_ids: BoolArray = np.zeros(max_num_seqs, np.bool_)
+        self.may_end_at: Int32Array = np.zeros(max_num_seqs, np.int32)
+        """The length from which on any token may end the sequence: its longest, or 0 where it has stop ids."""
         self.tail: Int32Array = np.zeros((max_num_seqs, block_size), np.int32)
         """Received tokens that are not yet in the sequence's `tokens`; position p stands in column p % block_size.
         They never reach over a multiple of the block size, because `flush_tail` is called there."""
@@ -70,12 +71,12 @@ class SlotTable:
         self.received[slot] = known
         self.planned[slot] = start
         self.prefill_to[slot] = known
-        self.max_len[slot] = max_len
+        self.last[slot] = max_len - 1
         self.capacity[slot] = capacity
         self.frontend[slot] = sequence.key.frontend
         self.handle[slot] = sequence.key.handle
         self.heeds_eos[slot] = not sequence.ignore_eos
-        self.has_stop_ids[slot] = bool(sequence.stop_token_ids)
+        self.may_end_at[slot] = 0 if sequence.stop_token_ids else max_len
         return slot
 
     def release(self, slot: int) -> None:
@@ -88,11 +89,12 @@ class SlotTable:
     def receive(self, slots: Int32Array, tokens: Int32Array) -> Int32Array:
         """One token has come back for each of these slots; returns the sequences' lengths with it."""
         size = self.tail.shape[1]
-        positions = self.received[slots]
-        self.tail[slots, positions % size] = tokens
+        positions = self.received.take(slots)
+        columns = positions % size
+        self.tail[slots, columns] = tokens
         lengths = positions + 1
         self.received[slots] = lengths
-        for slot in slots[lengths % size == 0].tolist():
+        for slot in slots[columns == size - 1].tolist():
             self.flush_tail(slot)
         return lengths
 
@@ -100,9 +102,11 @@ class SlotTable:
         self, slots: Int32Array, tokens: Int32Array, lengths: Int32Array, eos_token_ids: tuple[int, ...]
     ) -> BoolArray:
         """Which of these slots' sequences the token that has come back, at that length, may end; no other ends."""
-        suspects = (lengths >= self.max_len[slots]) | self.has_stop_ids[slots]
+        suspects: BoolArray = lengths >= self.may_end_at.take(slots)
         for eos in eos_token_ids:
-            suspects |= (tokens == eos) & self.heeds_eos[slots]
+            ends = tokens == eos
+            if np.count_nonzero(ends):
+                suspects |= ends & self.heeds_eos[slots]
         return suspects
 
     def flush_tail(self, slot: int) -> None:
@@ -171,7 +175,7 @@ class RunningBatch:
 
     def decodable(self) -> BoolArray:
         """Slots that decode in the next step: prefilled, and their last token not yet in flight."""
-        return self.slots.decoding & (self.slots.planned < self.slots.max_len - 1)
+        return self.slots.decoding & (self.slots.planned < self.slots.last)
 
     def grow(self, active: BoolArray) -> tuple[list[tuple[int, int]], list[Sequence]]:
         """Give a block to each active slot whose table is full.
@@ -179,7 +183,7 @@ class RunningBatch:
         Returns the (slot, block) pairs, and the sequences that had to leave for it: released, and out of `active`.
         """
         slots = self.slots
-        full = np.flatnonzero(active & (slots.planned >= slots.capacity))
+        full = (active & (slots.planned >= slots.capacity)).nonzero()[0]
         pairs: list[tuple[int, int]] = []
         victims: list[Sequence] = []
         needy = [slots.sequence(slot) for slot in full.tolist()]
@@ -201,9 +205,9 @@ class RunningBatch:
                 victims.append(victim)
         return pairs, victims
 
-    def advance_decodes(self, slots: Int32Array) -> None:
+    def advance_decodes(self, active: BoolArray) -> None:
         """Each of these slots computes one token."""
-        self.slots.planned[slots] += 1
+        self.slots.planned += active
 
     def unfinished_prefills(self) -> list[Sequence]:
         """Sequences with prompt tokens left to plan, by priority."""
@@ -232,7 +236,7 @@ class RunningBatch:
     def _last_by_priority(self) -> Sequence:
         slots = self.slots
         # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
-        ending = slots.decoding & (slots.planned >= slots.max_len - 1)
+        ending = slots.decoding & (slots.planned >= slots.last)
         return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.priority_key)
 
     def _publish_blocks(self, sequence: Sequence) -> None:

@@ -157,7 +157,7 @@ class Scheduler:
         for victim in victims:
             self._counters.preemptions += 1
             self._wait_again(victim)
-        decodes = np.flatnonzero(active).astype(np.int32)
+        decodes = active.nonzero()[0].astype(np.int32)
         budget = self._config.max_num_batched_tokens - len(decodes)
         if len(decodes):
             budget = min(budget, self._config.max_prefill_tokens_per_step)
@@ -170,8 +170,8 @@ class Scheduler:
         admits, starts = ([], []) if victims else self._admit(chunks, budget, now_s)
         if not len(decodes) and not chunks:
             return None
-        idle = np.flatnonzero(batch.slots.decoding & ~active)
-        batch.advance_decodes(decodes)
+        idle = (batch.slots.decoding & ~active).nonzero()[0]
+        batch.advance_decodes(active)
         ended_prefills = batch.end_prefills(chunks)
         rows = np.concatenate([decodes, np.array(ended_prefills, np.int32)]) if ended_prefills else decodes
         plan = StepPlan(
@@ -195,7 +195,7 @@ class Scheduler:
         drawn = step.drawn(tokens, failures)
         check_ids(tokens[drawn] if failures else tokens, self._config.vocab_size)
         slots, rows = self._batch.slots, step.rows
-        live = slots.generation[rows] == step.generations
+        live = slots.generation.take(rows) == step.generations
         failed = []
         if failures:
             failed = [
@@ -204,11 +204,11 @@ class Scheduler:
                 if live[row]
             ]
             live &= drawn
-        if not live.all():
+        if np.count_nonzero(live) < len(live):
             rows, tokens = rows[live], tokens[live]
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
-        frontends, handles = slots.frontend[rows], slots.handle[rows]
+        frontends, handles = slots.frontend.take(rows), slots.handle.take(rows)
         return StepOutcome(frontends, handles, tokens, failed + self._ends(rows, tokens, lengths))
 
     # How busy
@@ -280,7 +280,7 @@ class Scheduler:
         """Find and end the sequences that their new token ends."""
         slots = self._batch.slots
         finishes = []
-        for index in np.flatnonzero(slots.may_end(rows, tokens, lengths, self._config.eos_token_ids)).tolist():
+        for index in slots.may_end(rows, tokens, lengths, self._config.eos_token_ids).nonzero()[0].tolist():
             sequence = slots.sequence(int(rows[index]))
             if kind := sequence.end_with(int(tokens[index]), int(lengths[index]), self._config):
                 finishes.append(self._finish(sequence, kind))

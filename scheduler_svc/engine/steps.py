@@ -38,7 +38,7 @@ class PlannedStep:
         if len(tokens) != len(self.rows):
             raise ValueError(f"step {self.plan.step_id} samples {len(self.rows)} rows and {len(tokens)} tokens came")
         drawn: BoolArray = tokens != NO_TOKEN
-        if failures or not drawn.all():
+        if failures or np.count_nonzero(drawn) < len(drawn):
             failed = np.flatnonzero(~drawn).tolist()
             if failed == sorted(failures):
                 return drawn
