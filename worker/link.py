@@ -81,19 +81,22 @@ class EngineLink:
         """The next message that has arrived, or None at once."""
         while True:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return None
-            if len(frames) == 1:
+            if not frame.more:
                 try:
-                    return self._incoming.decode(frames[0])
+                    return self._incoming.decode(frame.bytes)
                 except WireError:
                     pass
+            while frame.more:
+                frame = self._socket.recv(copy=False)
             self.dropped_frames += 1
 
-    def wait(self, wakeup_fd: int) -> None:
-        """Sleep until a frame has arrived or `wakeup_fd` is readable."""
-        zmq.zmq_poll([(self._socket, zmq.POLLIN), (wakeup_fd, zmq.POLLIN)])
+    def wait(self, wakeup_fd: int) -> bool:
+        """Sleep until a frame has arrived or `wakeup_fd` is readable; returns whether the latter is."""
+        ready = zmq.zmq_poll([(self._socket, zmq.POLLIN), (wakeup_fd, zmq.POLLIN)])
+        return (wakeup_fd, zmq.POLLIN) in ready
 
     def reconnect(self) -> None:
         """Drop the connection with everything queued in either direction, and connect anew."""

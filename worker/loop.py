@@ -49,7 +49,7 @@ class Link(Protocol):
 
     def send(self, message: FromWorker) -> None: ...
     def receive(self) -> ToWorker | None: ...
-    def wait(self, wakeup_fd: int) -> None: ...
+    def wait(self, wakeup_fd: int) -> bool: ...
     def reconnect(self) -> None: ...
 
 
@@ -75,10 +75,7 @@ class Inbox:
 
     def take(self) -> ToChild | None:
         """The oldest command, or None at once."""
-        try:
-            return self._commands.get_nowait()
-        except queue.Empty:
-            return None
+        return None if self._commands.empty() else self._commands.get()  # nobody else takes any
 
     def fileno(self) -> int:
         """Readable after a `put` or `wake`, until `rest`."""
@@ -148,14 +145,12 @@ class WorkerLoop:
                 self._link.send(result)
 
     def _receive(self) -> str | None:
-        """Act on one message, or sleep; returns what went wrong with a plan, if anything did."""
+        """Sleep, then act on one message or on being woken; returns what went wrong with a plan, if anything did."""
+        if self._link.wait(self._inbox.fileno()):
+            self._inbox.rest()
+            return None
         message = self._link.receive()
         match message:
-            case None:
-                self._link.wait(self._inbox.fileno())
-                self._inbox.rest()
-            case Begin():
-                self._runner.begin(message.epoch)
             case StepPlan():
                 try:
                     self._runner.submit(message)
@@ -165,6 +160,8 @@ class WorkerLoop:
                     return f"step {message.step_id} of epoch {message.epoch}: {error}"
                 except BaseException as error:  # as above
                     return self._report(f"step {message.step_id} of epoch {message.epoch}", error)
+            case Begin():
+                self._runner.begin(message.epoch)
         return None
 
     def _report(self, what: str, error: BaseException) -> str:

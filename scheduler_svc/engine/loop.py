@@ -86,10 +86,12 @@ class EngineLoop:
             ready = dict(poller.poll(self._sleep_ms()))
             if self._lifeline.fileno() in ready and (status := self._obey()) is not None:
                 return status
-            for frontend, message in self._frontends.receive():
-                self._on_frontend(frontend, message)
-            for rank, news in self._workers.receive():
-                self._on_worker(rank, news)
+            if self._frontends.socket in ready:
+                for frontend, message in self._frontends.receive():
+                    self._on_frontend(frontend, message)
+            if self._workers.socket in ready:
+                for rank, news in self._workers.receive():
+                    self._on_worker(rank, news)
             self._turn()
 
     def _sleep_ms(self) -> int:
@@ -172,11 +174,11 @@ class EngineLoop:
 
     def _on_worker(self, rank: int, news: FromWorker) -> None:
         match news:
-            case WorkerHello():
-                self._greet(rank, news)
             case StepResult():
                 if rank == 0:
                     self._on_result(news)
+            case WorkerHello():
+                self._greet(rank, news)
             case WorkerFailed(message=message):
                 _log.error("rank %d failed: %s", rank, message)
 

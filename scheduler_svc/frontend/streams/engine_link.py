@@ -126,10 +126,13 @@ class EngineLink:
         """Handle what waits, and send what could not be sent."""
         for _ in range(_MAX_FRAMES_PER_TURN):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._handle(frames)
+            self._handle(frame)
+            # One message is the rule. To ask whether another is there takes a quarter of the exception's time.
+            if not zmq.zmq_poll([(self._socket, zmq.POLLIN)], 0):
+                break
         else:
             self._schedule_turn()
         while self._unsent:
@@ -139,11 +142,18 @@ class EngineLink:
                 break
             self._unsent.popleft()
 
-    def _handle(self, frames: list[bytes]) -> None:
+    def _handle(self, frame: zmq.Frame) -> None:
         try:
-            if len(frames) != 1:
-                raise WireError(f"a message of {len(frames)} frames")
-            self._on_message(self._incoming.decode(frames[0]))
+            if frame.more:
+                raise WireError(f"a message of {1 + self._skip_message()} frames")
+            self._on_message(self._incoming.decode(frame.bytes))
         except WireError as error:
             self.dropped_frames += 1
             _log.warning("dropped a frame from the engine: %s", error)
+
+    def _skip_message(self) -> int:
+        """Read the rest of a message whose first frame was read; returns its number of frames."""
+        count = 1
+        while self._socket.recv(copy=False).more:
+            count += 1
+        return count
