@@ -20,17 +20,21 @@ from pagewire.wire.sampling import PARAMETERS, SamplingParams
 Int32Array = npt.NDArray[np.int32]
 _LITTLE_INT32 = np.dtype("<i4")
 ID_BYTES = _LITTLE_INT32.itemsize
+_EMPTY = np.frombuffer(b"", _LITTLE_INT32)
+"""Most columns of most messages are."""
 
 
 def pack(values: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
     """Pack integers, each in int32's range, into a column. Raises OverflowError for a Python int outside it."""
     if not len(values):
-        return b""  # most columns of most plans
+        return b""
     return np.asarray(values, dtype=_LITTLE_INT32).tobytes()
 
 
 def unpack(column: bytes) -> Int32Array:
     """View a column as int32 values, read-only and without a copy. Raises WireError for a torn column."""
+    if not column:
+        return _EMPTY
     if len(column) % ID_BYTES:
         raise WireError(f"{len(column)} bytes are no column of int32")
     return np.frombuffer(column, dtype=_LITTLE_INT32)

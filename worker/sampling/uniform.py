@@ -18,12 +18,18 @@ import numpy.typing as npt
 Float32Array = npt.NDArray[np.float32]
 UInt64Array = npt.NDArray[np.uint64]
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
-_ONE = np.uint64(1)
-_TOP_24_BITS = np.uint64(40)
+
+def _constant(value: int) -> UInt64Array:
+    """Shape []: numpy would make an array of a scalar in every operation, which takes as long as the operation."""
+    return np.array(value, np.uint64)
+
+
+_GAMMA = _constant(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = _constant(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = _constant(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = _constant(30), _constant(27), _constant(31)
+_ONE = _constant(1)
+_TOP_24_BITS = _constant(40)
 _ULP = np.float32(2**-24)
 
 

@@ -13,6 +13,7 @@ Cost: a few vector operations per step, and work in Python per admission only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +41,7 @@ class CheckedAdmit:
     """First position to compute."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedPlan:
+class CheckedPlan(NamedTuple):
     """A plan that may be applied."""
 
     release: Int32Array
@@ -63,8 +63,10 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
     grow = decode_pairs(plan.grow, "grow")
     chunks = decode_pairs(plan.chunks, "chunks")
 
-    released = _mask(release, "release", columns.occupied, "empty", limits)
-    occupied = columns.occupied & ~released if len(release) else columns.occupied
+    occupied, decoding = columns.occupied, columns.decoding()
+    if len(release):
+        staying = ~_mask(release, "release", columns.occupied, "empty", limits)
+        occupied, decoding = occupied & staying, decoding & staying
     admits = _check_admits(plan.admit, occupied, limits)
     num_blocks = columns.num_blocks
     if admits:
@@ -80,15 +82,15 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
         num_blocks = num_blocks.copy() if num_blocks is columns.num_blocks else num_blocks
         np.add.at(num_blocks, grow[:, 0], 1)
 
-    decoding = columns.decoding() & ~released
-    idling = _mask(idle, "idle", decoding, "not decoding", limits)
-    decode_slots = np.flatnonzero(decoding & ~idling if len(idle) else decoding).astype(np.int32)
+    running = decoding & ~_mask(idle, "idle", decoding, "not decoding", limits) if len(idle) else decoding
+    decode_slots = running.nonzero()[0].astype(np.int32)
     _check_positions(decode_slots, columns.num_computed, num_blocks, limits)
 
     remaining = {checked.admit.slot: len(checked.tokens) - checked.start for checked in admits}
     _check_chunks(chunks, remaining, columns, occupied, decoding)
     _check_scored(chunks, admits, columns)
-    total = len(decode_slots) + int(chunks[:, 1].sum())
+    chunk_sizes = chunks[:, 1].tolist()
+    total = len(decode_slots) + sum(chunk_sizes)
     if total > limits.max_num_batched_tokens:
         raise PlanError(f"the step runs {total} tokens; max_num_batched_tokens is {limits.max_num_batched_tokens}")
     return CheckedPlan(
@@ -99,7 +101,7 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
         grow_indices=grow_indices,
         decode_slots=decode_slots,
         chunk_slots=chunks[:, 0].tolist(),
-        chunk_sizes=chunks[:, 1].tolist(),
+        chunk_sizes=chunk_sizes,
     )
 
 
@@ -149,10 +151,8 @@ def _check_admit(admit: Admit, field: str, limits: SlotLimits) -> CheckedAdmit:
 
 def _mask(slots: Int32Array, field: str, required: BoolArray, otherwise: str, limits: SlotLimits) -> BoolArray:
     """The column as a mask; every slot in it is listed once and has `required`, else it is `otherwise`."""
-    mask = np.zeros(limits.max_num_seqs, np.bool_)
-    if not len(slots):
-        return mask
     check_slot_range(slots, field, limits)
+    mask = np.zeros(limits.max_num_seqs, np.bool_)
     mask[slots] = True
     if np.count_nonzero(mask) != len(slots):
         raise PlanError(f"{field} names a slot twice: {sorted(slots.tolist())}")
@@ -225,11 +225,11 @@ def _refuse_shared(blocks: set[int], field: str) -> None:
 
 
 def _check_positions(slots: Int32Array, num_computed: Int32Array, num_blocks: Int32Array, limits: SlotLimits) -> None:
-    positions = num_computed[slots]
+    positions = num_computed.take(slots)
     past = slots[positions >= limits.max_model_len]
     if len(past):
         raise PlanError(f"slot {past[0]} would decode at position {limits.max_model_len}, which is max_model_len")
-    short = slots[positions >= num_blocks[slots] * limits.block_size]
+    short = slots[positions >= num_blocks.take(slots) * limits.block_size]
     if len(short):
         slot = short[0]
         raise PlanError(

@@ -10,6 +10,7 @@ step, since only the end of a prefill makes a slot decode, and that row samples.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,7 @@ class ScoredRows:
     """The tokens scored. A view, valid until the next plan is applied."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """The rows of one step, in the plan's order: decoding slots ascending, then chunks as listed."""
 
     decode_slots: Int32Array
@@ -190,7 +190,7 @@ class Slots:
     def _advance(self, checked: CheckedPlan) -> Step:
         num_computed = self._columns.num_computed
         decode_slots = checked.decode_slots
-        decode_positions = num_computed[decode_slots]
+        decode_positions = num_computed.take(decode_slots)
         next_positions = decode_positions + 1
         num_computed[decode_slots] = next_positions
         chunks: list[Chunk] = []
