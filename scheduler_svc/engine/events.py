@@ -4,7 +4,6 @@ The outbox owns those that are not sent yet: one TokenBatch for each frontend, h
 does not send.
 """
 
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from pagewire.wire.columns import Int32Array, pack
@@ -20,8 +19,7 @@ class Event(NamedTuple, Generic[Message]):
     message: Message
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepOutcome:
+class StepOutcome(NamedTuple):
     """New tokens, as columns of equal length, and the sequences that they ended."""
 
     frontends: Int32Array

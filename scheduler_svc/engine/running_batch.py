@@ -184,6 +184,8 @@ class RunningBatch:
         """
         slots = self.slots
         full = (active & (slots.planned >= slots.capacity)).nonzero()[0]
+        if not len(full):
+            return [], []
         pairs: list[tuple[int, int]] = []
         victims: list[Sequence] = []
         needy = [slots.sequence(slot) for slot in full.tolist()]

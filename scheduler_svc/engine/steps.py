@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,7 @@ NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 _MAX_STEP_US = 24 * 3600 * 1_000_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PlannedStep:
+class PlannedStep(NamedTuple):
     """A plan, and what is needed to understand its result."""
 
     plan: StepPlan

@@ -18,7 +18,7 @@ from pagewire.scheduler_svc.frontend.errors import (
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream
 from pagewire.wire.codec import WireError
-from pagewire.wire.columns import pack, unpack
+from pagewire.wire.columns import are_below, pack, unpack
 from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, RejectKind, TokenBatch
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class SequenceTable:
             raise WireError(f"a token batch has a torn column: {error}") from error
         if len(handles) != len(tokens):
             raise WireError(f"a token batch has {len(handles)} handles and {len(tokens)} tokens")
-        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._vocab_size):
+        if not are_below(tokens, self._vocab_size):
             raise WireError(f"a token batch has an id outside 0 to {self._vocab_size - 1}")
         return handles.tolist(), tokens.tolist()
 
