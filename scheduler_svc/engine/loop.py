@@ -259,7 +259,9 @@ class EngineLoop:
                 self._lifeline.send(StepOverdue(self._launch.hang_timeout_s))
 
     def _advance(self, scheduler: Scheduler, now_s: float) -> None:
-        while self._group.is_complete and self._pipeline.has_room:
+        if not self._group.is_complete:
+            return
+        while self._pipeline.has_room:
             step = scheduler.plan(self._pipeline.epoch, self._pipeline.next_step_id, now_s)
             if step is None:
                 if not scheduler.has_work:

@@ -20,7 +20,7 @@ import numpy as np
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
-from pagewire.scheduler_svc.engine.steps import BoolArray
+from pagewire.scheduler_svc.engine.steps import BoolArray, IndexArray
 from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.plan import Admit
 
@@ -86,11 +86,11 @@ class SlotTable:
         self.generation[slot] += 1
         self._free.append(slot)
 
-    def receive(self, slots: Int32Array, tokens: Int32Array) -> Int32Array:
+    def receive(self, slots: IndexArray, tokens: Int32Array) -> Int32Array:
         """One token has come back for each of these slots; returns the sequences' lengths with it."""
         size = self.tail.shape[1]
-        positions = self.received.take(slots)
-        columns = positions % size
+        positions = self.received[slots]
+        columns = (positions % size).astype(np.intp)
         self.tail[slots, columns] = tokens
         lengths = positions + 1
         self.received[slots] = lengths
@@ -99,10 +99,10 @@ class SlotTable:
         return lengths
 
     def may_end(
-        self, slots: Int32Array, tokens: Int32Array, lengths: Int32Array, eos_token_ids: tuple[int, ...]
+        self, slots: IndexArray, tokens: Int32Array, lengths: Int32Array, eos_token_ids: tuple[int, ...]
     ) -> BoolArray:
         """Which of these slots' sequences the token that has come back, at that length, may end; no other ends."""
-        suspects: BoolArray = lengths >= self.may_end_at.take(slots)
+        suspects: BoolArray = lengths >= self.may_end_at[slots]
         for eos in eos_token_ids:
             ends = tokens == eos
             if np.count_nonzero(ends):

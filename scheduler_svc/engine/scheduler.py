@@ -29,7 +29,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.steps import NO_FAILURES, Counters, PlannedStep
+from pagewire.scheduler_svc.engine.steps import NO_FAILURES, Counters, IndexArray, PlannedStep
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, StepPlan
@@ -157,7 +157,7 @@ class Scheduler:
         for victim in victims:
             self._counters.preemptions += 1
             self._wait_again(victim)
-        decodes = active.nonzero()[0].astype(np.int32)
+        decodes = active.nonzero()[0]
         budget = self._config.max_num_batched_tokens - len(decodes)
         if len(decodes):
             budget = min(budget, self._config.max_prefill_tokens_per_step)
@@ -173,7 +173,7 @@ class Scheduler:
         idle = (batch.slots.decoding & ~active).nonzero()[0]
         batch.advance_decodes(active)
         ended_prefills = batch.end_prefills(chunks)
-        rows = np.concatenate([decodes, np.array(ended_prefills, np.int32)]) if ended_prefills else decodes
+        rows = np.concatenate([decodes, np.array(ended_prefills, np.intp)]) if ended_prefills else decodes
         plan = StepPlan(
             epoch=epoch,
             step_id=step_id,
@@ -195,7 +195,7 @@ class Scheduler:
         drawn = step.drawn(tokens, failures)
         check_ids(tokens[drawn] if failures else tokens, self._config.vocab_size)
         slots, rows = self._batch.slots, step.rows
-        live = slots.generation.take(rows) == step.generations
+        live = slots.generation[rows] == step.generations
         failed = []
         if failures:
             failed = [
@@ -208,7 +208,7 @@ class Scheduler:
             rows, tokens = rows[live], tokens[live]
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
-        frontends, handles = slots.frontend.take(rows), slots.handle.take(rows)
+        frontends, handles = slots.frontend[rows], slots.handle[rows]
         return StepOutcome(frontends, handles, tokens, failed + self._ends(rows, tokens, lengths))
 
     # How busy
@@ -276,7 +276,7 @@ class Scheduler:
         self._counters.cached_prompt_tokens += cached
         return Event(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
 
-    def _ends(self, rows: Int32Array, tokens: Int32Array, lengths: Int32Array) -> list[Event[SeqFinished]]:
+    def _ends(self, rows: IndexArray, tokens: Int32Array, lengths: Int32Array) -> list[Event[SeqFinished]]:
         """Find and end the sequences that their new token ends."""
         slots = self._batch.slots
         finishes = []

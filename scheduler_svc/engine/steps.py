@@ -18,6 +18,8 @@ from pagewire.wire.plan import NO_TOKEN, StepPlan, StepResult
 from pagewire.wire.requests import SeqStarted
 
 BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.intp]
+"""Slots as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
 NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 _MAX_STEP_US = 24 * 3600 * 1_000_000
 
@@ -26,7 +28,7 @@ class PlannedStep(NamedTuple):
     """A plan, and what is needed to understand its result."""
 
     plan: StepPlan
-    rows: Int32Array
+    rows: IndexArray
     """Slots that sample, in the order of the result's tokens."""
     generations: Int32Array
     """`SlotTable.generation` of those slots when the plan was made."""

@@ -22,7 +22,7 @@ from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
 from pagewire.wire.logits import MAX_SCORED_ROWS
 from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.plan import Admit, StepPlan
-from pagewire.worker.slots.columns import BoolArray, SlotColumns, SlotLimits
+from pagewire.worker.slots.columns import BoolArray, IndexArray, SlotColumns, SlotLimits
 
 
 class PlanError(Exception):
@@ -50,7 +50,7 @@ class CheckedPlan(NamedTuple):
     grow_blocks: Int32Array
     grow_indices: Int32Array
     """Where in its slot's table each grown block goes."""
-    decode_slots: Int32Array
+    decode_slots: IndexArray
     """Ascending, without the idle ones."""
     chunk_slots: list[int]
     chunk_sizes: list[int]
@@ -83,7 +83,7 @@ def check_plan(plan: StepPlan, columns: SlotColumns, limits: SlotLimits) -> Chec
         np.add.at(num_blocks, grow[:, 0], 1)
 
     running = decoding & ~_mask(idle, "idle", decoding, "not decoding", limits) if len(idle) else decoding
-    decode_slots = running.nonzero()[0].astype(np.int32)
+    decode_slots = running.nonzero()[0]
     _check_positions(decode_slots, columns.num_computed, num_blocks, limits)
 
     remaining = {checked.admit.slot: len(checked.tokens) - checked.start for checked in admits}
@@ -224,12 +224,12 @@ def _refuse_shared(blocks: set[int], field: str) -> None:
         raise PlanError(f"{field} gives block {min(blocks)} to be written, which stands in another slot's table")
 
 
-def _check_positions(slots: Int32Array, num_computed: Int32Array, num_blocks: Int32Array, limits: SlotLimits) -> None:
-    positions = num_computed.take(slots)
+def _check_positions(slots: IndexArray, num_computed: Int32Array, num_blocks: Int32Array, limits: SlotLimits) -> None:
+    positions = num_computed[slots]
     past = slots[positions >= limits.max_model_len]
     if len(past):
         raise PlanError(f"slot {past[0]} would decode at position {limits.max_model_len}, which is max_model_len")
-    short = slots[positions >= num_blocks.take(slots) * limits.block_size]
+    short = slots[positions >= num_blocks[slots] * limits.block_size]
     if len(short):
         slot = short[0]
         raise PlanError(

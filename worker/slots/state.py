@@ -138,7 +138,7 @@ class Slots:
         if step.number != self._num_plans:
             live = self._released_by[slots] <= step.number
             slots, positions, tokens = slots[live], positions[live], tokens[live]
-        self._columns.token_ids[slots, positions] = np.maximum(tokens, 0)
+        self._columns.token_ids[slots.astype(np.intp), positions.astype(np.intp)] = np.maximum(tokens, 0)
 
     def _clear(self) -> None:
         self._num_plans += 1
@@ -189,10 +189,10 @@ class Slots:
 
     def _advance(self, checked: CheckedPlan) -> Step:
         num_computed = self._columns.num_computed
-        decode_slots = checked.decode_slots
-        decode_positions = num_computed.take(decode_slots)
+        decode_positions = num_computed[checked.decode_slots]
         next_positions = decode_positions + 1
-        num_computed[decode_slots] = next_positions
+        num_computed[checked.decode_slots] = next_positions
+        decode_slots = checked.decode_slots.astype(np.int32)
         chunks: list[Chunk] = []
         sample_slots, sample_positions = decode_slots, next_positions
         if checked.chunk_slots:
