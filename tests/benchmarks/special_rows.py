@@ -1,7 +1,7 @@
 """What a request that uses every control costs those beside it: `python tests/benchmarks/special_rows.py`.
 
-Serves a model and streams 32 outputs at once, all plain, then with one that asks for everything (penalties, bias, banned
-and bad ids, 20 candidates), in turn. Prints the time of a step, from the engine's own counters: the device's busy time
+Serves a model and streams 32 outputs at once, all plain or with one that asks for everything (penalties, bias, banned
+ids, filters, 20 candidates), in turn. Prints the time of a step, from the engine's own counters: the device's busy time
 over the steps of each round.
 """
 
@@ -23,7 +23,7 @@ EVERYTHING = {
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
     "repetition_penalty": 1.1,
-    "logit_bias": {token: 1.0 for token in range(0, 3000, 10)},
+    "logit_bias": dict.fromkeys(range(0, 3000, 10), 1.0),
     "banned_token_ids": list(range(5, 3000, 10)),
     "top_p": 0.95,
     "min_p": 0.01,
