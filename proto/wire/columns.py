@@ -18,6 +18,7 @@ from pagewire.wire.codec import WireError
 from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 Int32Array = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
 _LITTLE_INT32 = np.dtype("<i4")
 ID_BYTES = _LITTLE_INT32.itemsize
 _EMPTY = np.frombuffer(b"", _LITTLE_INT32)

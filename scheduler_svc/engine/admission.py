@@ -13,6 +13,7 @@ import numpy as np
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.wire.columns import ID_BYTES, Int32Array, are_below, unpack
+from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.requests import Rejected, RejectKind, Submit
 
 _MAX_REQUEST_ID_CHARACTERS = 1024
@@ -60,6 +61,9 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
         salt=request.salt,
         arrived_s=now_s,
         queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
+        controls=request.controls,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         tokens=array("i", request.prompt + request.generated),
     )
     _check_generated(generated, sequence, config)
@@ -77,6 +81,9 @@ def _problem(request: Submit, config: SchedulerConfig) -> str | None:
         return f"request_id has {len(request.request_id)} characters; at most {_MAX_REQUEST_ID_CHARACTERS} may be"
     if len(request.salt) > _MAX_SALT_BYTES:
         return f"salt has {len(request.salt)} bytes; at most {_MAX_SALT_BYTES} may be"
+    asked = (request.controls, request.logprobs, request.prompt_logprobs)
+    if asked != (None, None, None) and (problem := logits_problem(*asked, config.vocab_size)) is not None:
+        return problem
     wait_s = request.max_queue_time_s
     if wait_s is not None and not (math.isfinite(wait_s) and 0 <= wait_s <= _MAX_QUEUE_TIME_S):
         return f"max_queue_time_s is {wait_s}; the range is 0 to {_MAX_QUEUE_TIME_S:g}"

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.results import StepRows
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.codec import Codec, WireError, decode_json
@@ -145,7 +146,7 @@ def measure(workload: EngineWorkload, clock_ns: Callable[[], int] = time.perf_co
         assert isinstance(result, StepResult)
         tokens = unpack(result.tokens)
         decoded = clock_ns()
-        outcome = scheduler.apply(oldest, tokens)
+        outcome = scheduler.apply(oldest, StepRows(tokens))
         applied = clock_ns()
         rows.append((planned - started, encoded - planned, decoded - received, applied - decoded))
         plan_bytes.append(len(frame))

@@ -54,11 +54,12 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def try_admit(self, sequence: Sequence, *, reserve: int) -> bool:
-        """Give a sequence a table for all its known tokens, starting with the longest cached prefix.
+        """Give a sequence a table for all its known tokens, starting with the longest cached prefix; with none where
+        its prompt is to be scored, which takes computing it.
 
         False, and nothing changed, when fewer than `reserve` free blocks would be left.
         """
-        hits = self._match(sequence)
+        hits = [] if sequence.awaits_scores else self._match(sequence)
         num_new = self.blocks_for(len(sequence.tokens)) - len(hits)
         num_woken = sum(self._pool.references(block) == 0 for block in hits)
         if self._pool.num_free - num_woken - num_new < reserve:

@@ -19,9 +19,10 @@ from pagewire.scheduler_svc.engine.admission import UnanswerableError
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, Outbox
 from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
+from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, sampled
+from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
@@ -234,7 +235,7 @@ class EngineLoop:
             self._unexpected_messages += 1
             return
         try:
-            outcome = self._scheduler.apply(step, *sampled(result))
+            outcome = self._scheduler.apply(step, rows_of(result))
         except ValueError as error:
             raise PipelineError(f"the result of step {result.step_id} does not fit its plan: {error}") from error
         self._outbox.add_outcome(outcome)

@@ -20,8 +20,8 @@ import numpy as np
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
-from pagewire.scheduler_svc.engine.steps import BoolArray, IndexArray
-from pagewire.wire.columns import Int32Array, pack
+from pagewire.scheduler_svc.engine.steps import IndexArray, ScoredChunk, StepChunks
+from pagewire.wire.columns import BoolArray, Int32Array, pack
 from pagewire.wire.plan import Admit
 
 
@@ -147,6 +147,7 @@ class RunningBatch:
             max_len=min(sequence.max_len, self._longest),
         )
         sequence.slot = slot
+        sequence.scores_prompt = sequence.awaits_scores
         self._prefilling.append(sequence)
         return Admit(
             slot=slot,
@@ -155,6 +156,9 @@ class RunningBatch:
             num_cached=sequence.num_cached,
             blocks=pack(sequence.blocks),
             sampling=sequence.sampling,
+            controls=sequence.controls,
+            logprobs=sequence.logprobs,
+            prompt_logprobs=sequence.prompt_logprobs if sequence.scores_prompt else None,
         )
 
     def release(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
@@ -215,16 +219,22 @@ class RunningBatch:
         """Sequences with prompt tokens left to plan, by priority."""
         return sorted(self._prefilling, key=lambda s: s.priority_key)
 
-    def advance_prefill(self, sequence: Sequence, budget: int) -> tuple[int, int]:
-        """Plan the next chunk of a sequence, at most `budget` tokens; returns (slot, tokens).
+    def advance_prefill(self, sequence: Sequence, chunks: StepChunks) -> None:
+        """Plan the next chunk of a sequence, if there is room for one.
 
         Its full blocks are published at once, so that a sequence admitted in this same step can share them.
         """
         slot = sequence.slot
-        size = min(budget, int(self.slots.prefill_to[slot] - self.slots.planned[slot]))
+        start = self.slots.planned.item(slot)
+        size = chunks.take(self.slots.prefill_to.item(slot) - start, scores=sequence.scores_prompt)
+        if size == 0:
+            return
         self.slots.planned[slot] += size
         self._publish_blocks(sequence)
-        return slot, size
+        if sequence.scores_prompt and (count := min(start + size, sequence.prompt_len - 1) - start) > 0:
+            generation, candidates = self.slots.generation.item(slot), sequence.prompt_logprobs or 0
+            chunks.scored.append(ScoredChunk(len(chunks.pairs), slot, generation, start + 1, count, candidates))
+        chunks.pairs.append((slot, size))
 
     def end_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
         """Let slots whose last chunk is planned decode from the next step on; returns them in order of the chunks."""

@@ -18,7 +18,6 @@ Preemption and admission cannot livelock: the first running sequence by priority
 because `submit` refuses what could not run alone, and no sequence becomes longer than that.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,13 +26,14 @@ from pagewire.scheduler_svc.engine.admission import UnanswerableError, check_ids
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
+from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.steps import NO_FAILURES, Counters, IndexArray, PlannedStep
+from pagewire.scheduler_svc.engine.steps import Counters, IndexArray, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import Int32Array, pack, pack_pairs
-from pagewire.wire.plan import Admit, StepPlan
-from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
+from pagewire.wire.plan import Admit, RowFailure, StepPlan
+from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
 MAX_ADMITTED_IDS = 1 << 20
 """Token ids that one plan admits, of which the first sequence is one whatever its length: frames have a limit, and a
@@ -161,18 +161,16 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens - len(decodes)
         if len(decodes):
             budget = min(budget, self._config.max_prefill_tokens_per_step)
-        chunks: list[tuple[int, int]] = []
+        chunks = StepChunks(budget)
         for sequence in batch.unfinished_prefills():
-            if budget > 0:
-                chunks.append(batch.advance_prefill(sequence, budget))
-                budget -= chunks[-1][1]
+            batch.advance_prefill(sequence, chunks)
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
-        admits, starts = ([], []) if victims else self._admit(chunks, budget, now_s)
-        if not len(decodes) and not chunks:
+        admits, starts = ([], []) if victims else self._admit(chunks, now_s)
+        if not len(decodes) and not chunks.pairs:
             return None
         idle = (batch.slots.decoding & ~active).nonzero()[0]
         batch.advance_decodes(active)
-        ended_prefills = batch.end_prefills(chunks)
+        ended_prefills = batch.end_prefills(chunks.pairs)
         rows = np.concatenate([decodes, np.array(ended_prefills, np.intp)]) if ended_prefills else decodes
         plan = StepPlan(
             epoch=epoch,
@@ -180,36 +178,40 @@ class Scheduler:
             release=pack(batch.take_released()),
             admit=admits,
             grow=pack_pairs(grow),
-            chunks=pack_pairs(chunks),
+            chunks=pack_pairs(chunks.pairs),
             idle=pack(idle),
         )
         self._counters.steps += 1
-        return PlannedStep(plan, rows, batch.slots.generation[rows], starts)
+        return PlannedStep(plan, rows, batch.slots.generation[rows], starts, chunks.scored)
 
-    def apply(self, step: PlannedStep, tokens: Int32Array, failures: Mapping[int, str] = NO_FAILURES) -> StepOutcome:
-        """Take in a step's tokens, one per row that samples; `failures` says why a row has none, by its index. Steps
-        must be applied in the order planned.
+    def apply(self, step: PlannedStep, result: StepRows) -> StepOutcome:
+        """Take in a step's result. Steps must be applied in the order planned.
 
         Raises ValueError for what cannot be this step's; the scheduler is then unchanged.
         """
-        drawn = step.drawn(tokens, failures)
-        check_ids(tokens[drawn] if failures else tokens, self._config.vocab_size)
+        has_token, tokens, failures = drawn(step, result), result.tokens, result.failures
+        check_ids(tokens[has_token] if failures else tokens, self._config.vocab_size)
+        if result.logprobs or result.prompt_logprobs or step.scored:
+            check_logprobs(step, result, self._config.vocab_size)
         slots, rows = self._batch.slots, step.rows
         live = slots.generation[rows] == step.generations
+        scores = self._scores(step, result) if step.scored else []
         failed = []
         if failures:
-            failed = [
-                self._finish(slots.sequence(int(rows[row])), FinishKind.FAILED, reason)
-                for row, reason in sorted(failures.items())
-                if live[row]
-            ]
-            live &= drawn
+            failed = [self._fail(int(rows[row]), failure) for row, failure in sorted(failures.items()) if live[row]]
+            live &= has_token
         if np.count_nonzero(live) < len(live):
             rows, tokens = rows[live], tokens[live]
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
-        frontends, handles = slots.frontend[rows], slots.handle[rows]
-        return StepOutcome(frontends, handles, tokens, failed + self._ends(rows, tokens, lengths))
+        return StepOutcome(
+            frontends=slots.frontend[rows],
+            handles=slots.handle[rows],
+            tokens=tokens,
+            finishes=failed + self._ends(rows, tokens, lengths),
+            logprobs=logprobs_of_live(result.logprobs, live) if result.logprobs else [],
+            scores=scores,
+        )
 
     # How busy
 
@@ -245,14 +247,13 @@ class Scheduler:
 
     # Inside
 
-    def _admit(
-        self, chunks: list[tuple[int, int]], budget: int, now_s: float
-    ) -> tuple[list[Admit], list[Event[SeqStarted]]]:
-        """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once."""
+    def _admit(self, chunks: StepChunks, now_s: float) -> tuple[list[Admit], list[Event[SeqStarted]]]:
+        """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once,
+        but for those that must wait until another's prompt is scored."""
         admits: list[Admit] = []
         starts: list[Event[SeqStarted]] = []
         num_ids = 0
-        while budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
+        while chunks.budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
             num_ids += len(sequence.tokens)
             if admits and num_ids > MAX_ADMITTED_IDS:
                 break
@@ -263,8 +264,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
             admits.append(admit)
-            chunks.append(self._batch.advance_prefill(sequence, budget))
-            budget -= chunks[-1][1]
+            self._batch.advance_prefill(sequence, chunks)
             if not sequence.started:
                 starts.append(self._start(sequence, now_s))
         return admits, starts
@@ -285,6 +285,22 @@ class Scheduler:
             if kind := sequence.end_with(int(tokens[index]), int(lengths[index]), self._config):
                 finishes.append(self._finish(sequence, kind))
         return finishes
+
+    def _scores(self, step: PlannedStep, result: StepRows) -> list[Event[PromptLogprobs]]:
+        """What has come of prompts' log-probabilities."""
+        slots, events = self._batch.slots, []
+        for scored, chunk in zip(step.scored, result.prompt_logprobs, strict=True):
+            if slots.generation.item(scored.slot) != scored.generation:
+                continue
+            sequence = slots.sequence(scored.slot)
+            sequence.next_scored = scored.position + scored.num_tokens
+            message = PromptLogprobs(sequence.key.handle, chunk.position, chunk.chosen, chunk.ids, chunk.values)
+            events.append(Event(sequence.key.frontend, message))
+        return events
+
+    def _fail(self, slot: int, failure: RowFailure) -> Event[SeqFinished]:
+        kind = FinishKind.NOTHING_LEFT if failure.by_request else FinishKind.FAILED
+        return self._finish(self._batch.slots.sequence(slot), kind, failure.reason)
 
     def _finish(self, sequence: Sequence, kind: FinishKind, reason: str = "") -> Event[SeqFinished]:
         # Logits that are not numbers come from KV that is not: nobody else should find it.

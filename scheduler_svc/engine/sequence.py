@@ -9,6 +9,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.requests import FinishKind
 from pagewire.wire.sampling import SamplingParams
 
@@ -47,6 +48,10 @@ class Sequence:
     salt: bytes
     arrived_s: float
     queue_deadline_s: float | None
+    controls: LogitControls | None
+    logprobs: LogprobsRequest | None
+    prompt_logprobs: int | None
+    """How many candidates come with each prompt token's log-probability; none where these are not asked for."""
 
     # Written by the Scheduler alone.
     tokens: "array[int]"
@@ -61,6 +66,10 @@ class Sequence:
     """Length of `tokens` when a worker was last lost under it."""
     worker_crashes: int = 0
     """Workers lost under it in a row without a token between them."""
+    next_scored: int = 1
+    """Position of the prompt token whose log-probability comes next, where they are asked for."""
+    scores_prompt: bool = False
+    """While it has a slot: whether it was admitted to have its prompt scored. Then nothing of it was cached."""
 
     # Written by the BlockManager alone.
     blocks: list[int] = field(default_factory=list)
@@ -76,6 +85,11 @@ class Sequence:
     def priority_key(self) -> tuple[int, int]:
         """The smallest runs first, the largest is preempted first."""
         return (-self.priority, self.arrival)
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Whether log-probabilities of its prompt are asked for and have not all come."""
+        return self.prompt_logprobs is not None and self.next_scored < self.prompt_len
 
     def count_crash(self) -> None:
         """A worker was lost under it."""

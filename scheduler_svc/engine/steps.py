@@ -4,24 +4,55 @@ The pipeline owns epoch, step ids and the plans whose results are missing. It do
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pagewire.scheduler_svc.engine.events import Event
-from pagewire.wire.columns import Int32Array, unpack
-from pagewire.wire.plan import NO_TOKEN, StepPlan, StepResult
+from pagewire.wire.columns import Int32Array
+from pagewire.wire.logits import MAX_SCORED_ROWS
+from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import SeqStarted
 
-BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
 """Slots as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
-NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 _MAX_STEP_US = 24 * 3600 * 1_000_000
+
+
+class ScoredChunk(NamedTuple):
+    """A chunk of a prompt whose log-probabilities come back."""
+
+    chunk: int
+    """Its index among the plan's."""
+    slot: int
+    generation: int
+    """`SlotTable.generation` when the plan was made."""
+    position: int
+    """Of the first token scored."""
+    num_tokens: int
+    num_candidates: int
+
+
+class StepChunks:
+    """The chunks of one step, and how many tokens they may still take."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.pairs: list[tuple[int, int]] = []
+        """(slot, number of tokens)."""
+        self.scored: list[ScoredChunk] = []
+        self._scored_budget = MAX_SCORED_ROWS
+
+    def take(self, wanted: int, *, scores: bool) -> int:
+        """How many tokens a chunk gets, at most `wanted`. Where it scores, each of them may be a row of logits."""
+        size = min(wanted, self.budget, self._scored_budget if scores else wanted)
+        self.budget -= size
+        if scores:
+            self._scored_budget -= size
+        return size
 
 
 class PlannedStep(NamedTuple):
@@ -33,19 +64,8 @@ class PlannedStep(NamedTuple):
     generations: Int32Array
     """`SlotTable.generation` of those slots when the plan was made."""
     starts: list[Event[SeqStarted]]
-
-    def drawn(self, tokens: Int32Array, failures: Mapping[int, str]) -> BoolArray:
-        """Which rows have a token; `failures` says why the others have none. Raises ValueError for what cannot be this
-        step's."""
-        if len(tokens) != len(self.rows):
-            raise ValueError(f"step {self.plan.step_id} samples {len(self.rows)} rows and {len(tokens)} tokens came")
-        drawn: BoolArray = tokens != NO_TOKEN
-        if failures or np.count_nonzero(drawn) < len(drawn):
-            failed = np.flatnonzero(~drawn).tolist()
-            if failed == sorted(failures):
-                return drawn
-            raise ValueError(f"rows {failed} of step {self.plan.step_id} have no token, and {sorted(failures)} failed")
-        return drawn
+    scored: Sequence[ScoredChunk] = ()
+    """In the order of chunks."""
 
 
 @dataclass(slots=True)
@@ -113,15 +133,6 @@ class Pipeline:
         if result.step_id != self._rested_before:
             self.idle_us += _plausible(result.idle_us)
         return self._in_flight.popleft()
-
-
-def sampled(result: StepResult) -> tuple[Int32Array, dict[int, str]]:
-    """A result's tokens, one per row that sampled, and why rows failed, by their indices. Raises ValueError for a torn
-    column, and for several tokens a row, which nothing here plans."""
-    tokens = unpack(result.tokens)
-    if result.counts and unpack(result.counts).tolist() != [1] * len(tokens):
-        raise ValueError("rows have other numbers of tokens than one")
-    return tokens, {failure.row: failure.reason for failure in result.failures}
 
 
 def _plausible(duration_us: int) -> int:

@@ -11,6 +11,7 @@ from support.decoders import ServedModel
 from support.scheduler_integrity import check_integrity
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.results import StepRows
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import Int32Array, pack
@@ -96,7 +97,7 @@ class LocalEngine:
             self._in_flight.append((step, self.runner.run(step.plan).tokens))
         if self._in_flight and (step is None or len(self._in_flight) == 2):
             planned, tokens = self._in_flight.popleft()
-            outcome = self.scheduler.apply(planned, tokens)
+            outcome = self.scheduler.apply(planned, StepRows(tokens))
             for handle, token in zip(outcome.handles.tolist(), outcome.tokens.tolist(), strict=True):
                 self.outputs[handle].append(token)
             return True

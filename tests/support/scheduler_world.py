@@ -14,6 +14,7 @@ from support.worker_plans import block_table
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
+from pagewire.scheduler_svc.engine.results import StepRows
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep
@@ -135,7 +136,7 @@ class World:
         if not self._in_flight:
             return False
         step, tokens = self._in_flight.popleft()
-        outcome = self.scheduler.apply(step, tokens)
+        outcome = self.scheduler.apply(step, StepRows(tokens))
         for handle, token in zip(outcome.handles.tolist(), outcome.tokens.tolist(), strict=True):
             expectation = self.sequences[handle]
             assert expectation.ended is None, f"sequence {handle} got a token after its end"

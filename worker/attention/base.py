@@ -48,7 +48,7 @@ class Batch:
     """int64: where, as block id × block_size + offset. On a CUDA device W is T, and -1 stands for a row that is not
     written."""
     sample_rows_S: torch.Tensor
-    """int64: rows whose logits are wanted, ascending, which is the plan's order."""
+    """int64: rows whose logits are wanted, because they sample or score, ascending, which is the plan's order."""
     num_decodes: int
     """The first num_decodes sequences have one row each."""
     seq_rows: tuple[tuple[int, int, int], ...]

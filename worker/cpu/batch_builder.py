@@ -8,6 +8,7 @@ decoding slots together, and a few per chunk.
 import numpy as np
 import torch
 
+from pagewire.wire.logits import MAX_SCORED_ROWS
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.slots.columns import SlotColumns, SlotLimits
 from pagewire.worker.slots.state import Chunk, Step
@@ -26,7 +27,8 @@ class BatchBuilder:
         self._kv_positions = np.zeros(max_rows, np.int64)
         self._query_starts = np.zeros(max_seqs + 1, np.int32)
         self._context_lens = np.zeros(max_seqs, np.int32)
-        self._sample_rows = np.zeros(max_seqs, np.int64)
+        self._sample_rows = np.zeros(max_seqs + MAX_SCORED_ROWS, np.int64)
+        """Also of those that score."""
         self._block_tables = np.zeros(max_seqs * limits.max_blocks_per_seq, np.int32)
         self._row_numbers = np.arange(max_rows, dtype=np.int64)
 
@@ -36,8 +38,12 @@ class BatchBuilder:
         slots = np.concatenate([step.decode_slots, np.asarray([chunk.slot for chunk in step.chunks], np.int32)])
         self._put_decodes(step)
         num_rows = num_writes = num_samples = num_decodes
+        num_scored = {scored.chunk: len(scored.tokens) for scored in step.scored}
         for index, chunk in enumerate(step.chunks, start=num_decodes):
             num_writes += self._put_chunk(chunk, index, num_rows, num_writes)
+            if scores := num_scored.get(index - num_decodes):
+                self._sample_rows[num_samples : num_samples + scores] = self._row_numbers[num_rows : num_rows + scores]
+                num_samples += scores
             num_rows += len(chunk.tokens)
             if chunk.ends_prefill:
                 self._sample_rows[num_samples] = num_rows - 1

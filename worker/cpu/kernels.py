@@ -18,7 +18,7 @@ from pagewire.worker.attention.paged_native import PagedNativeAttention
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.cpu.captured_decoder import CapturedDecoder
 from pagewire.worker.cpu.native_ops import NativeOps, unsupported_shape
-from pagewire.worker.cpu.runner import Model, TokenSampler
+from pagewire.worker.cpu.runner import Model
 from pagewire.worker.linears.int8 import (
     Int8Unavailable,
     NativeInt8Linear,
@@ -34,6 +34,7 @@ from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.native.library import NativeLibrary, NativeUnavailable, load_library
 from pagewire.worker.sampling.native_sampler import NativeSampler
 from pagewire.worker.sampling.sampler import Sampler
+from pagewire.worker.sampling.special_rows import TokenSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

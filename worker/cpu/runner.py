@@ -5,20 +5,23 @@ plan made before this step's tokens were known can run at once. It decides nothi
 its model came from.
 """
 
+import logging
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from pagewire.wire.columns import Int32Array, SamplingRows
 from pagewire.wire.plan import StepPlan
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder
 from pagewire.worker.immediate import Sampled
 from pagewire.worker.sampling.sampler import Sampler
+from pagewire.worker.sampling.special_rows import SpecialRows, TokenSampler
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
+
+_log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -26,12 +29,6 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Writes the batch's KV and returns logits_SV, float32 or bfloat16."""
-
-
-class TokenSampler(Protocol):
-    """What the runner needs of a sampler; see `pagewire.worker.sampling.sampler.Sampler`."""
-
-    def sample(self, logits_SV: torch.Tensor, rows: SamplingRows, positions: Int32Array) -> Int32Array: ...
 
 
 class CpuRunner:
@@ -44,6 +41,7 @@ class CpuRunner:
         self._slots = Slots(limits)
         self._builder = BatchBuilder(self._slots.columns, limits)
         self._sampler: TokenSampler = sampler or Sampler(limits.vocab_size)
+        self._special_rows = SpecialRows(self._slots, self._sampler, limits.vocab_size, _log_error)
 
     def begin(self, epoch: int) -> None:
         """Open an epoch: every slot is empty. What the KV cache holds no longer means anything."""
@@ -60,8 +58,16 @@ class CpuRunner:
         if step.num_rows == 0:
             return Sampled(np.empty(0, np.int32))
         logits_SV = self._model.forward(self._builder.build(step), self._kv)
-        if len(step.sample_slots) == 0:
+        if step.special_rows or step.scored:
+            sampled = self._special_rows.sample(step, logits_SV)
+        elif len(step.sample_slots) == 0:
             return Sampled(np.empty(0, np.int32))
-        tokens = self._sampler.sample(logits_SV, self._slots.columns.sampling[step.sample_slots], step.sample_positions)
-        self._slots.record(step, tokens)
-        return Sampled(tokens)
+        else:
+            rows = self._slots.columns.sampling[step.sample_slots]
+            sampled = Sampled(self._sampler.sample(logits_SV, rows, step.sample_positions))
+        self._slots.record(step, sampled.tokens)
+        return sampled
+
+
+def _log_error(what: str, error: Exception) -> None:
+    _log.error("%s failed its sequence", what, exc_info=error)

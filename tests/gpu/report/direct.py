@@ -23,10 +23,11 @@ from support.plan_stream import limits_of
 
 from pagewire.client.bench.workload import NANO_VLLM_MAX_ID, Job, Span, nano_vllm
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
-from pagewire.wire.columns import pack, unpack
+from pagewire.wire.columns import pack
 from pagewire.wire.plan import StepResult
 from pagewire.wire.requests import Submit
 from pagewire.wire.sampling import SamplingParams
@@ -100,7 +101,7 @@ class DirectEngine:
                 result = self._take()
                 busy_us += result.busy_us
                 idle_us += result.idle_us
-                num_tokens += len(scheduler.apply(in_flight.popleft(), unpack(result.tokens)).tokens)
+                num_tokens += len(scheduler.apply(in_flight.popleft(), rows_of(result)).tokens)
         wall_s = time.perf_counter() - begin_s
         if num_tokens != sum(job.max_tokens for job in jobs):
             raise ValueError(f"{num_tokens} tokens came")

@@ -7,10 +7,11 @@ from support.scheduler_world import FRONTEND, World
 from pagewire.scheduler_svc.engine import scheduler
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.results import StepRows, rows_of
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import PlannedStep, sampled
+from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import pack, unpack, unpack_pairs
-from pagewire.wire.plan import NO_TOKEN, StepResult
+from pagewire.wire.plan import NO_TOKEN, RowFailure, StepResult
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
 from pagewire.wire.sampling import SamplingParams
 
@@ -282,8 +283,8 @@ def test_a_row_without_numbers_fails_alone() -> None:
     tokens[0] = NO_TOKEN
     for failures in ({}, {1: "x"}, {0: "x", 1: "y"}):
         with pytest.raises(ValueError, match=r"rows \[0\] of step 0 have no token"):
-            w.scheduler.apply(step, tokens, failures)
-    outcome = w.scheduler.apply(step, tokens, {0: "why"})
+            w.scheduler.apply(step, StepRows(tokens, {row: RowFailure(row, why) for row, why in failures.items()}))
+    outcome = w.scheduler.apply(step, StepRows(tokens, {0: RowFailure(0, "why")}))
     assert [(f.frontend, f.message.handle, f.message.kind, f.message.reason) for f in outcome.finishes] == [
         (FRONTEND, bad, FinishKind.FAILED, "why")
     ]
@@ -312,9 +313,9 @@ def test_a_result_that_cannot_be_this_step_s_changes_nothing() -> None:
     w.submit(prompt(4), 5, ignore_eos=True)
     step = plan(w)
     with pytest.raises(ValueError, match="samples 1 rows and 2 tokens"):
-        w.scheduler.apply(step, unpack(pack([1, 2])))
+        w.scheduler.apply(step, StepRows(unpack(pack([1, 2]))))
     with pytest.raises(ValueError, match="outside 0 to 100"):
-        w.scheduler.apply(step, unpack(pack([101])))
+        w.scheduler.apply(step, StepRows(unpack(pack([101]))))
     w.drain()
     w.check_end()
 
@@ -367,6 +368,6 @@ def test_a_plan_admits_so_many_ids_and_the_next_one_the_rest(monkeypatch: pytest
 @pytest.mark.parametrize("counts", [[2], [1, 2], [1, 1, 1], [1], [0, 1]])
 def test_results_of_other_than_one_token_a_row_are_refused(counts: list[int]) -> None:
     tokens = pack([5, 6])
-    assert sampled(StepResult(0, 0, tokens, 1, 1, pack([1, 1])))[0].tolist() == [5, 6]
+    assert rows_of(StepResult(0, 0, tokens, 1, 1, pack([1, 1]))).tokens.tolist() == [5, 6]
     with pytest.raises(ValueError, match="other numbers of tokens than one"):
-        sampled(StepResult(0, 0, tokens, 1, 1, pack(counts)))
+        rows_of(StepResult(0, 0, tokens, 1, 1, pack(counts)))
