@@ -61,11 +61,8 @@ def check_logprobs(step: PlannedStep, rows: StepRows, vocab_size: int) -> None:
     if len(rows.prompt_logprobs) != len(step.scored):
         raise ValueError(f"{len(step.scored)} chunks score and results of {len(rows.prompt_logprobs)} came")
     for scored, chunk in zip(step.scored, rows.prompt_logprobs, strict=True):
-        if (chunk.chunk, chunk.position, len(chunk.chosen)) != (
-            scored.chunk,
-            scored.position,
-            scored.num_tokens * ID_BYTES,
-        ):
+        num_bytes = scored.num_tokens * ID_BYTES
+        if (chunk.chunk, chunk.position, len(chunk.chosen)) != (scored.chunk, scored.position, num_bytes):
             raise ValueError(f"scores came for chunk {chunk.chunk} from position {chunk.position}, not for {scored}")
         if len(chunk.ids) != num_bytes * scored.num_candidates:
             raise ValueError(f"{len(chunk.ids)} bytes of ids came for {scored}")
