@@ -19,6 +19,8 @@ from pagewire.wire.sampling import PARAMETERS, SamplingParams
 
 Int32Array = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.intp]
+"""Rows as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
 _LITTLE_INT32 = np.dtype("<i4")
 ID_BYTES = _LITTLE_INT32.itemsize
 _EMPTY = np.frombuffer(b"", _LITTLE_INT32)

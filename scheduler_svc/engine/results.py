@@ -43,7 +43,7 @@ def drawn(step: PlannedStep, rows: StepRows) -> BoolArray:
     if len(tokens) != len(step.rows):
         raise ValueError(f"step {step.plan.step_id} samples {len(step.rows)} rows and {len(tokens)} tokens came")
     has_token: BoolArray = tokens != NO_TOKEN
-    if failures or not has_token.all():
+    if failures or np.count_nonzero(has_token) < len(has_token):
         failed = np.flatnonzero(~has_token).tolist()
         if failed != sorted(failures):
             raise ValueError(f"rows {failed} of step {step.plan.step_id} have no token, and {sorted(failures)} failed")

@@ -20,8 +20,8 @@ import numpy as np
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
-from pagewire.scheduler_svc.engine.steps import IndexArray, ScoredChunk, StepChunks
-from pagewire.wire.columns import BoolArray, Int32Array, pack
+from pagewire.scheduler_svc.engine.steps import ScoredChunk, StepChunks
+from pagewire.wire.columns import BoolArray, IndexArray, Int32Array, pack
 from pagewire.wire.plan import Admit
 
 

@@ -29,9 +29,9 @@ from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
-from pagewire.scheduler_svc.engine.steps import Counters, IndexArray, PlannedStep, StepChunks
+from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
-from pagewire.wire.columns import Int32Array, pack, pack_pairs
+from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
 from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 

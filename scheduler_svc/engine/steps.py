@@ -8,17 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from pagewire.scheduler_svc.engine.events import Event
-from pagewire.wire.columns import Int32Array
+from pagewire.wire.columns import IndexArray, Int32Array
 from pagewire.wire.logits import MAX_SCORED_ROWS
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import SeqStarted
 
-IndexArray = npt.NDArray[np.intp]
-"""Slots as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
 _MAX_STEP_US = 24 * 3600 * 1_000_000
 
 

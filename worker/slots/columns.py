@@ -14,8 +14,6 @@ import numpy.typing as npt
 from pagewire.wire.columns import ROW, Int32Array, SamplingRows
 
 BoolArray = npt.NDArray[np.bool_]
-IndexArray = npt.NDArray[np.intp]
-"""Slots as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pagewire.wire.codec import WireError
-from pagewire.wire.columns import Int32Array, unpack, unpack_pairs
+from pagewire.wire.columns import IndexArray, Int32Array, unpack, unpack_pairs
 from pagewire.wire.logits import MAX_SCORED_ROWS
 from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.plan import Admit, StepPlan
-from pagewire.worker.slots.columns import BoolArray, IndexArray, SlotColumns, SlotLimits
+from pagewire.worker.slots.columns import BoolArray, SlotColumns, SlotLimits
 
 
 class PlanError(Exception):
