@@ -29,6 +29,7 @@ MAX_DETOKENIZED_IDS: Final = 131072
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_BYTES: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 64
+MAX_BAD_WORDS: Final = 128
 MIN_WATCH_INTERVAL_S: Final = 0.1
 MAX_WATCH_INTERVAL_S: Final = 3600.0
 MAX_DRAIN_GRACE_S: Final = 3600.0
@@ -49,6 +50,8 @@ class ModelLimits:
     max_kv_tokens: int
     """What the KV memory can hold of one sequence; 0 while the engine has not said."""
     max_n: int
+    has_logits: bool = True
+    """Whether the device computes logits, which could be changed and reported."""
 
     @property
     def max_tokens(self) -> int:

@@ -1,8 +1,8 @@
 """generation_config.json of a Hugging Face model → end-of-sequence ids and a request's defaults of sampling.
 
-Keys are those that transformers' `GenerationConfig` documents. Those that are built become defaults; those that would
-change the output and are not built are named in a warning, because published models have them (Qwen2.5's
-repetition_penalty of 1.05) and run well without; the rest says how transformers computes, and is passed over.
+Keys are those that transformers' `GenerationConfig` documents. Those that are sampling parameters become defaults;
+others that would change the output are named in a warning, because published models have them and run well without; the
+rest says how transformers computes, and is passed over.
 """
 
 import logging
@@ -23,9 +23,6 @@ NARROWEST_TOP_P = 1e-10
 
 _OFF = (0, False)
 _UNAPPLIED: dict[str, tuple[object, ...]] = {
-    "repetition_penalty": (1,),
-    "presence_penalty": _OFF,
-    "frequency_penalty": _OFF,
     "top_h": (1,),
     "typical_p": (1,),
     "epsilon_cutoff": _OFF,

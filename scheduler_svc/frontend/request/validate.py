@@ -9,8 +9,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-import msgspec
-
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_CACHE_SALT_BYTES,
@@ -26,16 +24,21 @@ from pagewire.scheduler_svc.frontend.limits import (
     check_token_ids,
     duration_s,
     quote,
-    within,
 )
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
+from pagewire.scheduler_svc.frontend.request.sampling import (
+    bad_words,
+    logit_controls,
+    logprobs_request,
+    prompt_logprobs,
+    sampling_params,
+)
 from pagewire.v1 import generation_pb2 as pb
+from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.sampling import PARAMETERS, SamplingParams
+from pagewire.wire.sampling import SamplingParams
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
-_NEUTRAL = {"repetition_penalty": 1}
-"""Values of sampling's fields that ask for nothing, where that is not 0."""
 _SALT_DOMAIN = b"pagewire prefix cache salt 1"
 
 
@@ -50,7 +53,11 @@ class ValidGeneration:
     """Of every output, but for the seed."""
     seed: int | None
     """Of the first output; none where the request leaves it to the server."""
+    controls: LogitControls | None
+    """Without bad words, whose ids a tokenizer must find."""
+    bad_words: tuple[str, ...]
     max_tokens: int | None
+    min_tokens: int
     stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
@@ -58,6 +65,10 @@ class ValidGeneration:
     want_text: bool
     want_token_ids: bool
     skip_special_tokens: bool
+    want_logprobs: bool
+    """Of the tokens themselves; candidates and named ids come where `logprobs` asks for them."""
+    logprobs: LogprobsRequest | None
+    prompt_logprobs: int | None
     n: int
     priority: int
     cache_salt: str | None
@@ -68,7 +79,8 @@ class ValidGeneration:
 def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -> ValidGeneration:
     """Check every field. Raises InvalidArgument, and NotFound for another model's name."""
     check_model(generation.model, spec)
-    _refuse_unbuilt(generation)
+    if generation.HasField("constraint"):
+        raise InvalidArgument("generation.constraint", "is not supported by this server")
     path = "generation"
     prompt, prompt_path = validate_prompt(generation.prompt, f"{path}.prompt", spec, limits)
     sampling, stopping, output = generation.sampling, generation.stopping, generation.output
@@ -76,19 +88,29 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
     want_text = output.text if output.HasField("text") else has_text
     if want_text and not has_text:
         raise InvalidArgument(f"{path}.output.text", f"is true; model {spec.name} has no tokenizer")
+    max_tokens = _max_tokens(stopping, limits)
+    min_tokens = _min_tokens(stopping, max_tokens, limits)
+    stop_token_ids = _stop_token_ids(stopping, limits)
+    end_ids = stop_token_ids if stopping.ignore_eos else (*stop_token_ids, *spec.eos_token_ids)
     return ValidGeneration(
         prompt=prompt,
         prompt_path=prompt_path,
-        sampling=_sampling(sampling, spec, limits),
+        sampling=sampling_params(sampling, spec, limits),
         seed=sampling.seed if sampling.HasField("seed") else None,
-        max_tokens=_max_tokens(stopping, limits),
+        controls=logit_controls(sampling, min_tokens, end_ids, limits),
+        bad_words=bad_words(sampling, spec, limits),
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
         stop_strings=_stop_strings(stopping, spec),
-        stop_token_ids=_stop_token_ids(stopping, limits),
+        stop_token_ids=stop_token_ids,
         ignore_eos=stopping.ignore_eos,
         include_stop=stopping.include_stop,
         want_text=want_text,
         want_token_ids=output.token_ids if output.HasField("token_ids") else True,
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
+        want_logprobs=output.logprobs,
+        logprobs=logprobs_request(output, limits),
+        prompt_logprobs=prompt_logprobs(output, limits),
         n=_n(generation, limits),
         priority=_priority(generation),
         cache_salt=_cache_salt(generation),
@@ -126,37 +148,6 @@ def chain_salt(tenant: str, cache_salt: str | None) -> bytes:
     return digest.digest()
 
 
-def _refuse_unbuilt(generation: pb.Generation) -> None:
-    sampling, stopping, output = generation.sampling, generation.stopping, generation.output
-    asked: list[tuple[str, bool]] = [
-        *(
-            (f"sampling.{field.name}", value != _NEUTRAL.get(field.name, 0))
-            for field, value in sampling.ListFields()
-            if field.name not in PARAMETERS
-        ),
-        ("stopping.min_tokens", stopping.min_tokens > 0),
-        ("output.logprobs", output.logprobs),
-        ("output.num_candidates", output.num_candidates > 0),
-        ("output.prompt_logprobs", output.prompt_logprobs),
-        ("output.num_prompt_candidates", output.num_prompt_candidates > 0),
-        ("constraint", generation.HasField("constraint")),
-    ]
-    for name, is_asked in asked:
-        if is_asked:
-            raise InvalidArgument(f"generation.{name}", "is not supported by this server")
-
-
-def _sampling(sampling: pb.Sampling, spec: ModelSpec, limits: ModelLimits) -> SamplingParams:
-    asked = {
-        name: within(f"generation.sampling.{name}", getattr(sampling, name), each.allow, each.in_words)
-        for name, each in PARAMETERS.items()
-        if name != "seed" and sampling.HasField(name)
-    }
-    params: SamplingParams = msgspec.structs.replace(spec.sampling, **asked)
-    # Keeping at least as many as there are is keeping all; so no other process meets a k over the vocabulary.
-    return params if params.top_k < limits.vocab_size else msgspec.structs.replace(params, top_k=0)
-
-
 def _max_tokens(stopping: pb.Stopping, limits: ModelLimits) -> int | None:
     if not stopping.HasField("max_tokens"):
         return None
@@ -167,6 +158,17 @@ def _max_tokens(stopping: pb.Stopping, limits: ModelLimits) -> int | None:
             f"may be {limits.max_tokens} tokens",
         )
     return stopping.max_tokens
+
+
+def _min_tokens(stopping: pb.Stopping, max_tokens: int | None, limits: ModelLimits) -> int:
+    """An output that may not end before it is as long as it may become ends there: by its length."""
+    most = limits.max_tokens - 1 if max_tokens is None else max_tokens
+    if stopping.min_tokens > most:
+        limit = "as much as fits" if max_tokens is None else "max_tokens"
+        raise InvalidArgument(
+            "generation.stopping.min_tokens", f"is {stopping.min_tokens}; its range is 0 to {most}, {limit}"
+        )
+    return stopping.min_tokens
 
 
 def _stop_strings(stopping: pb.Stopping, spec: ModelSpec) -> tuple[str, ...]:

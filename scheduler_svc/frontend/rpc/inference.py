@@ -16,6 +16,7 @@ import msgspec
 from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgument
 from pagewire.scheduler_svc.frontend.fairness import RequestBytes
 from pagewire.scheduler_svc.frontend.limits import MAX_DETOKENIZED_IDS, check_model, check_token_ids
+from pagewire.scheduler_svc.frontend.request.bad_words import bad_word_ids
 from pagewire.scheduler_svc.frontend.request.prompt import PromptReader, check_prompt_length, validate_prompt
 from pagewire.scheduler_svc.frontend.request.validate import (
     ValidGeneration,
@@ -28,6 +29,7 @@ from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
 from pagewire.scheduler_svc.frontend.text.output_text import OutputText
@@ -37,6 +39,7 @@ from pagewire.v1 import generation_pb2 as generation_pb
 from pagewire.v1 import inference_pb2 as pb
 from pagewire.v1 import inference_pb2_grpc
 from pagewire.wire.columns import pack
+from pagewire.wire.logits import LogitControls
 from pagewire.wire.requests import Submit
 
 REQUEST_ID_METADATA = "pagewire-request-id"
@@ -176,6 +179,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request reached the engine")
+        controls = await self._controls(valid, context)
         seed = parts.draw_seed() if valid.seed is None else valid.seed
         settings = StreamSettings(
             request_id=request_id,
@@ -184,6 +188,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             want_token_ids=valid.want_token_ids,
             want_text=valid.want_text,
             max_waiting_tokens=max_waiting_tokens,
+            prompt_report=None if valid.prompt_logprobs is None else self._prompt_report(valid, prompt_ids),
         )
         stream = RequestStream(settings, parts.clock, parts.engine.sequences.close, reader)
         stops = StopAutomaton(valid.stop_strings) if valid.stop_strings else None
@@ -202,8 +207,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 priority=valid.priority,
                 salt=salt,
                 max_queue_time_s=valid.max_queue_time_s,
+                controls=controls,
+                logprobs=valid.logprobs,
+                prompt_logprobs=valid.prompt_logprobs if index == 0 else None,
             )
-            stream.outputs.append(Output(index, submit, self._text(valid, stops, prompt_ids)))
+            text, reports = self._text(valid, stops, prompt_ids), self._reports(valid)
+            stream.outputs.append(Output(index, submit, text, reports))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
         parts.calls.enter(stream)
         try:
@@ -220,7 +229,38 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if tokenizer is None or not (valid.want_text or stops is not None):
             return None
         detokenizer = tokenizer.detokenizer(skip_special_tokens=valid.skip_special_tokens, prompt=prompt_ids)
-        return OutputText(detokenizer, stops, valid.include_stop)
+        return OutputText(detokenizer, stops, valid.include_stop, valid.min_tokens)
+
+    async def _controls(self, valid: ValidGeneration, context: Context) -> LogitControls | None:
+        """With bad words, which only a tokenizer can make ids of."""
+        tokenizer = self._parts.tokenizer
+        if not valid.bad_words or tokenizer is None:
+            return valid.controls
+        vocab_size = self._parts.model.limits.vocab_size
+        words = await bad_word_ids(valid.bad_words, tokenizer, vocab_size, self._client(context))
+        return msgspec.structs.replace(valid.controls or LogitControls(), bad_words=words)
+
+    def _reports(self, valid: ValidGeneration) -> TokenReports | None:
+        if valid.logprobs is None:
+            return None
+        return TokenReports(ReportSettings(valid.want_logprobs, valid.logprobs.num_candidates, self._bytes_of))
+
+    def _prompt_report(self, valid: ValidGeneration, prompt_ids: list[int]) -> PromptReport:
+        tokenizer, texts = self._parts.tokenizer, None
+        if tokenizer is not None and valid.want_text:
+            texts = tokenizer.texts(prompt_ids, skip_special_tokens=valid.skip_special_tokens)
+        return PromptReport(
+            prompt_ids,
+            texts,
+            want_token_ids=valid.want_token_ids,
+            num_candidates=valid.prompt_logprobs or 0,
+            bytes_of=self._bytes_of,
+        )
+
+    def _bytes_of(self, token: int) -> bytes:
+        """A token's own bytes; none of a model without a tokenizer."""
+        tokenizer = self._parts.tokenizer
+        return b"" if tokenizer is None else tokenizer.bytes_of(token)
 
     def _close(self, stream: RequestStream) -> None:
         stream.close()
@@ -235,6 +275,8 @@ def _join(messages: list[pb.StreamGenerateResponse], n: int, want_text: bool) ->
         match message.WhichOneof("event"):
             case "started":
                 response.started.CopyFrom(message.started)
+            case "prompt_tokens":
+                response.prompt_tokens.extend(message.prompt_tokens.tokens)
             case "delta":
                 completions[message.delta.output].tokens.extend(message.delta.tokens)
             case "finished":

@@ -7,12 +7,19 @@ from typing import Any
 
 import grpc
 
-from pagewire.scheduler_svc.frontend.limits import MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, ModelLimits, check_model
+from pagewire.scheduler_svc.frontend.limits import (
+    MAX_BAD_WORDS,
+    MAX_STOP_STRING_BYTES,
+    MAX_STOP_STRINGS,
+    ModelLimits,
+    check_model,
+)
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_status import EngineStatus
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import model_pb2 as pb
 from pagewire.v1 import model_pb2_grpc
+from pagewire.wire.logits import MAX_CANDIDATES, MAX_LOGIT_BIAS, MAX_NAMED_IDS
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,6 +42,7 @@ class ServedModel:
             max_model_len=min(launched, info.max_model_len) if info and info.max_model_len else launched,
             max_kv_tokens=info.num_blocks * info.block_size if info else 0,
             max_n=self._launch.max_n,
+            has_logits=self._launch.device != "sim",
         )
 
     def describe(self) -> pb.Model:
@@ -55,8 +63,14 @@ class ServedModel:
                 max_stop_string_bytes=MAX_STOP_STRING_BYTES,
                 max_message_bytes=self._launch.max_message_bytes,
                 max_kv_tokens=limits.max_kv_tokens,
+                max_logit_bias=MAX_LOGIT_BIAS,
+                max_bad_words=MAX_BAD_WORDS,
+                max_candidates=MAX_CANDIDATES,
+                max_logprob_token_ids=MAX_NAMED_IDS,
             ),
-            capabilities=pb.Capabilities(text=has_text, chat=has_chat),
+            capabilities=pb.Capabilities(
+                text=has_text, chat=has_chat, logprobs=limits.has_logits, penalties=limits.has_logits
+            ),
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
             default_sampling=pb.DefaultSampling(

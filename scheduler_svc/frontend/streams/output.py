@@ -9,6 +9,7 @@ from array import array
 import msgspec
 import numpy as np
 
+from pagewire.scheduler_svc.frontend.streams.logprobs import TokenReports
 from pagewire.scheduler_svc.frontend.text.output_text import OutputText
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.columns import pack
@@ -25,9 +26,11 @@ _REASONS = {
 class Output:
     """One sequence: what the engine was asked for, what it has sent, and the text still held back."""
 
-    __slots__ = ("index", "is_finished", "is_started", "received", "submit", "text")
+    __slots__ = ("index", "is_finished", "is_started", "received", "reports", "submit", "text")
 
-    def __init__(self, index: int, submit: Submit, text: OutputText | None) -> None:
+    def __init__(
+        self, index: int, submit: Submit, text: OutputText | None, reports: TokenReports | None = None
+    ) -> None:
         self.index = index
         self.submit = submit
         self.received = array("i")
@@ -37,6 +40,8 @@ class Output:
         self.is_finished = False
         self.text = text
         """None where text is neither wanted nor searched."""
+        self.reports = reports
+        """None where no log-probabilities come with its tokens."""
 
     @property
     def handle(self) -> int:
@@ -54,11 +59,12 @@ class Output:
             finished.stop_token_id = self.received[-1]
         return finished
 
-    def resubmission(self, *, has_queued: bool) -> Submit:
+    def resubmission(self, *, has_queued: bool, is_scored: bool) -> Submit:
         """The same sequence once more, which goes on behind the tokens received. `has_queued`: its request has had its
-        time in the queue already."""
+        time in the queue already; `is_scored`: all of its prompt's log-probabilities have come."""
         return msgspec.structs.replace(
             self.submit,
             generated=pack(np.frombuffer(self.received, dtype=np.intc)),
             max_queue_time_s=None if has_queued else self.submit.max_queue_time_s,
+            prompt_logprobs=None if is_scored else self.submit.prompt_logprobs,
         )

@@ -94,6 +94,14 @@ class SequenceTable:
             if sequence is not None:
                 self._resubmitted.discard(started.handle)
                 sequence.stream.started(sequence.output, started)
+        for scores in batch.prompt_logprobs:
+            sequence = opened.get(scores.handle)
+            if sequence is not None:
+                sequence.stream.scored(scores)
+        for logprobs in batch.logprobs:
+            sequence = opened.get(handles[logprobs.index])
+            if sequence is not None and sequence.output.reports is not None:
+                sequence.output.reports.put(logprobs)
         ended_by_text: list[int] = []
         for handle, token in zip(handles, tokens, strict=True):
             sequence = opened.get(handle)
@@ -122,7 +130,20 @@ class SequenceTable:
             raise WireError(f"a token batch has {len(handles)} handles and {len(tokens)} tokens")
         if not are_below(tokens, self._vocab_size):
             raise WireError(f"a token batch has an id outside 0 to {self._vocab_size - 1}")
+        if batch.logprobs or batch.prompt_logprobs:
+            self._check_logprobs(batch, len(tokens))
         return handles.tolist(), tokens.tolist()
+
+    def _check_logprobs(self, batch: TokenBatch, num_tokens: int) -> None:
+        columns = [(each.ids, each.values) for each in batch.logprobs]
+        columns += [(each.ids, each.values) for each in batch.prompt_logprobs]
+        for ids, values in columns:
+            # NO_TOKEN may stand among them.
+            if len(values) != len(ids) or not are_below(unpack(ids) + 1, self._vocab_size + 1):
+                raise WireError(f"log-probabilities have {len(ids)} bytes of ids and {len(values)} of values")
+        for each in batch.logprobs:
+            if each.index >= num_tokens:
+                raise WireError(f"log-probabilities are of token {each.index}; the batch has {num_tokens}")
 
     def reject(self, rejected: Rejected) -> None:
         """The engine did not take a sequence."""

@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from pagewire.scheduler_svc.frontend.errors import ModelFailed, RequestError, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError, ResourceExhausted
+from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
-from pagewire.wire.requests import FinishKind, SeqFinished, SeqStarted, Submit
+from pagewire.wire.requests import FinishKind, PromptLogprobs, SeqFinished, SeqStarted, Submit
 
 MAX_TOKENS_PER_DELTA = 4096
 """Keeps a message far below any client's limit on message size."""
@@ -42,6 +43,9 @@ class StreamSettings:
     want_text: bool
     max_waiting_tokens: int | None
     """None for a call that collects everything before it answers."""
+    prompt_report: PromptReport | None = None
+    """None where the prompt's log-probabilities are not wanted. Its tokens count towards no limit: they are no more
+    than the model takes."""
 
 
 class _OpenDelta(NamedTuple):
@@ -112,6 +116,8 @@ class RequestStream:
         message = StreamGenerateResponse()
         self._describe_start(message.started)
         self._put(message)
+        if self._settings.prompt_report is not None:
+            self._put_prompt(self._settings.prompt_report.first())
 
     def _describe_start(self, into: pb.Started) -> None:
         into.request_id = self._settings.request_id
@@ -119,16 +125,30 @@ class RequestStream:
         into.prompt_tokens = self._settings.num_prompt_tokens
         into.cached_tokens = self._cached_tokens
 
+    def scored(self, logprobs: PromptLogprobs) -> None:
+        """Log-probabilities of some of the prompt's tokens."""
+        report = self._settings.prompt_report
+        if report is None or self._is_ended:
+            return
+        try:
+            self._put_prompt(report.take(logprobs))
+        except ValueError as error:
+            self.fail(ModelFailed(str(error)))
+
+    def _put_prompt(self, tokens: list[pb.Token]) -> None:
+        if tokens:
+            self._put(StreamGenerateResponse(prompt_tokens=pb.PromptTokens(tokens=tokens)))
+
     def take(self, output: Output, token: int, now_s: float) -> bool:
         """One more token of an output. True when its text completed a stop string: the output has ended, and the engine
         does not know."""
         output.received.append(token)
         text = output.text
         if text is None:
-            self._add(output.index, token, b"", now_s)
+            self._add(output, token, b"", now_s)
             return False
         for decided, its_text in text.take(token):
-            self._add(output.index, decided, its_text, now_s)
+            self._add(output, decided, its_text, now_s)
         if text.matched is None:
             return False
         self._finish(output, output.stopped(text.matched))
@@ -140,21 +160,27 @@ class RequestStream:
             output.is_finished = True
             self.fail(ModelFailed(finished.reason))
             return
+        if finished.kind is FinishKind.NOTHING_LEFT:
+            output.is_finished = True
+            self.fail(InvalidArgument("generation.sampling", f"cannot be kept to: {finished.reason}"))
+            return
         stop: str | None = None
         if output.text is not None:
             for token, its_text in output.text.flush():
-                self._add(output.index, token, its_text, now_s)
+                self._add(output, token, its_text, now_s)
             stop = output.text.matched
         self._finish(output, output.finished(finished.kind) if stop is None else output.stopped(stop))
 
     def resubmission(self, output: Output) -> Submit:
         """An output once more, for a new engine. A request that had started has queued once already."""
-        return output.resubmission(has_queued=self.has_started)
+        report = self._settings.prompt_report
+        return output.resubmission(has_queued=self.has_started, is_scored=report is None or report.is_complete)
 
-    def _add(self, index: int, token: int, text: bytes, now_s: float) -> None:
+    def _add(self, output: Output, token: int, text: bytes, now_s: float) -> None:
         """One decided token of an output."""
         if self._is_ended:
             return
+        index = output.index
         delta = self._open_deltas.get(index)
         if delta is None or len(delta.tokens) >= MAX_TOKENS_PER_DELTA:
             self._start()
@@ -167,6 +193,8 @@ class RequestStream:
             entry.id = token
         if self._settings.want_text:
             entry.text = text
+        if output.reports is not None:
+            output.reports.take(entry)
         if self._first_token_s is None:
             self._first_token_s = now_s
         self._last_token_s = now_s

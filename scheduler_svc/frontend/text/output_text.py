@@ -21,21 +21,34 @@ Entry = tuple[int, bytes]
 class OutputText:
     """Takes token ids, gives entries. After `matched` is set nothing may be taken."""
 
-    __slots__ = ("_detokenizer", "_held", "_include_stop", "_scanner", "matched")
+    __slots__ = ("_detokenizer", "_held", "_include_stop", "_may_end", "_num_unstopped", "_scanner", "matched")
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopAutomaton | None, include_stop: bool) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, stops: StopAutomaton | None, include_stop: bool, min_tokens: int = 0
+    ) -> None:
+        """A stop string that is complete within the first `min_tokens` tokens ends nothing."""
         self._detokenizer = detokenizer
         self._scanner = None if stops is None else StopScanner(stops)
         self._include_stop = include_stop
         self._held: list[Entry] = []
+        self._num_unstopped = min_tokens
+        """Tokens to come in which no stop string may end."""
+        self._may_end = False
+        """Whether one may end in the last token taken."""
         self.matched: str | None = None
         """The stop string that ended the output."""
 
     def take(self, token: int) -> list[Entry]:
         """The tokens whose text is decided now, this one or earlier ones."""
         text = self._detokenizer.take(token)
-        if self._scanner is not None and (match := self._scanner.scan(text)) is not None:
-            return self._end_at(match, token, text)
+        if self._num_unstopped:
+            self._num_unstopped -= 1
+            if self._scanner is not None:
+                self._scanner.skip(text)
+        elif self._scanner is not None:
+            self._may_end = True
+            if (match := self._scanner.scan(text)) is not None:
+                return self._end_at(match, token, text)
         if not self._held and not self._detokenizer.num_pending and not (self._scanner and self._scanner.undecided):
             return [(token, text)]
         self._held.append((token, text))
@@ -46,7 +59,7 @@ class OutputText:
         text = self._detokenizer.flush()
         if self._held:
             token, held_text = self._held.pop()
-            if self._scanner is not None and (match := self._scanner.scan(text)) is not None:
+            if self._scanner is not None and self._may_end and (match := self._scanner.scan(text)) is not None:
                 return self._end_at(match, token, held_text + text, already_scanned=len(held_text))
             self._held.append((token, held_text + text))
         return self._release(len(self._held))

@@ -42,6 +42,7 @@ class StopAutomaton:
             self._insert(index, stop.encode())
         self._link()
         self.first_bytes = frozenset(self.goto[0])
+        self.open_depth = [self._open_depth(state) for state in range(len(self.goto))]
 
     def _insert(self, index: int, stop: bytes) -> None:
         state = 0
@@ -68,6 +69,13 @@ class StopAutomaton:
                 self.fail[following] = self.step(self.fail[state], byte)
                 queue.append(following)
 
+    def _open_depth(self, state: int) -> int:
+        """How long the longest suffix is that more text could make a stop string of. A state without a way on is a
+        whole stop string."""
+        while state and not self.goto[state]:
+            state = self.fail[state]
+        return self.depth[state]
+
     def step(self, state: int, byte: int) -> int:
         """The state after one more byte."""
         while True:
@@ -91,7 +99,12 @@ class StopScanner:
     @property
     def undecided(self) -> int:
         """How many trailing bytes of the text read so far may be the start of a stop string."""
-        return self._automaton.depth[self._state]
+        return self._automaton.open_depth[self._state]
+
+    def skip(self, text: bytes) -> None:
+        """Read more text in which no stop string counts. One that begins in it and ends behind it does."""
+        for byte in text:
+            self._state = self._automaton.step(self._state, byte)
 
     def scan(self, text: bytes) -> StopMatch | None:
         """Read more text, up to the first match; nothing may be fed after one."""

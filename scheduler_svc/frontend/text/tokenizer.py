@@ -128,6 +128,15 @@ class TextTokenizer:
         """For one output of the prompt with these ids."""
         return Detokenizer(self._texts(skip_special_tokens), after=prompt)
 
+    def bytes_of(self, token: int) -> bytes:
+        """A token's own bytes, which need not be valid UTF-8; none of an id that the tokenizer lacks."""
+        return self._texts_with_special.raw[token]
+
+    def texts(self, ids: Sequence[int], *, skip_special_tokens: bool) -> list[bytes]:
+        """What each of these tokens, from a text's first on, adds to it."""
+        detokenizer = Detokenizer(self._texts(skip_special_tokens))
+        return [detokenizer.take(token) for token in ids]
+
     async def decode(self, ids: Sequence[int], *, skip_special_tokens: bool, client: str = "") -> str:
         """All at once; every id must be less than the model's vocabulary size."""
         texts = self._texts(skip_special_tokens)

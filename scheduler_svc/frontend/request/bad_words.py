@@ -1,0 +1,30 @@
+"""Bad words: from texts to the lists of ids that write them.
+
+A tokenizer writes a word in one way at the start of a text and in another behind a space, and a model writes mostly the
+second. Both are taken; other tokens that make the same text are not looked for.
+"""
+
+from collections.abc import Sequence
+
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
+from pagewire.wire.columns import pack
+from pagewire.wire.logits import MAX_BAD_WORD_IDS
+
+_PATH = "generation.sampling.bad_words"
+
+
+async def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer, vocab_size: int, client: str) -> list[bytes]:
+    """int32 columns, each list of ids once. `client` is whom the work is done for. Raises InvalidArgument."""
+    found: dict[bytes, None] = {}
+    for index, word in enumerate(words):
+        for text in (word, " " + word):
+            ids = await tokenizer.encode(text, add_special_tokens=False, client=client)
+            if not 1 <= len(ids) <= MAX_BAD_WORD_IDS:
+                raise InvalidArgument(f"{_PATH}[{index}]", f"is {len(ids)} tokens; 1 to {MAX_BAD_WORD_IDS} may be")
+            if max(ids) >= vocab_size:
+                raise InvalidArgument(
+                    f"{_PATH}[{index}]", f"has token {max(ids)}; the model's are less than {vocab_size}"
+                )
+            found[pack(ids)] = None
+    return list(found)
