@@ -102,6 +102,10 @@ class Parameters(TypedDict, total=False):
     frequency_penalty: float | None
     repetition_penalty: float | None
     logit_bias: Mapping[int, float] | None
+    allowed_token_ids: Sequence[int] | None
+    banned_token_ids: Sequence[int] | None
+    bad_words: Sequence[str] | None
+    """Texts that the output must not write."""
     seed: int | None
     max_tokens: int | None
     min_tokens: int | None
@@ -114,6 +118,10 @@ class Parameters(TypedDict, total=False):
     return_token_ids: bool | None
     logprobs: bool | None
     num_candidates: int | None
+    logprob_token_ids: Sequence[int] | None
+    """Ids whose log-probabilities come with every token."""
+    processed_logprobs: bool | None
+    """Log-probabilities after bias, penalties and bans instead of before."""
     prompt_logprobs: bool | None
     num_prompt_candidates: int | None
     skip_special_tokens: bool | None

@@ -61,6 +61,8 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         prompt_logprobs=get("prompt_logprobs"),
         num_prompt_candidates=get("num_prompt_candidates"),
         skip_special_tokens=get("skip_special_tokens"),
+        logprob_token_ids=get("logprob_token_ids"),
+        processed_logprobs=get("processed_logprobs"),
     )
     return _message(
         pb.Generation,

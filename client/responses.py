@@ -24,6 +24,7 @@ from pagewire.client.types import (
     HealthStatus,
     Limits,
     Model,
+    PromptTokens,
     Result,
     Started,
     Timings,
@@ -48,6 +49,8 @@ def event(message: inference_pb2.StreamGenerateResponse) -> Event:
     match message.WhichOneof("event"):
         case "started":
             return started(message.started)
+        case "prompt_tokens":
+            return PromptTokens(_tokens(message.prompt_tokens.tokens))
         case "delta":
             return Delta(message.delta.output, _tokens(message.delta.tokens))
         case "finished":
@@ -104,23 +107,8 @@ def model(message: model_pb2.Model) -> Model:
         name=message.name,
         architecture=message.architecture,
         dtype=message.dtype,
-        limits=Limits(
-            max_model_len=limits.max_model_len,
-            vocab_size=limits.vocab_size,
-            max_n=limits.max_n,
-            max_queued=limits.max_queued,
-            max_stop_strings=limits.max_stop_strings,
-            max_stop_string_bytes=limits.max_stop_string_bytes,
-            max_message_bytes=limits.max_message_bytes,
-            max_kv_tokens=limits.max_kv_tokens,
-        ),
-        capabilities=Capabilities(
-            text=can.text,
-            chat=can.chat,
-            logprobs=can.logprobs,
-            constraints=can.constraints,
-            penalties=can.penalties,
-        ),
+        limits=Limits(**{each.name: getattr(limits, each.name) for each in fields(Limits)}),
+        capabilities=Capabilities(**{each.name: getattr(can, each.name) for each in fields(Capabilities)}),
         tokenizer_digest=message.tokenizer_digest,
         weights_digest=message.weights_digest,
         default_sampling=DefaultSampling(
@@ -154,6 +142,7 @@ def _token(message: pb.Token) -> Token:
         text,
         message.logprob if message.HasField("logprob") else None,
         tuple(Candidate(each.id, each.bytes, each.logprob) for each in message.candidates),
+        tuple(Candidate(each.id, each.bytes, each.logprob) for each in message.named),
     )
 
 

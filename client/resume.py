@@ -7,11 +7,12 @@ with the seed that the server reported brings the same tokens. Two ways:
   the work done is a prefill that the prefix cache mostly holds;
 - repeat: the same request from its beginning, whose tokens up to the break are generated again.
 
-Continuing is exact only where nothing but token ids is carried across the seam. Penalties count generated tokens apart
-from the prompt's, a constraint's state begins at the output's start, and text may be held back at the seam: bytes of an
-unfinished character, or the start of a stop string. So constraints, presence and frequency penalties, and several
-outputs are repeated, and the seam lies where the delivered text is all the text that its tokens have, which the
-server's Detokenize says; where no such place is near the end, the request is repeated. The seam lies at least one token
+Continuing is exact only where nothing but token ids is carried across the seam. Presence and frequency penalties count
+generated tokens apart from the prompt's (repetition penalty and bad words look at both alike), a constraint's state
+begins at the output's start, and text may be held back at the seam: bytes of an unfinished character, or the start of a
+stop string. So constraints, presence and frequency penalties, and several outputs are repeated, and the seam lies where
+the delivered text is all the text that its tokens have, which the server's Detokenize says; where no such place is near
+the end, the request is repeated. The seam lies at least one token
 before the break, so that the first tokens on the new connection can be compared with what was delivered (`transcript`).
 
 "The same tokens" holds as far as the same logits do. Those of a prefill may differ in their last bits from those of the
@@ -124,8 +125,9 @@ class Resumption:
         request.CopyFrom(self._request)
         generation = request.generation
         generation.sampling.seed = started.seed
-        generation.output.ClearField("prompt_logprobs")
-        generation.output.ClearField("num_prompt_candidates")
+        if generated or len(self._transcript.prompt_tokens) == started.prompt_tokens:
+            generation.output.ClearField("prompt_logprobs")
+            generation.output.ClearField("num_prompt_candidates")
         # The engine may still hold the broken request under its own id.
         request_id = f"{started.request_id}.{self._count}"
         if len(request_id) <= _MAX_REQUEST_ID:

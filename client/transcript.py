@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pagewire.client.errors import ProtocolError
-from pagewire.client.types import Completion, Delta, Event, Finished, Result, Started, Token, Usage
+from pagewire.client.types import Completion, Delta, Event, Finished, PromptTokens, Result, Started, Token, Usage
 
 
 class Diverged(Exception):
@@ -23,10 +23,13 @@ class Transcript:
     def __init__(self, num_outputs: int) -> None:
         self.started: Started | None = None
         self.tokens: tuple[list[Token], ...] = tuple([] for _ in range(num_outputs))
+        self.prompt_tokens: list[Token] = []
         self._finished: dict[int, Finished] = {}
         self._usage: Usage | None = None
         self._position = [0] * num_outputs
         """Of each output, how many tokens the current connection has brought, those sent in its prompt included."""
+        self._prompt_position = 0
+        """The same of the prompt's."""
         self._generated = 0
         self._resumed = False
 
@@ -39,6 +42,7 @@ class Transcript:
         """The request was submitted again, with the first `generated` tokens of output 0 as part of its prompt."""
         self._resumed = True
         self._generated = generated
+        self._prompt_position = 0
         self._position = [0] * len(self.tokens)
         self._position[0] = generated
 
@@ -50,6 +54,8 @@ class Transcript:
         match event:
             case Started():
                 return self._accept_started(event)
+            case PromptTokens():
+                return self._accept_prompt(event)
             case Delta():
                 return self._accept_delta(event)
             case Finished():
@@ -68,7 +74,7 @@ class Transcript:
             end = self._finished[index]
             outputs.append(Completion(text, tuple(tokens), end.reason, end.matched))
         start = self.started
-        return Result(start.request_id, start.seed, tuple(outputs), self._usage)
+        return Result(start.request_id, start.seed, tuple(outputs), self._usage, tuple(self.prompt_tokens))
 
     def _accept_started(self, event: Started) -> Started | None:
         if self.started is None:
@@ -80,19 +86,18 @@ class Transcript:
             raise Diverged(f"it has seed {event.seed} and {event.prompt_tokens} prompt tokens")
         return None
 
+    def _accept_prompt(self, event: PromptTokens) -> PromptTokens | None:
+        if self.started is None:
+            raise ProtocolError("the stream has prompt tokens before it started")
+        new = _append(self.prompt_tokens, event.tokens, self._prompt_position, "the prompt")
+        self._prompt_position += len(event.tokens)
+        return PromptTokens(new) if new else None
+
     def _accept_delta(self, event: Delta) -> Delta | None:
         output = self._output(event.output)
-        delivered = self.tokens[output]
-        new = []
-        for token in event.tokens:
-            position = self._position[output]
-            self._position[output] += 1
-            if position == len(delivered):
-                delivered.append(token)
-                new.append(token)
-            elif (token.id, token.text) != (delivered[position].id, delivered[position].text):
-                raise Diverged(f"token {position} of output {output} is {token.id}, not {delivered[position].id}")
-        return Delta(output, tuple(new)) if new else None
+        new = _append(self.tokens[output], event.tokens, self._position[output], f"output {output}")
+        self._position[output] += len(event.tokens)
+        return Delta(output, new) if new else None
 
     def _accept_finished(self, event: Finished) -> Finished | None:
         output = self._output(event.output)
@@ -120,3 +125,15 @@ class Transcript:
         if self.started is None or index >= len(self.tokens):
             raise ProtocolError(f"the stream has tokens of output {index}, which was not asked for or not started")
         return index
+
+
+def _append(delivered: list[Token], tokens: tuple[Token, ...], first: int, of_what: str) -> tuple[Token, ...]:
+    """Those that are new, from position `first` on. Raises Diverged where one delivered is now another."""
+    new = []
+    for position, token in enumerate(tokens, start=first):
+        if position == len(delivered):
+            delivered.append(token)
+            new.append(token)
+        elif (token.id, token.text) != (delivered[position].id, delivered[position].text):
+            raise Diverged(f"token {position} of {of_what} is {token.id}, not {delivered[position].id}")
+    return tuple(new)

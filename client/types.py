@@ -38,6 +38,9 @@ class Token:
     text: str | None
     logprob: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    """The likeliest at its position, likeliest first."""
+    named: tuple[Candidate, ...] = ()
+    """Those of `logprob_token_ids`, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,14 @@ class Started:
     seed: int
     prompt_tokens: int
     cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Tokens of the prompt with their log-probabilities, the first token without one; all in order, in one event or
+    several. Only where `prompt_logprobs` was asked for."""
+
+    tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class Usage:
     timings: Timings
 
 
-Event: TypeAlias = Started | Delta | Finished | Usage
+Event: TypeAlias = Started | PromptTokens | Delta | Finished | Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,8 @@ class Result:
     seed: int
     outputs: tuple[Completion, ...]
     usage: Usage
-    prompt_logprobs: tuple[Token, ...] = ()
+    prompt_tokens: tuple[Token, ...] = ()
+    """Empty unless `prompt_logprobs` was asked for."""
 
     @property
     def text(self) -> str:
@@ -155,6 +167,10 @@ class Limits:
     max_stop_string_bytes: int
     max_message_bytes: int
     max_kv_tokens: int
+    max_logit_bias: int
+    max_bad_words: int
+    max_candidates: int
+    max_logprob_token_ids: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +186,14 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class DefaultSampling:
-    """The sampling of a request that sets none; top_k 0, top_p 1 and min_p 0 keep every token."""
+    """The sampling of a request that sets none; top_k 0, top_p 1 and min_p 0 keep every token, and a
+    repetition_penalty of 1 changes none."""
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    repetition_penalty: float
 
 
 @dataclass(frozen=True, slots=True)

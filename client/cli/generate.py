@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pagewire.client.cli import connection, inputs, parameters
 from pagewire.client.cli.connection import Connected
+from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.measure import Measured, as_json, measure
 from pagewire.client.cli.printing import complain, note, write, write_json
 from pagewire.client.errors import InvalidRequest, PagewireError
@@ -65,6 +66,7 @@ def _one(connected: Connected, prompt: Prompt, chosen: Parameters, args: argpars
         if not streams_text:
             _print_outputs(measured)
         write("\n")
+        print_logprobs(measured.result)
         note(_summary(measured))
     return 0
 
@@ -85,6 +87,7 @@ def _several(
                 write(f"{'' if index == 0 else chr(10)}==> {index + 1}: {_title(gathered[index])} <==\n")
                 _print_outputs(outcome)
                 write("\n")
+                print_logprobs(outcome.result)
             continue
         failed += 1
         if args.json:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pagewire.client.sync_stream import Stream
-from pagewire.client.types import Completion, Delta, Result
+from pagewire.client.types import Completion, Delta, Result, Token
+
+_NO_PROBABILITY = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +81,43 @@ def as_json(measured: Measured, model: str) -> dict[str, object]:
             "decode_tokens_per_s": None if rate is None else round(rate, 2),
         },
     }
+    if result.prompt_tokens:
+        shape["prompt_tokens"] = [_token_json(token) for token in result.prompt_tokens]
     if len(result.outputs) > 1:
         shape["outputs"] = [_output_json(output) for output in result.outputs]
     return shape
 
 
 def _output_json(output: Completion) -> dict[str, object]:
-    return {
+    shape: dict[str, object] = {
         "text": output.text,
         "token_ids": list(output.token_ids),
         "finish_reason": output.finish_reason.value,
         "matched": output.matched,
     }
+    if any(has_logprobs(token) for token in output.tokens):
+        shape["tokens"] = [_token_json(token) for token in output.tokens]
+    return shape
+
+
+def has_logprobs(token: Token) -> bool:
+    """Whether any log-probability came with it."""
+    return token.logprob is not None or bool(token.candidates) or bool(token.named)
+
+
+def _token_json(token: Token) -> dict[str, object]:
+    shape: dict[str, object] = {"id": token.id, "text": token.text, "logprob": _logprob(token.logprob)}
+    for name, candidates in (("candidates", token.candidates), ("named", token.named)):
+        if candidates:
+            shape[name] = [
+                {"id": each.id, "bytes": list(each.bytes), "logprob": _logprob(each.logprob)} for each in candidates
+            ]
+    return shape
+
+
+def _logprob(value: float | None) -> float | None:
+    """JSON has no infinity: OpenAI's services write -9999 for what has no probability, and so does this."""
+    return _NO_PROBABILITY if value == -math.inf else value
 
 
 def _ms(seconds: float) -> float:

@@ -21,7 +21,9 @@ Int32Array = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
 """Rows as numpy wants an index. It converts any other type at every use, which takes longer than the use."""
+Float32Array = npt.NDArray[np.float32]
 _LITTLE_INT32 = np.dtype("<i4")
+_LITTLE_FLOAT32 = np.dtype("<f4")
 ID_BYTES = _LITTLE_INT32.itemsize
 _EMPTY = np.frombuffer(b"", _LITTLE_INT32)
 """Most columns of most messages are."""
@@ -47,6 +49,13 @@ def are_below(ids: Int32Array, limit: int) -> bool:
     """Whether every id is 0 to limit - 1."""
     # As unsigned numbers the negative ones are large. Of a few ids, min() and max() take four times as long.
     return int(np.count_nonzero(ids.view(np.uint32) < limit)) == len(ids)
+
+
+def unpack_floats(column: bytes) -> Float32Array:
+    """View a column as float32 values, read-only and without a copy. Raises WireError for a torn column."""
+    if len(column) % ID_BYTES:
+        raise WireError(f"{len(column)} bytes are no column of float32")
+    return np.frombuffer(column, dtype=_LITTLE_FLOAT32)
 
 
 def pack_pairs(pairs: Sequence[tuple[int, int]]) -> bytes:

@@ -4,7 +4,7 @@ by a worker before it admits it. Each holds whatever the others do."""
 import numpy as np
 
 from pagewire.wire.codec import WireError
-from pagewire.wire.columns import ID_BYTES, Int32Array, unpack
+from pagewire.wire.columns import ID_BYTES, Int32Array, unpack, unpack_floats
 from pagewire.wire.logits import (
     MAX_BAD_WORD_IDS,
     MAX_CANDIDATES,
@@ -38,7 +38,7 @@ def _check_controls(controls: LogitControls, vocab_size: int) -> None:
     bias_ids = _check_set("controls.bias_ids", controls.bias_ids, MAX_LOGIT_BIAS, vocab_size)
     if len(controls.bias_values) != len(bias_ids) * ID_BYTES:
         raise WireError(f"controls.bias_values are {len(controls.bias_values)} bytes for {len(bias_ids)} ids")
-    bias = np.frombuffer(controls.bias_values, "<f4")
+    bias = unpack_floats(controls.bias_values)
     if not (np.abs(bias) <= _MAX_BIAS).all():  # NaN is not either
         raise WireError(f"controls.bias_values are {bias.min()} to {bias.max()}; the range is -100 to 100")
     _check_set("controls.allowed_ids", controls.allowed_ids, vocab_size, vocab_size)

@@ -109,7 +109,8 @@ def test_logprobs_and_candidates_belong_to_their_token(client: Client, service: 
         token = pb.Token(id=5, text=b"x", logprob=-0.5, candidates=[pb.Candidate(id=6, bytes=b"\xc3", logprob=-1.5)])
         prompt = [pb.Token(id=1000), pb.Token(id=1001, logprob=-2)]
         return [
-            inference_pb2.StreamGenerateResponse(started=pb.Started(prompt_tokens=2, prompt_logprobs=prompt)),
+            inference_pb2.StreamGenerateResponse(started=pb.Started(prompt_tokens=2)),
+            *(inference_pb2.StreamGenerateResponse(prompt_tokens=pb.PromptTokens(tokens=[token])) for token in prompt),
             inference_pb2.StreamGenerateResponse(delta=pb.Delta(tokens=[token])),
             inference_pb2.StreamGenerateResponse(
                 finished=pb.Finished(reason=pb.FINISH_REASON_STOP_TOKEN, stop_token_id=5)
@@ -121,7 +122,7 @@ def test_logprobs_and_candidates_belong_to_their_token(client: Client, service: 
     result = client.stream("hi", logprobs=True).result()
     (token,) = result.outputs[0].tokens
     assert (token.logprob, token.candidates[0].bytes, token.candidates[0].logprob) == (-0.5, b"\xc3", -1.5)
-    assert [each.logprob for each in result.prompt_logprobs] == [None, -2]
+    assert [each.logprob for each in result.prompt_tokens] == [None, -2]
     assert result.outputs[0].matched == 5
 
 

@@ -11,7 +11,7 @@ from support.worker_process import ScriptedEngine, ipc_address
 from pagewire.wire.control import Stop
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import Begin, StepPlan, StepResult, WorkerFailed
-from pagewire.worker.immediate import ImmediateRunner
+from pagewire.worker.immediate import ImmediateRunner, Sampled
 from pagewire.worker.link import EngineLink, LinkError
 from pagewire.worker.loop import Inbox
 
@@ -28,10 +28,10 @@ class ScriptedRunner:
     def end_epoch(self) -> None:
         pass
 
-    def run(self, plan: StepPlan) -> np.ndarray:
+    def run(self, plan: StepPlan) -> Sampled:
         if plan.step_id in self._errors:
             raise self._errors[plan.step_id]
-        return np.asarray([plan.step_id], np.int32)
+        return Sampled(np.asarray([plan.step_id], np.int32))
 
 
 def running_loop(

@@ -15,11 +15,10 @@ The order of the last ones does not matter. Samplers take temperature and filter
 
 import numpy as np
 
-from pagewire.wire.columns import Int32Array, unpack
+from pagewire.wire.columns import Float32Array, Int32Array, unpack, unpack_floats
 from pagewire.wire.logits import LogitControls
 from pagewire.wire.plan import Admit
 from pagewire.worker.sampling.history import History
-from pagewire.worker.sampling.uniform import Float32Array
 
 
 class Processors:
@@ -31,7 +30,7 @@ class Processors:
         self.changes_logits = admit.controls is not None or sampling.needs_history
         self._prompt_len = admit.prompt_len
         self._bias_ids = unpack(controls.bias_ids)
-        self._bias = np.frombuffer(controls.bias_values, "<f4")
+        self._bias = unpack_floats(controls.bias_values)
         self._allowed = unpack(controls.allowed_ids)
         self._end_ids = unpack(controls.end_ids)
         self._min_tokens = controls.min_tokens

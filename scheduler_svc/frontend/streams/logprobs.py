@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.wire.columns import unpack
+from pagewire.wire.columns import unpack, unpack_floats
 from pagewire.wire.plan import NO_TOKEN
 from pagewire.wire.requests import PromptLogprobs, TokenLogprobs
 
@@ -50,7 +49,7 @@ class TokenReports:
         logprobs, settings = self._waiting.popleft(), self._settings
         if settings.want_chosen:
             entry.logprob = logprobs.chosen
-        ids, values = unpack(logprobs.ids).tolist(), np.frombuffer(logprobs.values, "<f4").tolist()
+        ids, values = unpack(logprobs.ids).tolist(), unpack_floats(logprobs.values).tolist()
         count = settings.num_candidates
         _add(entry.candidates, zip(ids[:count], values[:count], strict=True), settings.bytes_of)
         _add(entry.named, zip(ids[count:], values[count:], strict=True), settings.bytes_of)
@@ -89,13 +88,13 @@ class PromptReport:
 
     def take(self, logprobs: PromptLogprobs) -> list[pb.Token]:
         """The tokens that are new. Raises ValueError where some are missing between, or more come than there are."""
-        chosen = np.frombuffer(logprobs.chosen, "<f4")
+        chosen = unpack_floats(logprobs.chosen)
         end = logprobs.position + len(chosen)
         if logprobs.position > self._next or end > len(self._ids):
             raise ValueError(f"scores of positions {logprobs.position} to {end - 1} came where {self._next} was next")
         shape = (len(chosen), self._num_candidates)
         ids = unpack(logprobs.ids).reshape(shape).tolist()
-        values = np.frombuffer(logprobs.values, "<f4").reshape(shape).tolist()
+        values = unpack_floats(logprobs.values).reshape(shape).tolist()
         new = []
         while self._next < end:
             index = self._next - logprobs.position

@@ -121,10 +121,10 @@ def test_end_of_sequence_falls_back_to_the_tokenizers(hf_directory: HfDirectory)
 
 
 def test_unapplied_defaults_are_said(hf_directory: HfDirectory, caplog: pytest.LogCaptureFixture) -> None:
-    hf_directory.write("generation_config.json", {"repetition_penalty": 1.1, "presence_penalty": 0.0})
+    hf_directory.write("generation_config.json", {"typical_p": 0.5, "eta_cutoff": 0.0})
     read_directory(hf_directory.path, "m", weights_needed=True, cache_dir=hf_directory.path.parent)
-    assert "repetition_penalty = 1.1, which is not applied" in caplog.text
-    assert "presence_penalty" not in caplog.text
+    assert "typical_p = 0.5, which is not applied" in caplog.text
+    assert "eta_cutoff" not in caplog.text
 
 
 def test_an_older_models_sampling_stands_in_its_configuration(

@@ -25,6 +25,7 @@ from pagewire.wire.sampling import SamplingParams
         ({"do_sample": False, "temperature": 0.6, "eos_token_id": 4}, (4,), SamplingParams(temperature=0.0)),
         ({"temperature": 100.0}, (), SamplingParams(temperature=100.0)),
         ({"min_p": 0.05}, (), SamplingParams(min_p=0.05)),
+        ({"repetition_penalty": 1.05}, (), SamplingParams(repetition_penalty=1.05)),
         ({"temperature": None, "top_k": None, "top_p": None}, (), SamplingParams()),
     ],
 )
@@ -67,7 +68,6 @@ def test_what_transformers_writes_by_default_is_no_news(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("repetition_penalty", 1.05),
         ("typical_p", 0.9),
         ("epsilon_cutoff", 3e-4),
         ("no_repeat_ngram_size", 3),

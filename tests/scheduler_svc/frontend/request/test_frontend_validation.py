@@ -1,11 +1,14 @@
 """Every promise of the contract's comments: what is refused, with which field, and what is accepted."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
+import msgspec
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.frontend_world import failure, ids_request, running_frontend, unary, violated_field
@@ -19,13 +22,17 @@ from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fi
 from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForms
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
-from pagewire.wire.columns import unpack
+from pagewire.wire.columns import pack, unpack
+from pagewire.wire.logits import LogprobsRequest
+from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.model import ModelSpec
 from pagewire.wire.requests import Submit
+from pagewire.wire.sampling import SamplingParams
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 LIMITS = ModelLimits(vocab_size=384, max_model_len=512, max_kv_tokens=400, max_n=4)
 HUGE = 3.4e38
+ENDS_AT_1 = pb.Stopping(min_tokens=1, stop_token_ids=[1])
 
 
 def generation(**fields: Any) -> pb.Generation:
@@ -43,17 +50,24 @@ def user(content: str = "hello", **fields: Any) -> pb.ChatMessage:
     return pb.ChatMessage(role=fields.pop("role", pb.CHAT_ROLE_USER), content=content, **fields)
 
 
-UNBUILT = [
+NO_LOGITS = [
     ("sampling.presence_penalty", generation(sampling=pb.Sampling(presence_penalty=-0.5))),
     ("sampling.frequency_penalty", generation(sampling=pb.Sampling(frequency_penalty=0.5))),
     ("sampling.repetition_penalty", generation(sampling=pb.Sampling(repetition_penalty=1.1))),
-    ("sampling.repetition_penalty", generation(sampling=pb.Sampling(repetition_penalty=0))),
-    ("sampling.logit_bias", generation(sampling=pb.Sampling(logit_bias={3: 0.0}))),
-    ("stopping.min_tokens", generation(stopping=pb.Stopping(min_tokens=1))),
+    ("sampling.logit_bias", generation(sampling=pb.Sampling(logit_bias={3: 0.5}))),
+    ("sampling.allowed_token_ids", generation(sampling=pb.Sampling(allowed_token_ids=[3]))),
+    ("sampling.banned_token_ids", generation(sampling=pb.Sampling(banned_token_ids=[3]))),
+    ("sampling.bad_words", generation(sampling=pb.Sampling(bad_words=["x"]))),
+    ("stopping.min_tokens", generation(stopping=ENDS_AT_1)),
     ("output.logprobs", generation(output=pb.Output(logprobs=True))),
     ("output.num_candidates", generation(output=pb.Output(num_candidates=1))),
+    ("output.logprob_token_ids", generation(output=pb.Output(logprob_token_ids=[1]))),
     ("output.prompt_logprobs", generation(output=pb.Output(prompt_logprobs=True))),
     ("output.num_prompt_candidates", generation(output=pb.Output(num_prompt_candidates=1))),
+]
+"""What a device without logits cannot do."""
+
+UNBUILT = [
     ("constraint", generation(constraint=pb.Constraint(regex="a+"))),
     ("constraint", generation(constraint=pb.Constraint())),
 ]
@@ -77,6 +91,41 @@ OUT_OF_RANGE = [
     ("sampling.min_p", generation(sampling=pb.Sampling(min_p=-0.1))),
     ("sampling.min_p", generation(sampling=pb.Sampling(min_p=1.01))),
     ("sampling.min_p", generation(sampling=pb.Sampling(min_p=math.nan))),
+    *(
+        (f"sampling.{name}", generation(sampling=pb.Sampling(**{name: value})))
+        for name, values in {
+            "presence_penalty": (-2.001, 2.001, math.nan, HUGE),
+            "frequency_penalty": (-2.001, 2.001, math.inf, -HUGE),
+            "repetition_penalty": (0, -0.0, 0.0099, 100.001, -1, math.nan, math.inf),
+        }.items()
+        for value in values
+    ),
+    ("sampling.logit_bias[384]", generation(sampling=pb.Sampling(logit_bias={384: 1}))),
+    ("sampling.logit_bias[4294967295]", generation(sampling=pb.Sampling(logit_bias={1: 1, 2**32 - 1: 0}))),
+    ("sampling.logit_bias[7]", generation(sampling=pb.Sampling(logit_bias={3: -100, 7: 100.001}))),
+    ("sampling.logit_bias[7]", generation(sampling=pb.Sampling(logit_bias={7: -math.inf}))),
+    ("sampling.logit_bias[7]", generation(sampling=pb.Sampling(logit_bias={7: math.nan}))),
+    ("sampling.logit_bias", generation(sampling=pb.Sampling(logit_bias=dict.fromkeys(range(1025), 1.0)))),
+    ("sampling.allowed_token_ids[1]", generation(sampling=pb.Sampling(allowed_token_ids=[1, 384]))),
+    ("sampling.allowed_token_ids", generation(sampling=pb.Sampling(allowed_token_ids=[1] * 385))),
+    ("sampling.allowed_token_ids", generation(sampling=pb.Sampling(allowed_token_ids=[1, 2], banned_token_ids=[2, 1]))),
+    (
+        "sampling.allowed_token_ids",
+        generation(sampling=pb.Sampling(allowed_token_ids=[1, 2], banned_token_ids=[2]), stopping=ENDS_AT_1),
+    ),
+    ("sampling.banned_token_ids[0]", generation(sampling=pb.Sampling(banned_token_ids=[2**32 - 1]))),
+    ("sampling.banned_token_ids", generation(sampling=pb.Sampling(banned_token_ids=[1] * 100_000))),
+    ("sampling.bad_words", generation(sampling=pb.Sampling(bad_words=["x"] * 129))),
+    ("sampling.bad_words[1]", generation(sampling=pb.Sampling(bad_words=["x", ""]))),
+    ("sampling.bad_words[0]", generation(sampling=pb.Sampling(bad_words=["ü" * 129]))),
+    ("stopping.min_tokens", generation(stopping=pb.Stopping(min_tokens=400))),
+    ("stopping.min_tokens", generation(stopping=pb.Stopping(min_tokens=2**32 - 1))),
+    ("stopping.min_tokens", generation(stopping=pb.Stopping(min_tokens=8, max_tokens=7))),
+    ("output.num_candidates", generation(output=pb.Output(num_candidates=21))),
+    ("output.num_candidates", generation(output=pb.Output(num_candidates=2**32 - 1))),
+    ("output.num_prompt_candidates", generation(output=pb.Output(num_prompt_candidates=21))),
+    ("output.logprob_token_ids", generation(output=pb.Output(logprob_token_ids=[1] * 129))),
+    ("output.logprob_token_ids[1]", generation(output=pb.Output(logprob_token_ids=[1, 384]))),
     ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=0))),
     ("stopping.max_tokens", generation(stopping=pb.Stopping(max_tokens=400))),
     ("stopping.stop_strings", generation(stopping=pb.Stopping(stop_strings=["x"] * 17))),
@@ -129,20 +178,41 @@ def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None
     read = {
         "Sampling": {"temperature", "top_k", "top_p", "seed", "min_p"},
         "Stopping": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop"},
-        "Output": {"text", "token_ids", "skip_special_tokens"},
+        "Output": {"text", "token_ids", "skip_special_tokens", "processed_logprobs"},
     }
-    refused = {field.split(".")[1] for field, _ in UNBUILT if "." in field}
+    needs_logits = {field.split(".")[1] for field, _ in NO_LOGITS}
     for message in (pb.Sampling, pb.Stopping, pb.Output):
         names = {field.name for field in message.DESCRIPTOR.fields}
-        assert names == read[message.DESCRIPTOR.name] | (names & refused)
-        assert not read[message.DESCRIPTOR.name] & refused
+        assert names == read[message.DESCRIPTOR.name] | (names & needs_logits)
+        assert not read[message.DESCRIPTOR.name] & needs_logits
+
+
+@pytest.mark.parametrize(("field", "request_"), NO_LOGITS)
+def test_a_device_without_logits_refuses_what_needs_them(spec: ModelSpec, field: str, request_: pb.Generation) -> None:
+    validate_generation(request_, spec, LIMITS)
+    with pytest.raises(InvalidArgument, match="device sim, which has no logits") as refused:
+        validate_generation(request_, spec, dataclasses.replace(LIMITS, has_logits=False))
+    assert refused.value.field == f"generation.{field}"
+
+
+def test_a_model_s_default_that_needs_logits_is_no_reason_to_refuse_without_them(spec: ModelSpec) -> None:
+    spec = msgspec.structs.replace(spec, sampling=SamplingParams(repetition_penalty=1.1, top_k=5))
+    assert validate_generation(generation(), spec, LIMITS).sampling.repetition_penalty == 1.1
+    without = validate_generation(generation(), spec, dataclasses.replace(LIMITS, has_logits=False)).sampling
+    assert (without.repetition_penalty, without.top_k) == (1.0, 5)
 
 
 def test_values_that_ask_for_nothing_are_accepted(spec: ModelSpec) -> None:
     neutral = generation(
         model="tiny",
         sampling=pb.Sampling(
-            min_p=0, presence_penalty=0, frequency_penalty=0, repetition_penalty=1, top_k=10**9, top_p=1
+            min_p=0,
+            presence_penalty=-0.0,
+            frequency_penalty=0,
+            repetition_penalty=1,
+            top_k=10**9,
+            top_p=1,
+            logit_bias={3: 0.0, 4: -0.0},
         ),
         stopping=pb.Stopping(min_tokens=0, max_tokens=399, stop_strings=["x" * 256] * 16, stop_token_ids=[383] * 64),
         output=pb.Output(logprobs=False, num_candidates=0, prompt_logprobs=False, num_prompt_candidates=0),
@@ -154,6 +224,42 @@ def test_values_that_ask_for_nothing_are_accepted(spec: ModelSpec) -> None:
     )
     valid = validate_generation(neutral, spec, LIMITS)
     assert (valid.n, valid.priority, valid.sampling.top_k, valid.max_tokens) == (4, -100, 0, 399)
+    assert (valid.controls, valid.bad_words, valid.logprobs, valid.prompt_logprobs) == (None, (), None, None)
+    assert not valid.sampling.needs_history
+    assert math.copysign(1, valid.sampling.presence_penalty) == 1
+
+
+def test_what_is_asked_of_logits_becomes_the_wire_s_record(spec: ModelSpec) -> None:
+    valid = validate_generation(
+        generation(
+            sampling=pb.Sampling(
+                repetition_penalty=0.01,
+                presence_penalty=-2,
+                frequency_penalty=2,
+                logit_bias={383: 100, 9: -100, 11: 0},
+                allowed_token_ids=[7, 5, 7],
+                banned_token_ids=[383, 383],
+                bad_words=["x" * 256] * 128,
+            ),
+            stopping=pb.Stopping(min_tokens=5, max_tokens=5, stop_token_ids=[8, 6]),
+            output=pb.Output(num_candidates=20, logprob_token_ids=[383, 1, 383], processed_logprobs=True),
+        ),
+        spec,
+        LIMITS,
+    )
+    controls = valid.controls
+    assert controls is not None
+    assert unpack(controls.bias_ids).tolist() == [9, 383]
+    assert np.frombuffer(controls.bias_values, "<f4").tolist() == [-100, 100]
+    assert unpack(controls.allowed_ids).tolist() == [5, 7]
+    assert unpack(controls.banned_ids).tolist() == [383]
+    assert (controls.min_tokens, unpack(controls.end_ids).tolist()) == (5, sorted({6, 8, *spec.eos_token_ids}))
+    assert logits_problem(controls, valid.logprobs, valid.prompt_logprobs, LIMITS.vocab_size) is None
+    assert valid.sampling.problem() is None
+    assert valid.logprobs == LogprobsRequest(20, pack([383, 1, 383]), True)
+    assert not valid.want_logprobs
+    ignoring = generation(stopping=pb.Stopping(min_tokens=5, ignore_eos=True))
+    assert validate_generation(ignoring, spec, LIMITS).controls is None, "nothing would end it"
 
 
 def test_unset_fields_get_their_documented_defaults(spec: ModelSpec) -> None:
@@ -258,7 +364,7 @@ def test_refusals_over_grpc_disturb_no_other_stream(spec: ModelSpec, run: Run) -
             kept = world.inference.StreamGenerate(ids_request())
             submit = await world.engine.act(Submit)
             await world.engine.start(submit.handle)
-            for field, request in UNBUILT:
+            for field, request in UNBUILT + NO_LOGITS:
                 call = world.inference.StreamGenerate(inference_pb2.StreamGenerateRequest(generation=request))
                 assert violated_field(await failure(call)) == f"generation.{field}"
             long = "x" * 3000
