@@ -6,10 +6,13 @@ thread, and the query heads of a KV head share each read of it. The cut depends 
 result depends neither on its company nor on the number of threads.
 
 In bf16, products of q and k are exact in fp32 and so are sums. A prompt's weights are rounded to bf16 where the
-processor multiplies pairs of bf16, as SDPA does; a decoding sequence's are not.
+processor multiplies pairs of bf16, as SDPA does; a decoding sequence's are not. In fp32 every row of a prompt attends
+as if it decoded: the kernel for tiles adds up in another order, and a sequence that is computed again, after a
+preemption or a crash, must come to the same bits as when it was generated.
 """
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +24,29 @@ from pagewire.worker.native.library import CHUNK_TOKENS, AttentionArgs, Attentio
 from pagewire.worker.native.memory import Buffer, dtype_code
 
 _ITEM_FIELDS = 5
+
+
+class _Sequences(NamedTuple):
+    """What a step attends to, by sequences."""
+
+    query_starts: torch.Tensor
+    context_lens_B: torch.Tensor
+    block_tables_BM: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Sequences":
+        """The batch's own."""
+        return cls(batch.query_starts, batch.context_lens_B, batch.block_tables_BM)
+
+    @classmethod
+    def of_rows(cls, batch: Batch) -> "_Sequences":
+        """Every row as a sequence of its own, which ends with it."""
+        num_rows = torch.diff(batch.query_starts).to(torch.int64)
+        return cls(
+            torch.arange(batch.input_ids_T.shape[0] + 1, dtype=torch.int32),
+            (batch.positions_T + 1).to(torch.int32),
+            batch.block_tables_BM.repeat_interleave(num_rows, dim=0),
+        )
 
 
 class PagedNativeAttention:
@@ -41,12 +67,16 @@ class PagedNativeAttention:
         self._arrivals = np.zeros(0, np.int32)
         self._partials = Buffer(torch.float32)
         self._out = Buffer(dtype)
+        self._attends_by_rows = dtype == torch.float32
 
     def begin(self, batch: Batch, kv: KVCache) -> "PagedNativeStep":
         _, _, num_kv_heads, block_size, head_dim = kv.layers[0].shape
-        num_rows, num_seqs = batch.input_ids_T.shape[0], len(batch.seq_rows)
+        seqs = _Sequences.of(batch)
+        if self._attends_by_rows and not batch.is_decode:
+            seqs = _Sequences.of_rows(batch)
+        num_rows, num_seqs = batch.input_ids_T.shape[0], seqs.context_lens_B.shape[0]
         # By the width of the tables, so that memory is the same in the steps until they grow.
-        chunks = -(-batch.block_tables_BM.shape[1] * block_size // CHUNK_TOKENS)
+        chunks = -(-seqs.block_tables_BM.shape[1] * block_size // CHUNK_TOKENS)
         most_items = num_rows + num_seqs * chunks
         most_partials = num_seqs * chunks if chunks > 1 else 0
         if len(self._items) < most_items * _ITEM_FIELDS:
@@ -57,21 +87,21 @@ class PagedNativeAttention:
         out = self._out.take(num_rows, self._num_heads * head_dim).view(num_rows, self._num_heads, head_dim)
         self._plan.items = self._items.ctypes.data
         self._library.plan_attention(
-            batch.query_starts.data_ptr(),
-            batch.context_lens_B.data_ptr(),
+            seqs.query_starts.data_ptr(),
+            seqs.context_lens_B.data_ptr(),
             num_seqs,
             self._num_heads // num_kv_heads,
             self._plan_ref,
         )
         args = AttentionArgs(
             out=out.data_ptr(),
-            block_tables=batch.block_tables_BM.data_ptr(),
-            query_starts=batch.query_starts.data_ptr(),
-            context_lens=batch.context_lens_B.data_ptr(),
+            block_tables=seqs.block_tables_BM.data_ptr(),
+            query_starts=seqs.query_starts.data_ptr(),
+            context_lens=seqs.context_lens_B.data_ptr(),
             plan=ctypes.addressof(self._plan),
             partials=partials.data_ptr(),
             arrivals=self._arrivals.ctypes.data,
-            table_stride=batch.block_tables_BM.stride(0),
+            table_stride=seqs.block_tables_BM.stride(0),
             num_heads=self._num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
@@ -79,7 +109,9 @@ class PagedNativeAttention:
             dtype=self._dtype,
             scale=head_dim**-0.5,
         )
-        return PagedNativeStep(self._library, kv, args, (batch, self._plan, self._items, self._arrivals, partials), out)
+        return PagedNativeStep(
+            self._library, kv, args, (batch, seqs, self._plan, self._items, self._arrivals, partials), out
+        )
 
 
 class PagedNativeStep:
