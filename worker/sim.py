@@ -17,9 +17,10 @@ import numpy as np
 
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig, DType
-from pagewire.wire.plan import NO_TOKEN, RowFailure, StepPlan
+from pagewire.wire.plan import StepPlan
 from pagewire.worker.immediate import ImmediateRunner, Sampled
 from pagewire.worker.launch import LaunchError, LoadedDevice, hello_of, slot_limits
+from pagewire.worker.no_logits import without_logits
 from pagewire.worker.sampling.uniform import hash_positions
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
@@ -105,11 +106,11 @@ class SimRunner:
         remaining = deadline - self._clock()
         if self._step_s and remaining > 0:
             self._sleep(remaining)
-        failures = [RowFailure(row, _NO_LOGITS, by_request=True) for row in step.special_rows]
-        if failures:
-            tokens[step.special_rows] = NO_TOKEN
+        sampled = Sampled(tokens)
+        if step.special_rows or step.scored:
+            sampled = without_logits(self._slots, step, tokens, _NO_LOGITS)
         self._slots.record(step, tokens)
-        return Sampled(tokens, failures)
+        return sampled
 
 
 def load_sim(launch: WorkerLaunch) -> LoadedDevice:

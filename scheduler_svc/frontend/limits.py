@@ -50,8 +50,8 @@ class ModelLimits:
     max_kv_tokens: int
     """What the KV memory can hold of one sequence; 0 while the engine has not said."""
     max_n: int
-    has_logits: bool = True
-    """Whether the device computes logits, which could be changed and reported."""
+    no_logits: str | None = None
+    """Why a sequence's logits cannot be changed or reported on this device; none where they can."""
 
     @property
     def max_tokens(self) -> int:

@@ -9,6 +9,8 @@ import pytest
 from support.worker_plans import SMALL, PlanMaker, PlanModel, admit
 from support.worker_process import sim_launch
 
+from pagewire.wire.logits import LogprobsRequest
+from pagewire.wire.plan import NO_TOKEN
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.sim import DEFAULT_NUM_BLOCKS, SimRunner, sim_num_blocks
 from pagewire.worker.slots.plan_check import PlanError
@@ -93,3 +95,18 @@ def test_it_imports_no_torch() -> None:
         "print([m for m in ('torch', 'transformers', 'gguf', 'safetensors') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_rows_that_ask_more_of_logits_than_there_are_fail_with_a_reason() -> None:
+    maker, runner = PlanMaker(), make_runner()
+    asking = [
+        msgspec.structs.replace(admit(0, [1, 2], [0]), logprobs=LogprobsRequest()),
+        admit(1, [1, 2], [1]),
+        msgspec.structs.replace(admit(2, [1, 2, 3], [2]), prompt_logprobs=2),
+        msgspec.structs.replace(admit(3, [1, 2], [3]), sampling=SamplingParams(presence_penalty=1.0)),
+    ]
+    sampled = runner.run(maker.make(admits=asking, chunks=[(0, 2), (1, 2), (2, 3), (3, 2)]))
+    assert [token == NO_TOKEN for token in sampled.tokens.tolist()] == [True, False, True, True]
+    assert [(failure.row, failure.by_request) for failure in sampled.failures] == [(0, True), (2, True), (3, True)]
+    (scores,) = sampled.prompt_logprobs
+    assert (scores.chunk, scores.position, len(scores.chosen), len(scores.ids)) == (2, 1, 8, 16)

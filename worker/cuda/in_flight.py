@@ -13,7 +13,10 @@ from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepResult
 from pagewire.worker.cuda.timeline import StepTimes
 from pagewire.worker.immediate import Sampled, step_result
+from pagewire.worker.no_logits import without_logits
 from pagewire.worker.slots.state import Slots, Step
+
+_NOT_BUILT = "device cuda does not change or report logits yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,12 @@ class StepInFlight:
     step: Step
     times: StepTimes
 
-    def result(self) -> StepResult:
+    def result(self, slots: Slots) -> StepResult:
         """What it sampled, and when. The step is over, and its buffers not yet used again."""
-        return step_result(
-            self.epoch, self.step_id, Sampled(self.tokens), busy_us=self.times.busy_us, idle_us=self.times.idle_us
-        )
+        sampled = Sampled(self.tokens)
+        if self.step.special_rows or self.step.scored:
+            sampled = without_logits(slots, self.step, self.tokens.copy(), _NOT_BUILT)
+        return step_result(self.epoch, self.step_id, sampled, busy_us=self.times.busy_us, idle_us=self.times.idle_us)
 
     @property
     def tokens(self) -> Int32Array:
@@ -88,7 +92,7 @@ class BuffersInFlight:
         """The oldest step's result; its buffers are free. Waits for the step where it is not over."""
         step = self._steps[0]
         step.times.wait()
-        result = step.result()
+        result = step.result(self._slots)
         self._slots.record(step.step, step.tokens)
         self._steps.popleft()
         self._free.append(step.buffers)

@@ -27,24 +27,21 @@ from pagewire.wire.sampling import PARAMETERS, SamplingParams
 _SAMPLING = "generation.sampling"
 _OUTPUT = "generation.output"
 _MAX_BIAS = 100.0
-_NO_LOGITS = "is not supported by device sim, which has no logits"
 _NO_CONTROLS = LogitControls()
 
 
 def sampling_params(sampling: pb.Sampling, spec: ModelSpec, limits: ModelLimits) -> SamplingParams:
-    """What is set over the model's defaults; the seed is left out. Raises InvalidArgument."""
+    """What is set over the model's defaults, of which a device without logits has no penalties; the seed is left out.
+    Raises InvalidArgument."""
     asked = {
         name: within(f"{_SAMPLING}.{name}", getattr(sampling, name), each.allow, each.in_words) + 0
         for name, each in PARAMETERS.items()
         if name != "seed" and sampling.HasField(name)
     }
-    neutral = SamplingParams()
-    history = [name for name, each in PARAMETERS.items() if each.needs_history]
-    if not limits.has_logits:
-        for name in history:
-            if asked.get(name, getattr(neutral, name)) != getattr(neutral, name):
-                raise InvalidArgument(f"{_SAMPLING}.{name}", _NO_LOGITS)
-        asked |= {name: getattr(neutral, name) for name in history}  # whatever the model's default is
+    if limits.no_logits is not None:
+        for name, value in asked.items():
+            if PARAMETERS[name].needs_history and value != getattr(spec.sampling, name):
+                raise InvalidArgument(f"{_SAMPLING}.{name}", limits.no_logits)
     params: SamplingParams = msgspec.structs.replace(spec.sampling, **asked)
     # Keeping at least as many as there are is keeping all; so no other process meets a k over the vocabulary.
     return params if params.top_k < limits.vocab_size else msgspec.structs.replace(params, top_k=0)
@@ -71,10 +68,12 @@ def logit_controls(
     )
     if controls == _NO_CONTROLS:
         return None
-    if not limits.has_logits:
+    if limits.no_logits is not None:
         asked = {"logit_bias": len(bias), "allowed_token_ids": len(allowed), "banned_token_ids": len(banned)}
         name = next((name for name, count in asked.items() if count), None)
-        raise InvalidArgument("generation.stopping.min_tokens" if name is None else f"{_SAMPLING}.{name}", _NO_LOGITS)
+        raise InvalidArgument(
+            "generation.stopping.min_tokens" if name is None else f"{_SAMPLING}.{name}", limits.no_logits
+        )
     return controls
 
 
@@ -83,8 +82,8 @@ def bad_words(sampling: pb.Sampling, spec: ModelSpec, limits: ModelLimits) -> tu
     path, words = f"{_SAMPLING}.bad_words", tuple(sampling.bad_words)
     if len(words) > MAX_BAD_WORDS:
         raise InvalidArgument(path, f"has {len(words)} texts; at most {MAX_BAD_WORDS} may be")
-    if words and not limits.has_logits:
-        raise InvalidArgument(path, _NO_LOGITS)
+    if words and limits.no_logits is not None:
+        raise InvalidArgument(path, limits.no_logits)
     if words and spec.tokenizer_file is None:
         raise InvalidArgument(path, f"is set; model {spec.name} has no tokenizer")
     for index, word in enumerate(words):
@@ -104,9 +103,9 @@ def logprobs_request(output: pb.Output, limits: ModelLimits) -> LogprobsRequest 
     check_token_ids(named, path, limits.vocab_size)
     if not (output.logprobs or count or named):
         return None
-    if not limits.has_logits:
+    if limits.no_logits is not None:
         asked = "logprobs" if output.logprobs else "num_candidates" if count else "logprob_token_ids"
-        raise InvalidArgument(f"{_OUTPUT}.{asked}", _NO_LOGITS)
+        raise InvalidArgument(f"{_OUTPUT}.{asked}", limits.no_logits)
     return LogprobsRequest(num_candidates=count, named_ids=pack(named), is_processed=output.processed_logprobs)
 
 
@@ -116,9 +115,9 @@ def prompt_logprobs(output: pb.Output, limits: ModelLimits) -> int | None:
     count = _num_candidates(output, "num_prompt_candidates")
     if not (output.prompt_logprobs or count):
         return None
-    if not limits.has_logits:
+    if limits.no_logits is not None:
         asked = "prompt_logprobs" if output.prompt_logprobs else "num_prompt_candidates"
-        raise InvalidArgument(f"{_OUTPUT}.{asked}", _NO_LOGITS)
+        raise InvalidArgument(f"{_OUTPUT}.{asked}", limits.no_logits)
     return count
 
 

@@ -3,9 +3,12 @@
 The spec and the settings are fixed at start; what the worker's memory can hold comes from the engine, once it knows.
 """
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import msgspec
 
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_BAD_WORDS,
@@ -19,16 +22,27 @@ from pagewire.scheduler_svc.frontend.streams.engine_status import EngineStatus
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import model_pb2 as pb
 from pagewire.v1 import model_pb2_grpc
+from pagewire.wire.launch import Device
 from pagewire.wire.logits import MAX_CANDIDATES, MAX_LOGIT_BIAS, MAX_NAMED_IDS
+from pagewire.wire.model import ModelSpec
+from pagewire.wire.sampling import PARAMETERS, SamplingParams
+
+_log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_NO_LOGITS: Mapping[Device, str] = {
+    "sim": "is not supported by device sim, which has no logits",
+    "cuda": "is not supported on device cuda yet: the stage of logit processors is built for device cpu alone",
+}
 
 
 class ServedModel:
     """The one model of this server."""
 
     def __init__(self, launch: FrontendLaunch, status: EngineStatus) -> None:
-        self.spec = launch.model
+        self.spec = _with_what_can_be_applied(launch.model, launch.device)
         self._launch = launch
         self._status = status
 
@@ -42,7 +56,7 @@ class ServedModel:
             max_model_len=min(launched, info.max_model_len) if info and info.max_model_len else launched,
             max_kv_tokens=info.num_blocks * info.block_size if info else 0,
             max_n=self._launch.max_n,
-            has_logits=self._launch.device != "sim",
+            no_logits=_NO_LOGITS.get(self._launch.device),
         )
 
     def describe(self) -> pb.Model:
@@ -69,7 +83,7 @@ class ServedModel:
                 max_logprob_token_ids=MAX_NAMED_IDS,
             ),
             capabilities=pb.Capabilities(
-                text=has_text, chat=has_chat, logprobs=limits.has_logits, penalties=limits.has_logits
+                text=has_text, chat=has_chat, logprobs=limits.no_logits is None, penalties=limits.no_logits is None
             ),
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
@@ -78,6 +92,16 @@ class ServedModel:
             ),
             eos_token_ids=spec.eos_token_ids,
         )
+
+
+def _with_what_can_be_applied(spec: ModelSpec, device: Device) -> ModelSpec:
+    """The model's defaults, but for penalties where the device cannot apply them: better none than no answer."""
+    if device not in _NO_LOGITS or not spec.sampling.needs_history:
+        return spec
+    neutral = SamplingParams()
+    dropped = {name: getattr(neutral, name) for name, each in PARAMETERS.items() if each.needs_history}
+    _log.warning("the model's default penalties are not applied on device %s", device)
+    return msgspec.structs.replace(spec, sampling=msgspec.structs.replace(spec.sampling, **dropped))
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):

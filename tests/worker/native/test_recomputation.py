@@ -86,8 +86,7 @@ def model(config: DecoderConfig) -> ServedModel:
 
 
 def kv_of(kv: KVCache, first_block: int, num_tokens: int) -> list[torch.Tensor]:
-    """Of each layer, the blocks that a slot's first tokens fill or begin, [2, blocks, K, block_size, D]; zero where they do
-    not."""
+    """Of each layer, the blocks that a slot's first tokens fill or begin, [2, blocks, K, block_size, D]."""
     return [
         layer.transpose(1, 2).contiguous()[:, first_block : first_block + -(-num_tokens // BLOCK_SIZE)]
         for layer in kv.layers

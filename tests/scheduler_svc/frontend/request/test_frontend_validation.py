@@ -23,6 +23,7 @@ from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForm
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 from pagewire.wire.columns import pack, unpack
+from pagewire.wire.launch import Device
 from pagewire.wire.logits import LogprobsRequest
 from pagewire.wire.logits_check import logits_problem
 from pagewire.wire.model import ModelSpec
@@ -32,6 +33,7 @@ from pagewire.wire.sampling import SamplingParams
 Run = Callable[[Coroutine[Any, Any, None]], None]
 LIMITS = ModelLimits(vocab_size=384, max_model_len=512, max_kv_tokens=400, max_n=4)
 HUGE = 3.4e38
+WHY_NOT = "has no logits"
 ENDS_AT_1 = pb.Stopping(min_tokens=1, stop_token_ids=[1])
 
 
@@ -190,16 +192,26 @@ def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None
 @pytest.mark.parametrize(("field", "request_"), NO_LOGITS)
 def test_a_device_without_logits_refuses_what_needs_them(spec: ModelSpec, field: str, request_: pb.Generation) -> None:
     validate_generation(request_, spec, LIMITS)
-    with pytest.raises(InvalidArgument, match="device sim, which has no logits") as refused:
-        validate_generation(request_, spec, dataclasses.replace(LIMITS, has_logits=False))
+    with pytest.raises(InvalidArgument, match=WHY_NOT) as refused:
+        validate_generation(request_, spec, dataclasses.replace(LIMITS, no_logits=WHY_NOT))
     assert refused.value.field == f"generation.{field}"
 
 
-def test_a_model_s_default_that_needs_logits_is_no_reason_to_refuse_without_them(spec: ModelSpec) -> None:
-    spec = msgspec.structs.replace(spec, sampling=SamplingParams(repetition_penalty=1.1, top_k=5))
-    assert validate_generation(generation(), spec, LIMITS).sampling.repetition_penalty == 1.1
-    without = validate_generation(generation(), spec, dataclasses.replace(LIMITS, has_logits=False)).sampling
-    assert (without.repetition_penalty, without.top_k) == (1.0, 5)
+@pytest.mark.parametrize("device", ["cpu", "sim", "cuda"])
+def test_a_model_s_default_that_needs_logits_is_dropped_without_them(
+    spec: ModelSpec, run: Run, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        sampling = SamplingParams(repetition_penalty=1.5, top_k=5)
+        async with running_frontend(msgspec.structs.replace(spec, sampling=sampling), device=device) as world:
+            call = world.inference.StreamGenerate(ids_request())
+            submit = await world.engine.act(Submit)
+            call.cancel()
+            kept = 1.5 if device == "cpu" else 1.0
+            assert (submit.sampling.repetition_penalty, submit.sampling.top_k) == (kept, 5)
+
+    run(test())
+    assert ("penalties are not applied" in caplog.text) == (device != "cpu")
 
 
 def test_values_that_ask_for_nothing_are_accepted(spec: ModelSpec) -> None:
