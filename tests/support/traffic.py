@@ -12,18 +12,24 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
 import torch
+from support.processors import judged
 from support.sampling_rows import sampling_rows
 from support.service import generation
 from transformers import PreTrainedModel
 
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.wire.columns import pack
+from pagewire.wire.logits import LogitControls
+from pagewire.wire.plan import Admit
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.sampling.sampler import Sampler
 
 LIMIT_S = 280.0
@@ -31,6 +37,7 @@ MAX_PROMPT = 40
 _NUM_TEXTS = 5
 _ROUNDING = 2e-3
 """Of logits: 20 times the largest difference seen between the kernels and transformers' eager attention."""
+_LOGPROB_ERROR = 2 * _ROUNDING
 _TRIALS = 256
 
 
@@ -50,6 +57,17 @@ class Asked:
     priority: int = 0
     cancel_after: int | None = None
     """Tokens, over all outputs, after which the client goes away."""
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    num_candidates: int | None = None
+    """With log-probabilities; none where these are not asked for."""
+    is_processed: bool = False
+    scores_prompt: bool = False
 
     def message(self) -> inference_pb2.StreamGenerateRequest:
         return inference_pb2.StreamGenerateRequest(
@@ -63,13 +81,55 @@ class Asked:
                     "top_p": self.top_p,
                     "min_p": self.min_p,
                     "seed": self.seed,
+                    "repetition_penalty": self.repetition_penalty,
+                    "frequency_penalty": self.frequency_penalty,
+                    "presence_penalty": self.presence_penalty,
+                    "logit_bias": dict(self.logit_bias),
+                    "allowed_token_ids": self.allowed_token_ids,
+                    "banned_token_ids": self.banned_token_ids,
                 },
                 stopping={
                     "max_tokens": self.max_tokens,
+                    "min_tokens": self.min_tokens,
                     "ignore_eos": True,
                     "stop_token_ids": self.stop_token_ids,
                 },
+                output=pb.Output(
+                    logprobs=self.num_candidates is not None,
+                    num_candidates=self.num_candidates or 0,
+                    processed_logprobs=self.is_processed,
+                    prompt_logprobs=self.scores_prompt,
+                ),
             )
+        )
+
+    def admit(self, index: int, num_generated: int, output: list[int]) -> Admit:
+        """The sequence of one output, as it is admitted with so many of its tokens."""
+        bias = dict(sorted(self.logit_bias))
+        return Admit(
+            slot=0,
+            tokens=pack([*self.prompt, *output[:num_generated]]),
+            prompt_len=len(self.prompt),
+            num_cached=0,
+            blocks=b"",
+            sampling=SamplingParams(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                seed=(self.seed + index) % 2**64,
+                repetition_penalty=self.repetition_penalty,
+                frequency_penalty=self.frequency_penalty,
+                presence_penalty=self.presence_penalty,
+            ),
+            controls=LogitControls(
+                bias_ids=pack(list(bias)),
+                bias_values=np.array(list(bias.values()), "<f4").tobytes(),
+                allowed_ids=pack(sorted(self.allowed_token_ids)),
+                banned_ids=pack(sorted(self.banned_token_ids)),
+                min_tokens=self.min_tokens if self.stop_token_ids else 0,
+                end_ids=pack(sorted(self.stop_token_ids)),
+            ),
         )
 
 
@@ -81,6 +141,9 @@ class Answer:
     outputs: list[list[int]]
     ends: list["pb.Finished | None"]
     events: Counter[str] = field(default_factory=Counter)
+    logprobs: list[list[float]]
+    """Of each output's tokens, where they were asked for."""
+    prompt_tokens: list[pb.Token] = field(default_factory=list)
     is_cancelled: bool = False
     cached_tokens: int = 0
 
@@ -108,7 +171,30 @@ def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_le
             stop_token_ids=tuple(draw.sample(range(vocab_size), 8)) if draw.random() < 0.3 else (),
             priority=draw.choice((0, 0, 0, 5)),
             cancel_after=draw.randrange(n * max_tokens) if draw.random() < 0.15 else None,
+            **(_draw_controls(draw, vocab_size, max_tokens) if draw.random() < 0.5 else {}),
         )
+
+
+def _draw_controls(draw: random.Random, vocab_size: int, max_tokens: int) -> dict[str, Any]:
+    """Each of them in one of three; what they leave is never nothing."""
+
+    def one_of(value: Any, otherwise: Any) -> Any:
+        return value if draw.random() < 1 / 3 else otherwise
+
+    banned = tuple(draw.sample(range(vocab_size // 2), 20))
+    allowed = tuple(draw.sample(range(vocab_size // 2, vocab_size), 60))
+    return {
+        "repetition_penalty": one_of(draw.choice((0.5, 1.25, 2.0)), 1.0),
+        "frequency_penalty": one_of(draw.choice((-0.5, 0.25, 2.0)), 0.0),
+        "presence_penalty": one_of(draw.choice((-0.5, 0.25, 2.0)), 0.0),
+        "logit_bias": one_of(tuple((token, draw.uniform(-4, 4)) for token in draw.sample(range(vocab_size), 9)), ()),
+        "allowed_token_ids": one_of(allowed, ()),
+        "banned_token_ids": one_of(banned, ()),
+        "min_tokens": one_of(draw.randrange(max_tokens + 1), 0),
+        "num_candidates": one_of(draw.choice((0, 3, 20)), None),
+        "is_processed": one_of(True, False),
+        "scores_prompt": one_of(True, False),
+    }
 
 
 def run_traffic(
@@ -138,7 +224,12 @@ def run_traffic(
 
 async def ask(stub: inference_pb2_grpc.InferenceServiceStub, asked: Asked) -> Answer:
     """One request to its end, or until its client goes away."""
-    answer = Answer(asked=asked, outputs=[[] for _ in range(asked.n)], ends=[None] * asked.n)
+    answer = Answer(
+        asked=asked,
+        outputs=[[] for _ in range(asked.n)],
+        ends=[None] * asked.n,
+        logprobs=[[] for _ in range(asked.n)],
+    )
     call = stub.StreamGenerate(asked.message(), timeout=LIMIT_S)
     num_left = asked.cancel_after
     async for event in call:
@@ -149,6 +240,14 @@ async def ask(stub: inference_pb2_grpc.InferenceServiceStub, asked: Asked) -> An
                 answer.cached_tokens = event.started.cached_tokens
             case "delta":
                 answer.outputs[event.delta.output] += [token.id for token in event.delta.tokens]
+                answer.logprobs[event.delta.output] += [
+                    token.logprob for token in event.delta.tokens if token.HasField("logprob")
+                ]
+                count = asked.num_candidates or 0
+                assert all(len(t.candidates) == count or asked.is_processed for t in event.delta.tokens)
+            case "prompt_tokens":
+                assert not any(answer.outputs), "tokens came before the prompt's"
+                answer.prompt_tokens += event.prompt_tokens.tokens
             case "finished":
                 assert answer.ends[event.finished.output] is None, "an output ended twice"
                 answer.ends[event.finished.output] = event.finished
@@ -173,9 +272,10 @@ class Judge:
 
     def complaints(self, answer: Answer) -> list[str]:
         """Nothing where it is what its request alone would have got."""
-        asked, found = answer.asked, []
+        asked, found = answer.asked, list(self._of_prompt(answer))
         for index, (output, end) in enumerate(zip(answer.outputs, answer.ends, strict=True)):
-            found += [f"output {index} of {asked}: {what}" for what in self._of_output(asked, index, output)]
+            what_is_wrong = self._of_output(asked, index, output, answer.logprobs[index])
+            found += [f"output {index} of {asked}: {what}" for what in what_is_wrong]
             if answer.is_cancelled:
                 continue
             stopped = next((i for i, token in enumerate(output) if token in asked.stop_token_ids), None)
@@ -190,13 +290,33 @@ class Judge:
             found.append(f"{asked} had the events {dict(answer.events)}")
         return found
 
-    def _of_output(self, asked: Asked, index: int, output: list[int]) -> Iterator[str]:
+    def _of_prompt(self, answer: Answer) -> Iterator[str]:
+        asked, tokens = answer.asked, answer.prompt_tokens
+        if not asked.scores_prompt or answer.is_cancelled:
+            return
+        if [token.id for token in tokens] != list(asked.prompt) or tokens[0].HasField("logprob"):
+            yield f"the prompt of {asked} came back as {[token.id for token in tokens]}"
+        expected = self._logits(asked.prompt)[:-1].log_softmax(1)
+        for position, token in enumerate(tokens[1:], start=1):
+            if abs(token.logprob - float(expected[position - 1, token.id])) > _LOGPROB_ERROR:
+                yield f"position {position} of the prompt of {asked} has {token.logprob}"
+
+    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+        return logits
+
+    def _of_output(self, asked: Asked, index: int, output: list[int], logprobs: list[float]) -> Iterator[str]:
         if not output:
             return
-        ids = torch.tensor([[*asked.prompt, *output]])
-        with torch.inference_mode():
-            logits = self._model(ids, use_cache=False).logits[0, len(asked.prompt) - 1 : -1].float().contiguous()
+        raw = self._logits([*asked.prompt, *output])[len(asked.prompt) - 1 : -1].contiguous()
+        logits = torch.stack([judged(raw[i], asked.admit(index, i, output)) for i in range(len(output))])
         positions = np.arange(len(asked.prompt), len(asked.prompt) + len(output), dtype=np.int32)
+        if asked.num_candidates is not None:
+            scored = (logits if asked.is_processed else raw).log_softmax(1)
+            wanted = scored[torch.arange(len(output)), torch.tensor(output)].tolist()
+            if len(logprobs) != len(output) or max(map(abs, np.subtract(wanted, logprobs))) > _LOGPROB_ERROR:
+                yield f"log-probabilities are {logprobs}, not {wanted}"
         expected = self._draw(asked, index, logits, positions)
         self.num_tokens += len(output)
         for i in np.flatnonzero(expected != output).tolist():
