@@ -162,10 +162,12 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, int, str] | None:
 
 stop_lists = st.lists(st.text(alphabet="abé ", min_size=1, max_size=5), min_size=1, max_size=4, unique=True)
 
+ids_near_stops = st.one_of(any_ids, st.text(alphabet="abé ", max_size=20).map(lambda text: TOKENIZER.encode(text).ids))
+
 
 @settings(max_examples=400)
 @given(
-    ids=st.one_of(any_ids, st.text(alphabet="abé ", max_size=20).map(lambda text: TOKENIZER.encode(text).ids)),
+    ids=ids_near_stops,
     stops=stop_lists,
     include=st.booleans(),
 )
@@ -202,6 +204,63 @@ def test_nothing_leaves_that_a_later_token_could_take_back(ids: list[int], stops
         )
         assert complete.startswith(left)
         assert len(left) <= len(complete) - longest or "�" in complete.decode()
+
+
+def pieces_of(ids: list[int]) -> list[bytes]:
+    """What each token completes."""
+    detokenizer = Detokenizer(TEXTS[True])
+    return [detokenizer.take(token) for token in ids]
+
+
+@given(ids=ids_near_stops, stops=stop_lists, min_tokens=st.integers(0, 12), include=st.booleans())
+def test_a_stop_string_that_is_complete_too_early_ends_nothing(
+    ids: list[int], stops: list[str], min_tokens: int, include: bool
+) -> None:
+    pieces = pieces_of(ids)
+    whole, too_early = b"".join(pieces), len(b"".join(pieces[:min_tokens]))
+    ends = [
+        (end, -len(stop.encode()), stop)
+        for stop in stops
+        for end in range(too_early + 1, len(whole) + 1)
+        if whole[:end].endswith(stop.encode())
+    ]
+    output = OutputText(Detokenizer(TEXTS[True]), StopAutomaton(stops), include, min_tokens)
+    left = b""
+    for token in ids:
+        left += b"".join(text for _, text in output.take(token))
+        if output.matched is not None:
+            break
+    if not ends:
+        assert output.matched is None
+        flushed = b"".join(text for _, text in output.flush())
+        if output.matched is None:
+            assert (left + flushed).startswith(whole)
+    else:
+        end, minus_length, stop = min(ends)
+        assert output.matched == stop
+        assert left == whole[: end if include else end + minus_length]
+
+
+@given(ids=ids_near_stops, stops=stop_lists, min_tokens=st.integers(0, 6))
+def test_the_longest_possible_match_is_held_back_and_no_token_before_it(
+    ids: list[int], stops: list[str], min_tokens: int
+) -> None:
+    """A token leaves whole, so what is held begins with the token in which the first open byte stands."""
+    output, num_left = OutputText(Detokenizer(TEXTS[True]), StopAutomaton(stops), False, min_tokens), 0
+    detokenizer, pieces = Detokenizer(TEXTS[True]), []
+    for count, token in enumerate(ids, start=1):
+        pieces.append(detokenizer.take(token))
+        num_left += len(output.take(token))
+        if output.matched is not None:
+            return
+        text = b"".join(pieces)
+        open_bytes = max(n for stop in stops for n in range(len(stop.encode())) if text.endswith(stop.encode()[:n]))
+        if detokenizer.num_pending:
+            continue  # the last characters' own tokens wait as well
+        num_open = 0
+        while num_open < count and len(b"".join(pieces[count - num_open :])) < open_bytes:
+            num_open += 1
+        assert num_left == count - num_open
 
 
 def test_text_that_no_stop_string_can_begin_is_not_held_back() -> None:
