@@ -24,7 +24,7 @@ from pagewire.wire.model import ModelSpec
 
 _log = logging.getLogger(__name__)
 
-_READER_VERSION = 5
+_READER_VERSION = 6
 """Part of the cache key: raise it when what is read from a file changes."""
 
 
