@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from pagewire.wire.columns import Int32Array, SamplingRows, pack, unpack
+from pagewire.wire.columns import Float32Array, Int32Array, SamplingRows, pack, unpack
 from pagewire.wire.logits import LogprobsRequest
 from pagewire.wire.plan import NO_TOKEN, NOTHING_LEFT, Admit, ChunkLogprobs, RowFailure, RowLogprobs
 from pagewire.worker.immediate import Sampled
@@ -68,23 +69,23 @@ class SpecialRows:
 
     def _change(
         self, step: Step, logits_SV: torch.Tensor, tokens: Int32Array, failures: dict[int, RowFailure]
-    ) -> dict[int, torch.Tensor]:
+    ) -> dict[int, Float32Array]:
         """Process what is to be processed and draw it again, into `tokens`; row → its logits as they are then. Rows
         without a token are left as they are: their logits are no numbers."""
-        changed: dict[int, torch.Tensor] = {}
+        changed: dict[int, Float32Array] = {}
         for row in step.special_rows:
             if tokens[row] == NO_TOKEN:
                 continue
             try:
                 if (processors := self._processors(int(step.sample_slots[row]))) is None:
                     continue
-                logits_V = logits_SV[row].float() if logits_SV.dtype != torch.float32 else logits_SV[row].clone()
+                logits_V = _row(logits_SV, row).copy()
                 slot, length = int(step.sample_slots[row]), int(step.sample_positions[row])
-                processors.apply(logits_V.numpy(), self._slots.columns.token_ids[slot, :length])
+                processors.apply(logits_V, self._slots.columns.token_ids[slot, :length])
                 tokens[row] = self._draw(step, row, logits_V)
                 if tokens[row] != NO_TOKEN:
                     changed[row] = logits_V
-                elif float(logits_V.max()) == -np.inf:
+                elif logits_V.max() == -np.inf:
                     failures[row] = RowFailure(row, NOTHING_LEFT, by_request=True)
             except Exception as error:
                 self._fail(row, tokens, failures, error)
@@ -98,15 +99,16 @@ class SpecialRows:
             held = self._ready[slot] = (admit, Processors(admit, self._vocab_size))
         return held[1] if held[1].changes_logits else None
 
-    def _draw(self, step: Step, row: int, logits_V: torch.Tensor) -> int:
+    def _draw(self, step: Step, row: int, logits_V: Float32Array) -> int:
+        logits_SV = torch.from_numpy(logits_V)[None]
         rows = self._slots.columns.sampling[step.sample_slots[row : row + 1]]
-        return int(self._sampler.sample(logits_V[None], rows, step.sample_positions[row : row + 1])[0])
+        return int(self._sampler.sample(logits_SV, rows, step.sample_positions[row : row + 1])[0])
 
     def _logprobs(
         self,
         step: Step,
         logits_SV: torch.Tensor,
-        changed: dict[int, torch.Tensor],
+        changed: dict[int, Float32Array],
         tokens: Int32Array,
         failures: dict[int, RowFailure],
     ) -> list[RowLogprobs]:
@@ -117,9 +119,7 @@ class SpecialRows:
                 continue
             try:
                 logits_V = changed.get(row) if asked.is_processed else None
-                found.append(
-                    _row_logprobs(row, logits_SV[row].float() if logits_V is None else logits_V, asked, tokens)
-                )
+                found.append(_row_logprobs(row, _row(logits_SV, row) if logits_V is None else logits_V, asked, tokens))
             except Exception as error:
                 self._fail(row, tokens, failures, error)
         return found
@@ -132,8 +132,8 @@ class SpecialRows:
         values = np.full((len(scored.tokens), count), np.nan, np.float32)
         try:
             for index in range(len(scored.tokens)):
-                logits_V = logits_PV[index].float()
-                if np.isfinite(float(logits_V.max())):
+                logits_V = _row(logits_PV, index)
+                if np.isfinite(logits_V.max()):
                     row = LogprobsRow.of(logits_V)
                     chosen[index] = row.of_ids(scored.tokens[index : index + 1])[0]
                     ids[index], values[index] = row.likeliest(count)
@@ -147,7 +147,17 @@ class SpecialRows:
         failures[row] = RowFailure(row, f"its logits could not be worked on: {type(error).__name__}")
 
 
-def _row_logprobs(row: int, logits_V: torch.Tensor, asked: LogprobsRequest, tokens: Int32Array) -> RowLogprobs:
+def _row(logits_SV: torch.Tensor, row: int) -> Float32Array:
+    """Shares memory where they are float32. bfloat16 is the upper half of a float32; torch's own way would wake its
+    threads."""
+    if logits_SV.dtype == torch.bfloat16:
+        halves: npt.NDArray[np.uint16] = logits_SV[row].view(torch.uint16).numpy()
+        return (halves.astype(np.uint32) << 16).view(np.float32)
+    logits_V: Float32Array = logits_SV[row].numpy()
+    return logits_V
+
+
+def _row_logprobs(row: int, logits_V: Float32Array, asked: LogprobsRequest, tokens: Int32Array) -> RowLogprobs:
     of_row = LogprobsRow.of(logits_V)
     named = unpack(asked.named_ids)
     ids, values = of_row.likeliest(asked.num_candidates)
