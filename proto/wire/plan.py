@@ -77,10 +77,14 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     be cached then. None: neither comes."""
 
     @property
+    def changes_logits(self) -> bool:
+        """Whether anything is done to the sequence's logits before a token is drawn."""
+        return self.controls is not None or self.sampling.needs_history
+
+    @property
     def needs_more_than_sampler(self) -> bool:
         """Whether anything is done to the sequence's logits, or asked of them, beside drawing."""
-        asks = self.logprobs is not None or self.prompt_logprobs is not None
-        return asks or self.controls is not None or self.sampling.needs_history
+        return self.logprobs is not None or self.prompt_logprobs is not None or self.changes_logits
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="plan"):

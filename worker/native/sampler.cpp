@@ -96,15 +96,30 @@ int32_t invert(const Candidate *c, int64_t n, double draw) {
   return last;
 }
 
+// The lightest of the fewest heaviest candidates that weigh `target`, at least one; the order of all is lost. By halves
+// and not by sorting them: of a flat distribution top-p keeps nearly all of the vocabulary.
+Candidate last_of_top_p(Candidate *c, int64_t n, double target) {
+  int64_t low = 0, high = n;  // it is in between; those before `low` are heavier
+  double before = 0;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    std::nth_element(c + low, c + middle, c + high, heavier);
+    double weight = 0;
+    for (int64_t i = low; i < middle; ++i) weight += c[i].weight;
+    if (before + weight >= target) {
+      high = middle;
+    } else {
+      before += weight;
+      low = middle;
+    }
+  }
+  return c[low];
+}
+
 // Keeps the fewest heaviest candidates that weigh `target`, at least one, ordered by id. Returns how many.
 int64_t keep_top_p(Candidate *c, int64_t n, double target) {
-  std::sort(c, c + n, heavier);
-  double running = 0;
-  int64_t kept = 0;
-  while (kept < n) {
-    running += c[kept++].weight;
-    if (running >= target) break;
-  }
+  const Candidate last = last_of_top_p(c, n, target);
+  const int64_t kept = std::partition(c, c + n, [&last](const Candidate &each) { return !heavier(last, each); }) - c;
   std::sort(c, c + kept, lower_id);
   return kept;
 }
@@ -171,7 +186,13 @@ int32_t draw_top_p(const LogitsRow &row, const Scratch &s, double total, const P
   }
   if (n == 0) return kNoToken;
   for (int64_t i = 0; i < n; ++i) s.candidates[i] = {double(s.values[s.ids[i]]), 0, s.ids[i]};
-  n = keep_top_p(s.candidates, n, target);
+  const Candidate last = last_of_top_p(s.candidates, n, target);
+  int64_t kept = 0;  // from the ids, which are in order still
+  for (int64_t i = 0; i < n; ++i) {
+    const Candidate each{double(s.values[s.ids[i]]), 0, s.ids[i]};
+    if (!heavier(last, each)) s.candidates[kept++] = each;
+  }
+  n = kept;
   return invert(s.candidates, keep_min_p(s.candidates, n, asked.min_p), draw);
 }
 

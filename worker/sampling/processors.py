@@ -22,12 +22,11 @@ from pagewire.worker.sampling.history import History
 
 
 class Processors:
-    """What one admission asks to be done to its logits; also whether anything is."""
+    """What one admission asks to be done to its logits."""
 
     def __init__(self, admit: Admit, vocab_size: int) -> None:
         controls = admit.controls or LogitControls()
         sampling = admit.sampling
-        self.changes_logits = admit.controls is not None or sampling.needs_history
         self._prompt_len = admit.prompt_len
         self._bias_ids = unpack(controls.bias_ids)
         self._bias = unpack_floats(controls.bias_values)

@@ -1,9 +1,9 @@
 """Special rows on a CPU: those that need more than the sampler, because their sequences ask for logits to be changed or
 for log-probabilities.
 
-Stands between logits and sampler, and is asked only about steps that have such rows. Every row is drawn from the
-model's logits as ever, so that the others are neither copied nor looked at; of those that are changed, a copy in
-float32 is processed and drawn once more by the same sampler. Whatever goes wrong with a row ends that row, with a
+Stands between logits and sampler, and is asked only about steps that have such rows. One call of the sampler takes all
+rows as the model left them, so that the others are neither copied nor looked at; of those that are changed, a copy in
+float32 is processed and drawn by the same sampler. Whatever goes wrong with a row ends that row, with a
 reason.
 
 What a slot asks for is made ready when its first row comes, and lives as long as the admission that said it.
@@ -52,6 +52,7 @@ class SpecialRows:
         tokens = np.empty(0, np.int32)
         if len(step.sample_slots):
             rows = self._slots.columns.sampling[step.sample_slots]
+            rows["temperature"][self._changed_rows(step)] = 0  # they are drawn below; here it is asked if they can be
             tokens = self._sampler.sample(logits_SV, rows, step.sample_positions)
         failures: dict[int, RowFailure] = {}
         self._forget_ended()
@@ -73,15 +74,13 @@ class SpecialRows:
         """Process what is to be processed and draw it again, into `tokens`; row → its logits as they are then. Rows
         without a token are left as they are: their logits are no numbers."""
         changed: dict[int, Float32Array] = {}
-        for row in step.special_rows:
+        for row in self._changed_rows(step):
             if tokens[row] == NO_TOKEN:
                 continue
             try:
-                if (processors := self._processors(int(step.sample_slots[row]))) is None:
-                    continue
                 logits_V = _row(logits_SV, row).copy()
                 slot, length = int(step.sample_slots[row]), int(step.sample_positions[row])
-                processors.apply(logits_V, self._slots.columns.token_ids[slot, :length])
+                self._processors(slot).apply(logits_V, self._slots.columns.token_ids[slot, :length])
                 tokens[row] = self._draw(step, row, logits_V)
                 if tokens[row] != NO_TOKEN:
                     changed[row] = logits_V
@@ -91,13 +90,16 @@ class SpecialRows:
                 self._fail(row, tokens, failures, error)
         return changed
 
-    def _processors(self, slot: int) -> Processors | None:
-        """None where the slot's logits are left as they are."""
+    def _changed_rows(self, step: Step) -> list[int]:
+        special = self._slots.special
+        return [row for row in step.special_rows if special[int(step.sample_slots[row])].changes_logits]
+
+    def _processors(self, slot: int) -> Processors:
         admit = self._slots.special[slot]
         held = self._ready.get(slot)
         if held is None or held[0] is not admit:
             held = self._ready[slot] = (admit, Processors(admit, self._vocab_size))
-        return held[1] if held[1].changes_logits else None
+        return held[1]
 
     def _draw(self, step: Step, row: int, logits_V: Float32Array) -> int:
         logits_SV = torch.from_numpy(logits_V)[None]
