@@ -44,14 +44,17 @@ from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
 from pagewire.wire.lifeline import Lifeline
+from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.plan import (
     NO_TOKEN,
     PROTOCOL_VERSION,
     Admit,
     Begin,
+    ChunkLogprobs,
     DeviceMemory,
     FromWorker,
     RowFailure,
+    RowLogprobs,
     StepPlan,
     StepResult,
     ToWorker,
@@ -67,6 +70,7 @@ from pagewire.wire.requests import (
     FinishKind,
     FromFrontend,
     Load,
+    PromptLogprobs,
     Register,
     Rejected,
     RejectKind,
@@ -75,6 +79,7 @@ from pagewire.wire.requests import (
     Submit,
     ToFrontend,
     TokenBatch,
+    TokenLogprobs,
 )
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.launch import LaunchError
@@ -102,16 +107,25 @@ class ByteDecoder:
 
 _SAMPLING = SamplingParams(0.7, 5, 0.9, 2**64 - 1)
 _MEMORY = DeviceMemory(1, 2, 3, 4, 5, 6)
+_CONTROLS = LogitControls(pack([1]), b"\0\0\0\0", pack([1, 2]), pack([3]), [pack([4, 5])], 2, pack([0]))
+_ASKED = (_CONTROLS, LogprobsRequest(2, pack([7]), True), 1)
 SUBMIT = Submit(
-    1, "r", pack([1, 2, 3]), pack([4]), _SAMPLING, 5, [7], False, 0, b"salt", 1.5
+    1, "r", pack([1, 2, 3]), pack([4]), _SAMPLING, 5, [7], False, 0, b"salt", 1.5, *_ASKED
 )  # fmt: skip
 HELLO = WorkerHello(PROTOCOL_VERSION, 0, 0, 8, 4, 4, 32, 100, 1, 2, "a", "l", {"python": "3"}, "t", _MEMORY)
 PLAN = StepPlan(
-    0, 0, b"", [Admit(0, pack([1, 2, 3, 4]), 3, 0, pack([0]), _SAMPLING)], b"", pack([0, 4]), b""
+    0, 0, b"", [Admit(0, pack([1, 2, 3, 4]), 3, 0, pack([0]), _SAMPLING, *_ASKED)], b"", pack([0, 4]), b""
 )  # fmt: skip
 _FROM_FRONTEND = (Register(0, 0), SUBMIT, Abort(pack([1])), AbortRequest(1, "r"))
 _TO_FRONTEND = (
-    TokenBatch([SeqStarted(1, 0, 0.5)], pack([1]), pack([2]), [SeqFinished(1, FinishKind.EOS)]),
+    TokenBatch(
+        [SeqStarted(1, 0, 0.5)],
+        pack([1]),
+        pack([2]),
+        [SeqFinished(1, FinishKind.EOS)],
+        [TokenLogprobs(0, -0.5, pack([2]), b"\0\0\0\0")],
+        [PromptLogprobs(1, 1, b"\0\0\0\0", pack([3]), b"\0\0\0\0")],
+    ),
     Rejected(1, RejectKind.INVALID, "f", "m", 1.0),
     EngineInfo(EngineState.READY, 1, 1, 1, 1, 1, "a", "l", {"python": "3"}, 0, _MEMORY),
     Load(EngineState.READY, *range(13)),
@@ -119,7 +133,17 @@ _TO_FRONTEND = (
 )
 _FROM_WORKER = (
     HELLO,
-    StepResult(0, 0, pack([1, NO_TOKEN]), 1, 1, pack([1, 1]), [RowFailure(1, "r")]),
+    StepResult(
+        0,
+        0,
+        pack([1, NO_TOKEN]),
+        1,
+        1,
+        pack([1, 1]),
+        [RowFailure(1, "r", True)],
+        [RowLogprobs(0, -0.5, pack([1]), b"\0\0\0\0")],
+        [ChunkLogprobs(0, 1, b"\0\0\0\0", b"", b"")],
+    ),
     WorkerFailed("m"),
 )
 _TO_WORKER = (Begin(0), PLAN)
