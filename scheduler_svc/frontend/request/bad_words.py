@@ -16,15 +16,13 @@ _PATH = "generation.sampling.bad_words"
 
 async def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer, vocab_size: int, client: str) -> list[bytes]:
     """int32 columns, each list of ids once. `client` is whom the work is done for. Raises InvalidArgument."""
+    ways = await tokenizer.encode_each([way for word in words for way in (word, " " + word)], client=client)
     found: dict[bytes, None] = {}
-    for index, word in enumerate(words):
-        for text in (word, " " + word):
-            ids = await tokenizer.encode(text, add_special_tokens=False, client=client)
-            if not 1 <= len(ids) <= MAX_BAD_WORD_IDS:
-                raise InvalidArgument(f"{_PATH}[{index}]", f"is {len(ids)} tokens; 1 to {MAX_BAD_WORD_IDS} may be")
-            if max(ids) >= vocab_size:
-                raise InvalidArgument(
-                    f"{_PATH}[{index}]", f"has token {max(ids)}; the model's are less than {vocab_size}"
-                )
-            found[pack(ids)] = None
+    for index, ids in enumerate(ways):
+        path = f"{_PATH}[{index // 2}]"
+        if not 1 <= len(ids) <= MAX_BAD_WORD_IDS:
+            raise InvalidArgument(path, f"is {len(ids)} tokens; 1 to {MAX_BAD_WORD_IDS} may be")
+        if max(ids) >= vocab_size:
+            raise InvalidArgument(path, f"has token {max(ids)}; the model's are less than {vocab_size}")
+        found[pack(ids)] = None
     return list(found)

@@ -99,6 +99,11 @@ class TextTokenizer:
         finally:
             self._waiting_characters -= len(text)
 
+    async def encode_each(self, texts: Sequence[str], *, client: str = "") -> list[list[int]]:
+        """Tokenize short texts, each by itself and without special tokens, on a thread: hundreds of them would hold the
+        event loop."""
+        return await self._on_thread(self._turns, client, lambda: [self._encode(text, False) for text in texts])
+
     async def _on_thread(self, turns: FairTurns, client: str, work: Callable[[], _Result]) -> _Result:
         await turns.take(client)
         try:
