@@ -42,6 +42,7 @@ class SpecialRows:
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._on_error = on_error
+        self._memory_CV = np.zeros((0, vocab_size), np.float32)
         self._ready: dict[int, tuple[Admit, Processors]] = {}
         """By slot. Another admission is another object."""
 
@@ -71,24 +72,48 @@ class SpecialRows:
     def _change(
         self, step: Step, logits_SV: torch.Tensor, tokens: Int32Array, failures: dict[int, RowFailure]
     ) -> dict[int, Float32Array]:
-        """Process what is to be processed and draw it again, into `tokens`; row → its logits as they are then. Rows
-        without a token are left as they are: their logits are no numbers."""
+        """Process what is to be processed and draw it, into `tokens`; row → its logits as they are then, until the next
+        step. Rows without a token are left as they are: their logits are no numbers."""
+        rows = [row for row in self._changed_rows(step) if tokens[row] != NO_TOKEN]
         changed: dict[int, Float32Array] = {}
-        for row in self._changed_rows(step):
-            if tokens[row] == NO_TOKEN:
-                continue
+        for row, logits_V in zip(rows, self._room(len(rows)), strict=True):
+            logits_V[:] = _row(logits_SV, row)
+            slot, length = int(step.sample_slots[row]), int(step.sample_positions[row])
             try:
-                logits_V = _row(logits_SV, row).copy()
-                slot, length = int(step.sample_slots[row]), int(step.sample_positions[row])
                 self._processors(slot).apply(logits_V, self._slots.columns.token_ids[slot, :length])
-                tokens[row] = self._draw(step, row, logits_V)
-                if tokens[row] != NO_TOKEN:
-                    changed[row] = logits_V
-                elif logits_V.max() == -np.inf:
-                    failures[row] = RowFailure(row, NOTHING_LEFT, by_request=True)
+                changed[row] = logits_V
             except Exception as error:
                 self._fail(row, tokens, failures, error)
+        self._draw(step, rows, tokens, failures)
+        for row in [row for row in changed if tokens[row] == NO_TOKEN]:
+            if changed.pop(row).max() == -np.inf:
+                failures[row] = RowFailure(row, NOTHING_LEFT, by_request=True)
         return changed
+
+    def _room(self, num_rows: int) -> Float32Array:
+        """For logits that are changed, [rows, V]; its memory is used again by the next step."""
+        if len(self._memory_CV) < num_rows:
+            self._memory_CV = np.zeros((num_rows, self._vocab_size), np.float32)
+        return self._memory_CV[:num_rows]
+
+    def _draw(self, step: Step, rows: list[int], tokens: Int32Array, failures: dict[int, RowFailure]) -> None:
+        """All in one call, so that threads share them; where it raises, each by itself."""
+        if not rows:
+            return
+        logits_CV = torch.from_numpy(self._room(len(rows)))
+        asked, positions = self._slots.columns.sampling[step.sample_slots[rows]], step.sample_positions[rows]
+        try:
+            drawn = self._sampler.sample(logits_CV, asked, positions)
+        except Exception:
+            drawn = np.full(len(rows), NO_TOKEN, np.int32)
+            for index, row in enumerate(rows):
+                one = slice(index, index + 1)
+                try:
+                    drawn[one] = self._sampler.sample(logits_CV[one], asked[one], positions[one])
+                except Exception as error:
+                    self._fail(row, tokens, failures, error)
+        failed = [row in failures for row in rows]
+        tokens[rows] = np.where(failed, NO_TOKEN, drawn)
 
     def _changed_rows(self, step: Step) -> list[int]:
         special = self._slots.special
@@ -100,11 +125,6 @@ class SpecialRows:
         if held is None or held[0] is not admit:
             held = self._ready[slot] = (admit, Processors(admit, self._vocab_size))
         return held[1]
-
-    def _draw(self, step: Step, row: int, logits_V: Float32Array) -> int:
-        logits_SV = torch.from_numpy(logits_V)[None]
-        rows = self._slots.columns.sampling[step.sample_slots[row : row + 1]]
-        return int(self._sampler.sample(logits_SV, rows, step.sample_positions[row : row + 1])[0])
 
     def _logprobs(
         self,
