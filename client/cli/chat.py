@@ -15,9 +15,11 @@ from pathlib import Path
 
 from pagewire.client.cli import connection, interrupt, parameters
 from pagewire.client.cli.connection import Connected
+from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.printing import complain, note, write
 from pagewire.client.errors import InvalidRequest, PagewireError
 from pagewire.client.prompts import Chat, Message
+from pagewire.client.types import Result
 
 _MARK = "> "
 _HISTORY_LINES = 1000
@@ -87,7 +89,7 @@ class Conversation:
         answer: list[str] = []
         while True:
             try:
-                self._answer(kept, question, answer)
+                result = self._answer(kept, question, answer)
                 break
             except PagewireError as error:
                 if answer:
@@ -98,6 +100,8 @@ class Conversation:
                 complain(str(error))
                 return False
         write("\n")
+        if result is not None:
+            print_logprobs(result)
         forgotten = len(self._exchanges) - len(kept)
         if forgotten:
             complain(f"the conversation was too long for the service; its {forgotten} oldest questions are forgotten")
@@ -108,8 +112,8 @@ class Conversation:
             note("[no answer; the question is not kept]")
         return True
 
-    def _answer(self, past: list[tuple[Message, Message]], question: Message, answer: list[str]) -> None:
-        """Fill `answer` until the model or Ctrl-C ends it. Raises PagewireError."""
+    def _answer(self, past: list[tuple[Message, Message]], question: Message, answer: list[str]) -> Result | None:
+        """Fill `answer` until the model or Ctrl-C ends it; the whole where the model did. Raises PagewireError."""
         messages = [*self._system, *chain.from_iterable(past), question]
         prompt = Chat(messages, template_arguments=self._args.template_arguments)
         ctrl_c = interrupt.EndsAnswer()
@@ -120,11 +124,14 @@ class Conversation:
                     for piece in stream.text:
                         answer.append(piece)
                         write(piece)
+                    if not ctrl_c.pressed:
+                        return stream.result()
             except PagewireError:
                 if not ctrl_c.pressed:
                     raise
         if ctrl_c.pressed:
             note(" [stopped]")
+        return None
 
 
 def _piped_lines() -> Iterator[str]:

@@ -92,6 +92,28 @@ def test_every_flag_reaches_its_field(service: ScriptedService, capsys: Captured
         "-1",
         "--repetition-penalty",
         "1.5",
+        "--logit-bias",
+        "5=1.5,7=-100",
+        "--allowed-token-ids",
+        "5,7,9",
+        "--banned-token-ids",
+        "9",
+        "--bad-word",
+        "no",
+        "--bad-word",
+        "never",
+        "--stop-token-ids",
+        "3,4",
+        "--include-stop",
+        "--logprobs",
+        "--candidates",
+        "2",
+        "--logprob-token-ids",
+        "5",
+        "--processed-logprobs",
+        "--prompt-logprobs",
+        "--prompt-candidates",
+        "1",
         "--seed",
         "5",
         "--priority",
@@ -119,9 +141,28 @@ def test_every_flag_reaches_its_field(service: ScriptedService, capsys: Captured
             presence_penalty=1,
             frequency_penalty=-1,
             repetition_penalty=1.5,
+            logit_bias={5: 1.5, 7: -100},
+            allowed_token_ids=[5, 7, 9],
+            banned_token_ids=[9],
+            bad_words=["no", "never"],
             seed=5,
         ),
-        stopping=pb.Stopping(max_tokens=9, min_tokens=1, stop_strings=["A", "B"], ignore_eos=True),
+        stopping=pb.Stopping(
+            max_tokens=9,
+            min_tokens=1,
+            stop_strings=["A", "B"],
+            stop_token_ids=[3, 4],
+            include_stop=True,
+            ignore_eos=True,
+        ),
+        output=pb.Output(
+            logprobs=True,
+            num_candidates=2,
+            logprob_token_ids=[5],
+            processed_logprobs=True,
+            prompt_logprobs=True,
+            num_prompt_candidates=1,
+        ),
         priority=2,
         cache_salt="s",
         constraint=pb.Constraint(regex=".*"),
@@ -131,6 +172,65 @@ def test_every_flag_reaches_its_field(service: ScriptedService, capsys: Captured
     chat.messages.add(role=pb.CHAT_ROLE_USER, content="hi")
     chat.template_arguments = '{"enable_thinking": false}'
     assert generation(service) == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("--logit-bias", "5", "is not bias such as"),
+        ("--logit-bias", "5=x", "is not bias such as"),
+        ("--logit-bias", "5=1,5=2", "each id once"),
+        ("--allowed-token-ids", "1,x", "is not token ids such as"),
+        ("--banned-token-ids", "", "is not token ids such as"),
+        ("--candidates", "x", "invalid int"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_says_what_it_takes(flag: str, value: str, what: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", flag, value, "hi"])
+    assert ended.value.code == 2
+    assert what in capsys.readouterr().err
+
+
+def script_with_logprobs(_request: object, _context: object) -> list[inference_pb2.StreamGenerateResponse]:
+    nothing = pb.Candidate(id=7, bytes=b"\xff", logprob=float("-inf"))
+    token = pb.Token(
+        id=5, text=b"x", logprob=-0.5, candidates=[pb.Candidate(id=5, bytes=b"x", logprob=-0.5)], named=[nothing]
+    )
+    prompt = [pb.Token(id=1, text=b"hi"), pb.Token(id=2, text=b"!", logprob=-2.25)]
+    return [
+        inference_pb2.StreamGenerateResponse(started=pb.Started(prompt_tokens=2)),
+        inference_pb2.StreamGenerateResponse(prompt_tokens=pb.PromptTokens(tokens=prompt)),
+        inference_pb2.StreamGenerateResponse(delta=pb.Delta(tokens=[token])),
+        inference_pb2.StreamGenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_LENGTH)),
+        inference_pb2.StreamGenerateResponse(usage=pb.Usage()),
+    ]
+
+
+def test_log_probabilities_are_a_table_for_people_and_json_for_scripts(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.streams = [script_with_logprobs] * 3  # type: ignore[list-item]
+    assert main(["generate", "--logprobs", "hi"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("x\n")
+    for shown in ("prompt", "-2.2500", "output 0", "-0.5000", "'x' -0.500", "-inf"):
+        assert shown in table
+    assert main(["generate", "--json", "--logprobs", "hi"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["tokens"] == [
+        {
+            "id": 5,
+            "text": "x",
+            "logprob": -0.5,
+            "candidates": [{"id": 5, "bytes": [120], "logprob": -0.5}],
+            "named": [{"id": 7, "bytes": [255], "logprob": -9999.0}],
+        }
+    ]
+    assert [token["logprob"] for token in said["prompt_tokens"]] == [None, -2.25]
+    piped(monkeypatch, "one\n")
+    assert main(["chat", "--logprobs"]) == 0
+    assert "-0.5000" in capsys.readouterr().out
 
 
 def test_raw_text_and_models_without_a_template(service: ScriptedService, capsys: Captured) -> None:
