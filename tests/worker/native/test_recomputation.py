@@ -14,6 +14,7 @@ from support.torch_threads import torch_threads
 from support.worker_plans import GREEDY, PlanMaker, admit
 
 from pagewire.wire.model import DecoderConfig, ModelSpec
+from pagewire.worker.attention import paged_native
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
@@ -121,9 +122,13 @@ def run_again(
     return watched.logits_SV[-1], kv_of(kv, BLOCKS, len(ids))
 
 
+@pytest.mark.parametrize("most_partials", [paged_native._MAX_PARTIALS, 7], ids=["one call", "many calls"])
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_was_decoded_is_computed_again_to_the_bit(shape: str, num_threads: int) -> None:
+def test_what_was_decoded_is_computed_again_to_the_bit(
+    shape: str, num_threads: int, most_partials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_native, "_MAX_PARTIALS", most_partials)
     draw = random.Random(shape)
     with torch_threads(num_threads):
         served = model(SHAPES[shape])
