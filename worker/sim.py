@@ -1,8 +1,9 @@
 """The `sim` device: answers every plan at once with deterministic tokens, for control-plane benchmarks and fault tests.
 
 It keeps the same slot state and refuses the same plans as a real device, but has no model, no KV and no tensors, and
-imports no torch. Its token depends on seed and position alone, so a sequence continues the same after a preemption, a
-restart of the worker or a new epoch:
+imports no torch. Rows that ask for logits to be changed or reported fail, with a reason: frontends refuse such requests
+before they get here, and nothing is ignored whatever they do. A token depends on seed and position alone, so a sequence
+continues the same after a preemption, a restart of the worker or a new epoch:
 
     token = the (hash(seed, position) mod n)-th of the n ids it may answer
 
@@ -15,15 +16,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pagewire.wire.columns import Int32Array, pack
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import DecoderConfig, DType
-from pagewire.wire.plan import StepPlan
+from pagewire.wire.plan import NO_TOKEN, ChunkLogprobs, RowFailure, StepPlan
 from pagewire.worker.immediate import ImmediateRunner, Sampled
 from pagewire.worker.launch import LaunchError, LoadedDevice, hello_of, slot_limits
-from pagewire.worker.no_logits import without_logits
 from pagewire.worker.sampling.uniform import hash_positions
 from pagewire.worker.slots.columns import SlotLimits
-from pagewire.worker.slots.state import Slots
+from pagewire.worker.slots.state import ScoredRows, Slots, Step
 
 DEFAULT_NUM_BLOCKS = 1 << 17
 """Blocks without `kv_cache_bytes`, where every sequence at full length needs no fewer: they cost the worker nothing,
@@ -108,9 +109,25 @@ class SimRunner:
             self._sleep(remaining)
         sampled = Sampled(tokens)
         if step.special_rows or step.scored:
-            sampled = without_logits(self._slots, step, tokens, _NO_LOGITS)
+            sampled = self._without_logits(step, tokens)
         self._slots.record(step, tokens)
         return sampled
+
+    def _without_logits(self, step: Step, tokens: Int32Array) -> Sampled:
+        tokens[step.special_rows] = NO_TOKEN
+        failures = [RowFailure(row, _NO_LOGITS, by_request=True) for row in step.special_rows]
+        return Sampled(tokens, failures, prompt_logprobs=[self._no_scores(scored) for scored in step.scored])
+
+    def _no_scores(self, scored: ScoredRows) -> ChunkLogprobs:
+        num_tokens = len(scored.tokens)
+        num_ids = num_tokens * (self._slots.special[scored.slot].prompt_logprobs or 0)
+        return ChunkLogprobs(
+            scored.chunk,
+            scored.position,
+            np.full(num_tokens, np.nan, "<f4").tobytes(),
+            pack(np.full(num_ids, NO_TOKEN)),
+            np.full(num_ids, np.nan, "<f4").tobytes(),
+        )
 
 
 def load_sim(launch: WorkerLaunch) -> LoadedDevice:

@@ -15,7 +15,8 @@ from pagewire.wire.codec import Count
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 256
 """Lists of ids; a text is two of them."""
-MAX_BAD_WORD_IDS = 1024
+MAX_BAD_WORD_IDS = 4096
+"""Of all of a sequence's lists together."""
 MAX_END_IDS = 8192
 MAX_CANDIDATES = 20
 MAX_NAMED_IDS = 128

@@ -48,6 +48,9 @@ def _check_controls(controls: LogitControls, vocab_size: int) -> None:
         field = f"controls.bad_words[{index}]"
         if not len(_check_ids(field, word, MAX_BAD_WORD_IDS, vocab_size)):
             raise WireError(f"{field} has no id")
+    num_ids = sum(map(len, controls.bad_words)) // ID_BYTES
+    if num_ids > MAX_BAD_WORD_IDS:
+        raise WireError(f"controls.bad_words have {num_ids} ids in all; at most {MAX_BAD_WORD_IDS} may be")
 
 
 def _check_ids(field: str, column: bytes, most: int, vocab_size: int) -> Int32Array:

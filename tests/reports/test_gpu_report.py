@@ -103,7 +103,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     for part in ("skinny linears", "skinny linears, large", "kernels", "steps", "logits", "flash"):
         assert checks[part]
         assert all(check["is_judged"] and check["limit"] is not None for check in checks[part])
-    assert len(checks["kernels"]) == 10
+    assert len(checks["kernels"]) == 11
 
     table = (tmp_path / "gpu.md").read_text()
     for check in (check for found in checks.values() for check in found):

@@ -20,12 +20,14 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from pagewire.wire.columns import ROW_WORDS
+from pagewire.wire.logits import MAX_NAMED_IDS
 from pagewire.worker.cuda.plan_packer import packed_capacity
 from pagewire.worker.cuda.slot_state import SlotLayout
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.kernels.contract import SEQ_FIELDS
-from pagewire.worker.kernels.triton import elementwise, logprobs, sampling, step_state
-from pagewire.worker.kernels.workspaces import LogprobsWorkspace, SamplingWorkspace
+from pagewire.worker.kernels.controls import ControlLayout
+from pagewire.worker.kernels.triton import elementwise, logprobs, processors, sampling, step_state
+from pagewire.worker.kernels.workspaces import CHANGED_FIELDS, ChangedRows, LogprobsWorkspace, SamplingWorkspace
 from pagewire.worker.slots.columns import SlotLimits
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -99,6 +101,7 @@ def report_compilations() -> None:
                     "shared": metadata.shared,
                     "stack_bytes": stack_bytes(kernel.asm["cubin"]),
                     "bf16": "bf16" in kernel.asm["ttir"],
+                    "fused": bool(re.search(r"\bfma\.", kernel.asm["ptx"])) or metadata.enable_fp_fusion,
                     "overlap": kwargs.get("OVERLAP", False),
                     "waits": bool(wait),
                     "launch_pdl": metadata.launch_pdl,
@@ -141,10 +144,16 @@ def compile_sampling(vocab_size: int, dtype: torch.dtype) -> None:
     sampling_SP = torch.zeros(NUM_ROWS, ROW_WORDS, dtype=torch.int32)
     workspace = SamplingWorkspace.allocate(NUM_ROWS, vocab_size, CPU)
     sampling.sample(logits_SV, sampling_SP, ints_S, ints_S, workspace=workspace)
-    top = torch.zeros(NUM_ROWS, 20)
+    top, named = torch.zeros(NUM_ROWS, 20), torch.zeros(NUM_ROWS, MAX_NAMED_IDS)
     logprobs.logprobs(
-        logits_SV, ints_S, floats_S, top.int(), top, workspace=LogprobsWorkspace.allocate(NUM_ROWS, vocab_size, CPU)
-    )
+        logits_SV, ints_S, ints_S, named.int(), floats_S, named, top.int(), top,
+        workspace=LogprobsWorkspace.allocate(NUM_ROWS, vocab_size, CPU),
+    )  # fmt: skip
+    slots = SlotLayout(NUM_ROWS, 64).allocate(CPU)
+    rows = ChangedRows.allocate(NUM_ROWS, NUM_ROWS, ControlLayout(vocab_size, 4096), CPU)
+    changed_CF = torch.zeros(NUM_ROWS, CHANGED_FIELDS, dtype=torch.int32)
+    processors.process(logits_SV, changed_CF, slots, rows)
+    processors.finish_changed(changed_CF, ints_S, ints_S, slots, rows)
 
 
 def compile_step_state(max_rows: int) -> None:

@@ -15,6 +15,7 @@ from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cuda.graphs import GraphCapture, capture_steps
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.runner import CudaRunner
+from pagewire.worker.cuda.special_work import SpecialWork
 from pagewire.worker.cuda.step_work import Model, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
 from pagewire.worker.kernels.contract import Kernels
@@ -111,6 +112,7 @@ def make_runner(
     eager: bool = False,
     timeline: Timeline | None = None,
     watch: Callable[[StepTimes], None] = lambda times: None,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> CudaRunner:
     """A runner on the CPU with epoch 1 open; `eager` as --enforce-eager."""
     memory = StepMemory.allocate(limits, CPU)
@@ -120,6 +122,7 @@ def make_runner(
         limits=limits,
         buffers=memory.buffers,
         work=work,
+        special=SpecialWork(kernels, memory, on_error or _no_error),
         graphs=graphs,
         timeline=timeline or HostTimeline(),
         watch=watch,
@@ -135,3 +138,7 @@ def run(runner: CudaRunner, plan: StepPlan) -> StepResult:
     assert result is not None
     assert (result.epoch, result.step_id) == (plan.epoch, plan.step_id)
     return result
+
+
+def _no_error(what: str, error: Exception) -> None:
+    raise AssertionError(what) from error

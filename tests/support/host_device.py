@@ -8,7 +8,7 @@ import torch
 from pagewire.wire.launch import AttentionBackendName
 from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.attention.triton import TritonAttention
-from pagewire.worker.cuda.graphs import Launch
+from pagewire.worker.cuda.graphs import Launch, Result
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.sets import reference_kernels
 
@@ -19,7 +19,7 @@ class EagerCapture:
     """Calls the function anew every time, so that all of a captured step but the capture can be proven without a
     device."""
 
-    def capture(self, work: Launch) -> Launch:
+    def capture(self, work: Launch[Result]) -> Launch[Result]:
         work()
         return work
 

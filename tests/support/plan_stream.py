@@ -4,17 +4,20 @@ import threading
 from collections import deque
 from random import Random
 
+import numpy as np
 import torch
 from support.device_runner import plain_decoder
+from support.drawn_admits import DrawnAdmits
+from support.same_results import assert_same
 from support.worker_plans import PlanModel
 
-from pagewire.wire.columns import unpack
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.plan import StepResult, WorkerHello
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.cuda.platform import Platform
+from pagewire.worker.immediate import Sampled
 from pagewire.worker.launch import slot_limits
 from pagewire.worker.slots.columns import SlotLimits
 
@@ -45,19 +48,21 @@ class LoadedStream:
         self.limits = limits
         self._epoch = 0
 
-    def check(self, seed: int, num_steps: int) -> list[StepResult]:
-        """A stream in an epoch of its own; returns its results, all of which were as expected."""
+    def check(self, seed: int, num_steps: int, *, special: bool = False) -> list[StepResult]:
+        """A stream in an epoch of its own; returns its results, all of which were as expected. `special`: sequences
+        ask for everything that may be asked of logits."""
         self._epoch += 1
         self.runner.begin(self._epoch)
         self._plain.begin(self._epoch)
-        plans = PlanModel(self.limits, Random(seed))
+        drawn = DrawnAdmits(np.random.default_rng(seed), self.limits.vocab_size) if special else None
+        plans = PlanModel(self.limits, Random(seed), drawn)
         plans.maker.epoch = self._epoch
-        expected: deque[list[int]] = deque()
+        expected: deque[Sampled] = deque()
         results: list[StepResult] = []
         for _ in range(num_steps):
             plan, _ = plans.step()
             self.runner.submit(plan)
-            expected.append(self._plain.run(plan).tokens.tolist())
+            expected.append(self._plain.run(plan))
             if len(expected) == 2:
                 results.append(self._take(expected.popleft()))
         while expected:
@@ -65,11 +70,11 @@ class LoadedStream:
         assert [result.step_id for result in results] == list(range(num_steps))
         return results
 
-    def _take(self, expected: list[int]) -> StepResult:
+    def _take(self, expected: Sampled) -> StepResult:
         while True:
             self._woken.clear()
             result = self.runner.take()
             if result is not None:
-                assert unpack(result.tokens).tolist() == expected, f"step {result.step_id}"
+                assert_same(result, expected)
                 return result
             assert self._woken.wait(TIMEOUT_S), "the device does not end its step"

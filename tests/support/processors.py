@@ -5,7 +5,6 @@ Frequency and presence penalties, which transformers has not, are OpenAI's formu
 """
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,10 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pagewire.wire.columns import pack, unpack, unpack_floats
+from pagewire.wire.columns import ID_BYTES, unpack, unpack_floats
 from pagewire.wire.logits import LogitControls
-from pagewire.wire.plan import Admit
+from pagewire.wire.plan import NO_TOKEN, Admit
 from pagewire.wire.sampling import SamplingParams
+from pagewire.worker.sampling.uniform import uniform
 
 
 class _OpenAiPenalties(LogitsProcessor):
@@ -68,6 +68,24 @@ def processors(admit: Admit) -> LogitsProcessorList:
     return found
 
 
+def judged_token(logits_V: torch.Tensor, admit: Admit, token: int) -> bool:
+    """Raises AssertionError for a token that is not drawn as transformers' classes and the inverse of what they leave
+    say, or for one where nothing is left. False where the draw fell so close to an edge that either side may be."""
+    scores = judged(logits_V, admit)
+    if not scores.isfinite().any():
+        assert token == NO_TOKEN
+        return True
+    scores = warpers(admit.sampling)(torch.zeros(1, 1, dtype=torch.int64), scores[None])[0]
+    assert scores[token] > -torch.inf, f"{token} was drawn of {admit}"
+    running = scores.double().softmax(0).cumsum(0).numpy()
+    position = np.array([len(admit.tokens) // ID_BYTES])
+    point = float(uniform(np.array([admit.sampling.seed], np.uint64), position)[0])
+    if np.abs(running - point).min() < 1e-5:
+        return False
+    assert token == (running > point).argmax()
+    return True
+
+
 def warpers(sampling: SamplingParams) -> LogitsProcessorList:
     """What a sampler does to logits, in transformers' order."""
     found = LogitsProcessorList([TemperatureLogitsWarper(float(np.float32(sampling.temperature)))])
@@ -85,56 +103,3 @@ def judged(logits_V: torch.Tensor, admit: Admit) -> torch.Tensor:
     ids = torch.from_numpy(unpack(admit.tokens).astype(np.int64))[None]
     scores: torch.Tensor = processors(admit)(ids, logits_V[None].clone())
     return scores[0]
-
-
-KINDS = ["bias", "repetition", "frequency", "presence", "bad words", "banned", "allowed", "min tokens", "everything"]
-
-
-@dataclass
-class DrawnAdmits:
-    """Random admissions that use one kind of control, or all."""
-
-    generator: np.random.Generator
-    vocab_size: int
-
-    def draw(self, kind: str, slot: int = 0, **sampling: float) -> Admit:
-        """Of a short sequence in which ids repeat, so that penalties count and bad words are begun."""
-        generator, everything = self.generator, kind == "everything"
-        num_ids = int(generator.integers(1, 40))
-        tokens = generator.integers(0, 30, num_ids).astype(np.int32)
-        prompt_len = int(generator.integers(1, num_ids + 1))
-        params = {"seed": int(generator.integers(0, 2**63)), **sampling}
-        controls: dict[str, object] = {}
-        if kind == "bias" or everything:
-            ids = self._ids(50)
-            controls["bias_ids"] = pack(ids)
-            controls["bias_values"] = generator.uniform(-5, 5, len(ids)).astype("<f4").tobytes()
-        if kind == "repetition" or everything:
-            params["repetition_penalty"] = float(np.float32(generator.uniform(0.5, 2)))
-        if kind == "frequency" or everything:
-            params["frequency_penalty"] = float(np.float32(generator.uniform(-2, 2)))
-        if kind == "presence" or everything:
-            params["presence_penalty"] = float(np.float32(generator.uniform(-2, 2)))
-        if kind == "bad words" or everything:
-            begun = [pack([*tokens[-count:], int(generator.integers(0, self.vocab_size))]) for count in (1, 1, 2, 3)]
-            others = [pack(self._ids(int(generator.integers(1, 4)))) for _ in range(4)]
-            controls["bad_words"] = [word for word in begun + others if word]
-        if kind == "banned" or everything:
-            controls["banned_ids"] = pack(self._ids(60))
-        if kind == "allowed" or everything:
-            controls["allowed_ids"] = pack(self._ids(self.vocab_size // 2))
-        if kind == "min tokens" or everything:
-            controls["end_ids"] = pack(self._ids(3))
-            controls["min_tokens"] = int(generator.integers(1, 40))
-        return Admit(
-            slot=slot,
-            tokens=pack(tokens),
-            prompt_len=prompt_len,
-            num_cached=0,
-            blocks=pack([slot]),
-            sampling=SamplingParams(**params),  # type: ignore[arg-type]
-            controls=LogitControls(**controls) if controls else None,  # type: ignore[arg-type]
-        )
-
-    def _ids(self, count: int) -> np.ndarray:
-        return np.sort(self.generator.choice(self.vocab_size, count, replace=False)).astype(np.int32)

@@ -4,6 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+from support.drawn_admits import KINDS, DrawnAdmits
+
 from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import Admit, StepPlan
 from pagewire.wire.sampling import SamplingParams
@@ -98,7 +101,9 @@ class ExpectedStep:
 class PlanModel:
     """Keeps slots in plain dictionaries and lists, and makes one random valid plan after another."""
 
-    def __init__(self, limits: SlotLimits, random: Random) -> None:
+    def __init__(self, limits: SlotLimits, random: Random, drawn: DrawnAdmits | None = None) -> None:
+        """With `drawn`, most sequences have their logits changed, or ask for log-probabilities."""
+        self.drawn = drawn
         self.limits = limits
         self.maker = PlanMaker()
         self.sequences: dict[int, ModelSequence] = {}
@@ -166,7 +171,13 @@ class PlanModel:
         )
         cached = len(prefix) * size
         self.sequences[slot] = ModelSequence(ids, cached, blocks, sampling, min(cached, num_tokens - 1))
-        return admit(slot, ids, blocks, cached=cached, sampling=sampling)
+        admission = admit(slot, ids, blocks, cached=cached, sampling=sampling)
+        if self.drawn is None or random.random() < 0.2:
+            return admission
+        asked = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        changed = self.drawn.draw(random.choice(KINDS), slot, ids=ids, **asked)
+        changed = msgspec.structs.replace(changed, num_cached=cached, blocks=pack(blocks))
+        return self.drawn.reported(random.choice([admission, changed, changed]))
 
     def _grow(self, decoding: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         grow, idle = [], []

@@ -7,26 +7,31 @@ Graphs hold the cache's address, and the cache takes what they leave, so two are
 their size alone, and thrown away. The order is the same on every rank: a step may wait for the others' parts.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
 from pagewire.wire.launch import WorkerLaunch
+from pagewire.wire.logits import MAX_SCORED_ROWS
 from pagewire.wire.model import DecoderConfig
 from pagewire.worker.attention.kv_cache import KVCache, num_blocks_within
 from pagewire.worker.cuda.graphs import StepGraphs, capture_size, capture_steps, fill_with_padding, padded_sizes
 from pagewire.worker.cuda.memory import MemoryReport, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.cuda.runner import CudaRunner
+from pagewire.worker.cuda.special_work import SpecialWork
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.cuda.step_work import Model, StepMemory, StepWork
+from pagewire.worker.cuda.step_work import LogitRows, Model, StepLogits, StepMemory, StepWork
 from pagewire.worker.cuda.timeline import StepTimes
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.launch import slot_limits
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.weights.build import TORCH_DTYPES
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,10 @@ class CudaStart:
         """Steps over this cache, in this memory."""
         return StepWork(model=self.model, kernels=self.kernels, kv=kv, memory=memory)
 
+    def special(self, memory: StepMemory) -> SpecialWork:
+        """What follows steps that have special rows, in the same memory."""
+        return SpecialWork(self.kernels, memory, _log_error)
+
 
 def bring_up(
     start: CudaStart, watch: Callable[[StepTimes], None], progress: Callable[[str, float], None]
@@ -75,7 +84,8 @@ def bring_up(
     limits = replace(limits, num_blocks=_num_blocks(start, use))
     kv = start.new_cache(limits.num_blocks)
     work = start.work(kv, memory)
-    warm_up(work, memory.buffers, limits)
+    special = start.special(memory)
+    warm_up(work, special, memory.buffers, limits)
     free_before = platform.meter.free()
     graphs: StepGraphs | None = None
     if not start.launch.enforce_eager:
@@ -84,9 +94,15 @@ def bring_up(
     free = platform.meter.free()
     # Torch has given its unused memory back. With the largest activations first, it cuts those of smaller steps out of
     # what it keeps of these: no prompt waits for memory, and together they take what was measured.
-    run_worst_step(work, memory.buffers, limits)
+    run_worst_step(work, special, memory.buffers, limits)
     runner = CudaRunner(
-        limits=limits, buffers=memory.buffers, work=work, graphs=graphs, timeline=platform.timeline, watch=watch
+        limits=limits,
+        buffers=memory.buffers,
+        work=work,
+        special=special,
+        graphs=graphs,
+        timeline=platform.timeline,
+        watch=watch,
     )
     report = MemoryReport(
         device=use.device,
@@ -119,10 +135,10 @@ def _profile(start: CudaStart, limits: SlotLimits, memory: StepMemory) -> tuple[
     """Bytes of buffers, activations and, estimated, graphs."""
     meter = start.platform.meter
     kv = start.new_cache(1)
-    work = start.work(kv, memory)
+    work, special = start.work(kv, memory), start.special(memory)
 
     def worst_step() -> None:
-        run_worst_step(work, memory.buffers, limits)
+        run_worst_step(work, special, memory.buffers, limits)
 
     worst_step()  # libraries allocate workspaces that stay
     buffers = meter.allocated() - start.weights_bytes - kv.num_bytes
@@ -164,17 +180,20 @@ def _num_blocks(start: CudaStart, use: MemoryUse) -> int:
     )
 
 
-def run_worst_step(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
-    """The step that needs most memory: every slot samples, and every row of the token budget is in use. It consists of
-    padding, so that no slot and no block changes, but is as large as its longest contexts allow."""
+def run_worst_step(work: StepWork, special: SpecialWork, buffers: StepBuffers, limits: SlotLimits) -> None:
+    """The step that needs most memory: every slot samples, every row of the token budget is in use, and as many as may
+    score do. It consists of padding, so that no slot and no block changes, but is as large as its longest contexts
+    allow."""
     rows_B = worst_rows(limits)
-    run_padding(work, buffers, limits, rows_B, num_decodes=rows_B.count(1))
+    rows = worst_logit_rows(rows_B, buffers.packed.device)
+    logits = run_padding(work, buffers, limits, rows_B, num_decodes=rows_B.count(1), rows=rows)
+    special.run_padding(logits, len(rows_B))
 
 
-def warm_up(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
+def warm_up(work: StepWork, special: SpecialWork, buffers: StepBuffers, limits: SlotLimits) -> None:
     """Whatever is compiled is compiled now, for this cache: a prompt must not wait for it. Kernels are specialized on
     the size of the cache, and on counts being one, a multiple of 16, or neither."""
-    run_worst_step(work, buffers, limits)
+    run_worst_step(work, special, buffers, limits)
     run_padding(work, buffers, limits, [1], num_decodes=1)  # the worst step may have no decode
     for rows_B in small_mixed_steps(limits):
         run_padding(work, buffers, limits, rows_B)
@@ -183,15 +202,31 @@ def warm_up(work: StepWork, buffers: StepBuffers, limits: SlotLimits) -> None:
 
 
 def run_padding(
-    work: StepWork, buffers: StepBuffers, limits: SlotLimits, rows_B: list[int], num_decodes: int = 0
-) -> None:
+    work: StepWork,
+    buffers: StepBuffers,
+    limits: SlotLimits,
+    rows_B: list[int],
+    num_decodes: int = 0,
+    rows: LogitRows | None = None,
+) -> StepLogits:
     """A step of sequences with so many rows each, all of which sample; it leaves no trace."""
     fill_with_padding(buffers, rows_B)
     first_row, seq_rows = 0, []
     for num_rows in rows_B:
         seq_rows.append((first_row, num_rows, limits.max_model_len))
         first_row += num_rows
-    work.run(StepShape(tuple(seq_rows), num_decodes, len(rows_B)))
+    return work.run(StepShape(tuple(seq_rows), num_decodes, len(rows_B)), rows)
+
+
+def worst_logit_rows(rows_B: list[int], device: torch.device) -> LogitRows | None:
+    """The last row of each sequence, and as many before them as may score; none where there are no others."""
+    last = [end - 1 for end in accumulate(rows_B)]
+    others = sorted(set(range(sum(rows_B))) - set(last))[:MAX_SCORED_ROWS]
+    if not others:
+        return None
+    rows = sorted({*last, *others})
+    sampled = [rows.index(row) for row in last]
+    return LogitRows(torch.tensor(rows, device=device), torch.tensor(sampled, device=device))
 
 
 def small_mixed_steps(limits: SlotLimits) -> list[list[int]]:
@@ -214,3 +249,7 @@ def worst_rows(limits: SlotLimits) -> list[int]:
         rows_B[index] += more
         spare -= more
     return rows_B
+
+
+def _log_error(what: str, error: Exception) -> None:
+    _log.error("%s failed its sequence", what, exc_info=error)

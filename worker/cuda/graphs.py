@@ -6,7 +6,7 @@ launched again.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -15,8 +15,10 @@ from pagewire.worker.cuda.step_work import StepWork
 from pagewire.worker.kernels.contract import PADDING_SLOT
 from pagewire.worker.slots.columns import SlotLimits
 
-Launch = Callable[[], None]
-"""Runs the captured work again, in the order of the device's stream; returns before it is done."""
+Result = TypeVar("Result", bound=torch.Tensor | None)
+Launch = Callable[[], Result]
+"""Runs the captured work again, in the order of the device's stream; returns before it is done. Where the work gives a
+tensor, the launch gives the same memory, which means something until the next launch of any graph."""
 
 _WARM_UPS = 2
 """Runs before a capture: the first compiles kernels and picks algorithms, and a library may allocate its workspace
@@ -26,7 +28,7 @@ in the second."""
 class GraphCapture(Protocol):
     """Captures work, over and over, in memory that its graphs share."""
 
-    def capture(self, work: Launch) -> Launch:
+    def capture(self, work: Launch[Result]) -> Launch[Result]:
         """Runs `work` at least once to warm up, then captures it. Its effects until this returns must not matter."""
 
 
@@ -40,7 +42,7 @@ class CudaGraphCapture:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def capture(self, work: Launch) -> Launch:
+    def capture(self, work: Launch[Result]) -> Launch[Result]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -50,7 +52,7 @@ class CudaGraphCapture:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                work()
+                result = work()
         except Exception:
             # Torch ends the capture, whose own error comes first, and so does not get to giving the pool up.
             with contextlib.suppress(RuntimeError):
@@ -61,7 +63,36 @@ class CudaGraphCapture:
         # must be taken before free memory is measured.
         graph.replay()
         self._graphs.append(graph)
-        return graph.replay
+        seen: Any = None if result is None else _Memory.of(result)
+
+        def launch() -> Result:
+            graph.replay()
+            return cast(Result, seen)
+
+        return launch
+
+
+class _Memory:
+    """A tensor's memory by its address, as the CUDA array interface describes it.
+
+    A graph's results lie in the pool that its graphs share. A tensor that owned its part of it would keep it from the
+    graphs that are captured later, once for each of them: more than a gigabyte of logits.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        element = tensor.element_size()
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * element for stride in tensor.stride()),
+            "typestr": f"<i{element}",  # which has no bfloat16
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> torch.Tensor:
+        """A view of the memory that does not keep it."""
+        return torch.as_tensor(cls(tensor), device=tensor.device).view(tensor.dtype)
 
 
 def padded_sizes(max_num_seqs: int) -> list[int]:
@@ -81,7 +112,7 @@ def padded_size(num_seqs: int, max_num_seqs: int) -> int:
 class StepGraphs:
     """Graphs of decode steps: one per padded batch size, from 1 to max_num_seqs."""
 
-    def __init__(self, launches: dict[int, Launch], max_num_seqs: int) -> None:
+    def __init__(self, launches: dict[int, Launch[torch.Tensor]], max_num_seqs: int) -> None:
         self._launches = launches
         self._max_num_seqs = max_num_seqs
 
@@ -89,9 +120,9 @@ class StepGraphs:
         """How many sequences a packed plan of num_seqs must be padded to."""
         return padded_size(num_seqs, self._max_num_seqs)
 
-    def launch(self, padded_size: int) -> None:
-        """Run the packed plan, which is of this size."""
-        self._launches[padded_size]()
+    def launch(self, padded_size: int) -> torch.Tensor:
+        """Run the packed plan, which is of this size. Returns its logits; see `Launch`."""
+        return self._launches[padded_size]()
 
 
 def capture_steps(
@@ -105,7 +136,7 @@ def capture_steps(
     is told which part is done, 0 … 1."""
     fill_with_padding(buffers, [1] * limits.max_num_seqs)
     sizes = padded_sizes(limits.max_num_seqs)
-    launches: dict[int, Launch] = {}
+    launches: dict[int, Launch[torch.Tensor]] = {}
     for index, size in enumerate(reversed(sizes), start=1):
         launches[size] = capture_size(work, capture, size, limits)
         progress(index / len(sizes))
@@ -121,7 +152,7 @@ def fill_with_padding(buffers: StepBuffers, rows_B: list[int]) -> None:
     buffers.seqs_BQ(len(seqs)).copy_(torch.tensor(seqs, dtype=torch.int32))
 
 
-def capture_size(work: StepWork, capture: GraphCapture, size: int, limits: SlotLimits) -> Launch:
-    """Capture a decode step of so many sequences. The packed plan is one of padding alone."""
+def capture_size(work: StepWork, capture: GraphCapture, size: int, limits: SlotLimits) -> Launch[torch.Tensor]:
+    """Capture a decode step of so many sequences, which gives its logits. The packed plan is one of padding alone."""
     shape = StepShape.of_decodes(size, limits.max_model_len)
-    return capture.capture(lambda: work.run(shape))
+    return capture.capture(lambda: work.run(shape).sampled_SV)

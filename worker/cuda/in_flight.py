@@ -11,12 +11,10 @@ import torch
 
 from pagewire.wire.columns import Int32Array
 from pagewire.wire.plan import StepResult
+from pagewire.worker.cuda.special_results import SpecialInFlight
 from pagewire.worker.cuda.timeline import StepTimes
 from pagewire.worker.immediate import Sampled, step_result
-from pagewire.worker.no_logits import without_logits
 from pagewire.worker.slots.state import Slots, Step
-
-_NOT_BUILT = "device cuda does not change or report logits yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,12 @@ class StepInFlight:
     buffers: HostBuffers
     step: Step
     times: StepTimes
+    special: SpecialInFlight | None
+    """Of a step that has special rows."""
 
-    def result(self, slots: Slots) -> StepResult:
+    def result(self) -> StepResult:
         """What it sampled, and when. The step is over, and its buffers not yet used again."""
-        sampled = Sampled(self.tokens)
-        if self.step.special_rows or self.step.scored:
-            sampled = without_logits(slots, self.step, self.tokens.copy(), _NOT_BUILT)
+        sampled = Sampled(self.tokens) if self.special is None else self.special.sampled(self.tokens.copy())
         return step_result(self.epoch, self.step_id, sampled, busy_us=self.times.busy_us, idle_us=self.times.idle_us)
 
     @property
@@ -92,7 +90,7 @@ class BuffersInFlight:
         """The oldest step's result; its buffers are free. Waits for the step where it is not over."""
         step = self._steps[0]
         step.times.wait()
-        result = step.result(self._slots)
+        result = step.result()
         self._slots.record(step.step, step.tokens)
         self._steps.popleft()
         self._free.append(step.buffers)

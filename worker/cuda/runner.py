@@ -1,7 +1,8 @@
 """CUDA's runner of steps, on a device that works while the host goes on: a `pagewire.worker.loop.Runner`.
 
     submit    check the plan against the host's columns, pack it, one copy, one scatter, then one launch of a step's
-              graph (or, where chunks are mixed in, of its operations one by one), and one copy of the tokens back
+              graph (or, where chunks are mixed in, of its operations one by one), then what its special rows need,
+              and one copy of the tokens back
     take      the oldest step's result, once the device is done with it
 
 The host's columns are the authority on what a plan may do. The device's slots follow from the same plans, and from
@@ -18,8 +19,10 @@ from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.cuda.graphs import StepGraphs
 from pagewire.worker.cuda.in_flight import BuffersInFlight, HostBuffers, StepInFlight
 from pagewire.worker.cuda.plan_packer import PackedPlan, PlanPacker, packed_capacity
+from pagewire.worker.cuda.special_results import SpecialInFlight
+from pagewire.worker.cuda.special_work import SpecialWork
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
-from pagewire.worker.cuda.step_work import StepWork
+from pagewire.worker.cuda.step_work import StepLogits, StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots, Step
@@ -37,6 +40,7 @@ class CudaRunner:
         limits: SlotLimits,
         buffers: StepBuffers,
         work: StepWork,
+        special: SpecialWork,
         graphs: StepGraphs | None,
         timeline: Timeline,
         watch: Callable[[StepTimes], None],
@@ -47,6 +51,7 @@ class CudaRunner:
         self._packer = PlanPacker(self._slots.columns, limits)
         self._buffers = buffers
         self._work = work
+        self._special = special
         self._graphs = graphs
         self._timeline = timeline
         self._watch = watch
@@ -81,16 +86,15 @@ class CudaRunner:
             num_seqs = graphs.padded_size(num_seqs)
         packed = self._packer.pack(step, num_seqs, host.plan_np)
         self._bring(host, packed)
+        if step.admitted and self._slots.special:
+            self._special.admit(self._slots, step)
         times = self._timeline.begin()
-        if graphs is not None:
-            graphs.launch(num_seqs)
-        elif num_seqs:
-            self._work.run(_shape(step))
+        special = self._launch(step, graphs, num_seqs)
         num_tokens = len(step.sample_slots)
         if num_tokens:
             host.tokens[:num_tokens].copy_(self._buffers.tokens_S[:num_tokens], non_blocking=True)
         times.end()
-        self._in_flight.push(StepInFlight(plan.epoch, plan.step_id, host, step, times))
+        self._in_flight.push(StepInFlight(plan.epoch, plan.step_id, host, step, times, special))
         self._watch(times)
 
     def take(self) -> StepResult | None:
@@ -99,6 +103,16 @@ class CudaRunner:
             return self._finished.popleft()
         oldest = self._in_flight.oldest
         return self._in_flight.pop() if oldest is not None and oldest.times.is_over() else None
+
+    def _launch(self, step: Step, graphs: StepGraphs | None, num_seqs: int) -> SpecialInFlight | None:
+        if graphs is not None:
+            logits_SV = graphs.launch(num_seqs)
+            logits = StepLogits(logits_SV, logits_SV)
+        elif num_seqs:
+            logits = self._work.run(_shape(step), self._special.logit_rows(step))
+        if not (step.special_rows or step.scored):
+            return None
+        return self._special.run(self._slots, step, logits, self._buffers.tokens_S)
 
     def _bring(self, host: HostBuffers, packed: PackedPlan) -> None:
         if packed.num_words:

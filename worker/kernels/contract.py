@@ -16,6 +16,12 @@ Q, the fields that describe a sequence's part in a step:
             2     its number of rows; 1 for a padding row
             3     where its token ids start in the plan's list of ids; -1: its input is the slot's last token
             4     which row of logits it samples from; -1: none
+
+And C, the rows whose logits are changed before a token is drawn, with F, the fields that describe one:
+
+    field   0     its index among the rows that sample
+            1     its slot; -1 for a row that leaves no trace
+            2     the position that its token takes
 """
 
 import math
@@ -27,7 +33,7 @@ import torch
 
 from pagewire.wire.columns import first_word
 from pagewire.wire.sampling import PARAMETERS
-from pagewire.worker.kernels.workspaces import DecodeWorkspace, SamplingWorkspace
+from pagewire.worker.kernels.workspaces import ChangedRows, DecodeWorkspace, LogprobsWorkspace, SamplingWorkspace
 
 Tensor = torch.Tensor
 
@@ -161,6 +167,24 @@ class Sample(Protocol):
     ) -> None: ...
 
 
+class Logprobs(Protocol):
+    """See `pagewire.worker.kernels.reference.logprobs.logprobs`."""
+
+    def __call__(
+        self,
+        logits_LV: Tensor,
+        rows_S: Tensor,
+        tokens_S: Tensor,
+        named_SM: Tensor,
+        out_chosen_S: Tensor,
+        out_named_SM: Tensor,
+        out_top_ids_SN: Tensor,
+        out_top_SN: Tensor,
+        *,
+        workspace: LogprobsWorkspace,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """One set, by which a device computes everything but the products of many rows."""
@@ -194,3 +218,9 @@ class Kernels:
     sample: Sample
     finish_step: Callable[[SlotTensors, Tensor, Tensor], None]
     """(slots, seqs_BQ, tokens_S)."""
+
+    process: Callable[[Tensor, Tensor, SlotTensors, ChangedRows], None]
+    """(logits_SV, changed_CF, slots, rows): what becomes of the changed rows' logits, into `rows`."""
+    finish_changed: Callable[[Tensor, Tensor, Tensor, SlotTensors, ChangedRows], None]
+    """(changed_CF, tokens_C, tokens_S, slots, rows), after `finish_step`."""
+    logprobs: Logprobs

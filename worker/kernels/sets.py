@@ -5,8 +5,10 @@ from functools import partial
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.reference import (
     elementwise,
+    logprobs,
     paged_decode,
     paged_prefill,
+    processors,
     sampling,
     skinny,
     step_state,
@@ -30,6 +32,9 @@ def reference_kernels() -> Kernels:
         prepare_step=step_state.prepare_step,
         sample=sampling.sample,
         finish_step=step_state.finish_step,
+        process=processors.process,
+        finish_changed=processors.finish_changed,
+        logprobs=logprobs.logprobs,
     )
 
 
@@ -39,8 +44,10 @@ def triton_kernels(*, overlap: bool) -> Kernels:
     # Imported here, because Triton is installed with the `cuda` extra alone.
     from pagewire.worker.kernels.triton import (
         elementwise,
+        logprobs,
         paged_decode,
         paged_prefill,
+        processors,
         sampling,
         skinny,
         step_state,
@@ -61,4 +68,7 @@ def triton_kernels(*, overlap: bool) -> Kernels:
         prepare_step=step_state.prepare_step,
         sample=sampling.sample,
         finish_step=step_state.finish_step,
+        process=processors.process,
+        finish_changed=processors.finish_changed,
+        logprobs=logprobs.logprobs,
     )

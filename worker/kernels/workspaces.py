@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.columns import ROW_WORDS
+from pagewire.worker.kernels.controls import ControlLayout
 
 SPLIT_TOKENS = 128
 """Tokens of a split of a short context. A split costs its partial result, written and read again: 8 · (D + 1) bytes per
@@ -33,6 +34,10 @@ MAX_VOCAB_SIZE = 1 << 20
 """Probabilities are summed as integers below 2^42 (`pagewire.worker.kernels.reference.sampling`): so many fit 63
 bits."""
 MAX_TOP_LOGPROBS = 20
+MAX_CHANGED_ROWS = 32
+"""Whose logits are changed at once: of Qwen3 they take 39 MB. More go in turns."""
+CHANGED_FIELDS = 3
+"""Of a row whose logits are changed; see `pagewire.worker.kernels.contract`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +183,51 @@ class LogprobsWorkspace:
             chunk_top_SCN=torch.empty(max_rows, num_chunks, MAX_TOP_LOGPROBS, dtype=torch.int64, device=device),
         )
 
-    def check(self, logits_SV: torch.Tensor, **columns_S: torch.Tensor) -> None:
-        """As `SamplingWorkspace.check`."""
-        _check(self.max_rows, self.vocab_size, logits_SV, columns_S)
+    def check(self, logits_LV: torch.Tensor, rows_S: torch.Tensor, **columns_S: torch.Tensor) -> None:
+        """As `SamplingWorkspace.check`, of rows picked from more."""
+        if rows_S.shape[0] > logits_LV.shape[0]:
+            raise ValueError(f"{rows_S.shape[0]} rows of {logits_LV.shape[0]} rows of logits")
+        _check(self.max_rows, self.vocab_size, logits_LV[: rows_S.shape[0]], columns_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedRows:
+    """For rows whose logits are changed before a token is drawn: what their slots keep, and memory for up to max_rows
+    rows of one step at a time."""
+
+    layout: ControlLayout
+    control_RW: torch.Tensor
+    """int32 [R, row_words]: see `pagewire.worker.kernels.controls`. An admission writes a slot's row; `finish_changed`
+    adds to its ids."""
+    logits_CV: torch.Tensor
+    """float32: what became of the logits."""
+    marks_CV: torch.Tensor
+    """int32: what the sequence's ids and bad words say of each id."""
+
+    @classmethod
+    def allocate(cls, max_rows: int, num_slots: int, layout: ControlLayout, device: torch.device) -> "ChangedRows":
+        """Rows of slots that are all zero."""
+        shape = max_rows, layout.vocab_size
+        return cls(
+            layout=layout,
+            control_RW=torch.zeros(num_slots, layout.row_words, dtype=torch.int32, device=device),
+            logits_CV=torch.empty(shape, dtype=torch.float32, device=device),
+            marks_CV=torch.empty(shape, dtype=torch.int32, device=device),
+        )
+
+    @property
+    def max_rows(self) -> int:
+        return self.logits_CV.shape[0]
+
+    def check(self, logits_SV: torch.Tensor, changed_CF: torch.Tensor) -> None:
+        """Raises ValueError for logits of another vocabulary, or more rows than fit."""
+        if logits_SV.shape[1] != self.layout.vocab_size:
+            raise ValueError(f"logits have {logits_SV.shape[1]} ids, the workspace {self.layout.vocab_size}")
+        if changed_CF.shape[0] > self.max_rows:
+            raise ValueError(f"{changed_CF.shape[0]} rows change; the workspace is for {self.max_rows}")
+        if changed_CF.shape[1:] != (CHANGED_FIELDS,) or changed_CF.dtype != torch.int32:
+            what = f"{changed_CF.dtype} {tuple(changed_CF.shape)}"
+            raise ValueError(f"changed rows are {what}; they are int32 [C, {CHANGED_FIELDS}]")
 
 
 def _check(max_rows: int, vocab_size: int, logits_SV: torch.Tensor, columns_S: dict[str, torch.Tensor]) -> None:

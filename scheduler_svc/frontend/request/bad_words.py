@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
-from pagewire.wire.columns import pack
+from pagewire.wire.columns import ID_BYTES, pack
 from pagewire.wire.logits import MAX_BAD_WORD_IDS
 
 _PATH = "generation.sampling.bad_words"
@@ -25,4 +25,8 @@ async def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer, vocab_siz
         if max(ids) >= vocab_size:
             raise InvalidArgument(path, f"has token {max(ids)}; the model's are less than {vocab_size}")
         found[pack(ids)] = None
+    num_ids = sum(map(len, found)) // ID_BYTES
+    if num_ids > MAX_BAD_WORD_IDS:
+        how = "each text by itself and behind a space"
+        raise InvalidArgument(_PATH, f"are {num_ids} tokens in all, {how}; at most {MAX_BAD_WORD_IDS} may be")
     return list(found)

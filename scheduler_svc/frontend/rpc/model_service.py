@@ -34,7 +34,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _NO_LOGITS: Mapping[Device, str] = {
     "sim": "is not supported by device sim, which has no logits",
-    "cuda": "is not supported on device cuda yet: the stage of logit processors is built for device cpu alone",
 }
 
 

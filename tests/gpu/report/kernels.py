@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import numpy as np
 import torch
 from gpu.report.checks import Check
 from gpu.report.results import PartRecord
 from gpu.report.scale import Scale
+from support.device_processors import processed
+from support.drawn_admits import KINDS, DrawnAdmits, random_logits
 from support.paged_world import Heads, PagedWorld
 from support.sampling_rows import SETTINGS, device_rows
 from support.worker_plans import PlanModel
@@ -24,6 +27,7 @@ from pagewire.worker.kernels.reference import elementwise, paged_prefill, step_s
 from pagewire.worker.kernels.reference import logprobs as torch_logprobs
 from pagewire.worker.kernels.reference import paged_decode as torch_decode
 from pagewire.worker.kernels.reference import sampling as torch_sampling
+from pagewire.worker.kernels.sets import reference_kernels, triton_kernels
 from pagewire.worker.kernels.triton import elementwise as triton_elementwise
 from pagewire.worker.kernels.triton import logprobs as triton_logprobs
 from pagewire.worker.kernels.triton import paged_decode as triton_decode
@@ -62,6 +66,9 @@ def run(scale: Scale, device: torch.device, record: PartRecord) -> None:
             what, _step_state(3 if scale.is_dry else 40, device), 0
         ),
         "sample": lambda what: _equal(what, _sample(scale.sampled_vocab, device), MOST_OTHER_DRAWS),
+        "process, finish_changed": lambda what: _equal(
+            what, _processors(scale.sampled_vocab, device), MOST_OTHER_DRAWS
+        ),
         "logprobs": lambda what: _close(what, _logprobs(scale.sampled_vocab, device)),
     }
     for what, check in checks.items():
@@ -269,16 +276,35 @@ def _sample(vocab_size: int, device: torch.device) -> int:
 
 def _logprobs(vocab_size: int, device: torch.device) -> float:
     torch.manual_seed(2)
-    logits_SV = 4 * torch.randn(4, vocab_size, device=device)
-    tokens_S = torch.tensor([0, vocab_size - 1, vocab_size // 2, -1], dtype=torch.int32, device=device)
+    logits_LV = 4 * torch.randn(5, vocab_size, device=device)
+    ints = {"dtype": torch.int32, "device": device}
+    rows_S, tokens_S = (
+        torch.tensor([4, 0, 3, 1], **ints),
+        torch.tensor([0, vocab_size - 1, vocab_size // 2, -1], **ints),
+    )
+    named_SM = torch.tensor([[1, -1, vocab_size - 1]] * 4, **ints)
     results = []
     for kernel in (torch_logprobs.logprobs, triton_logprobs.logprobs):
         workspace = LogprobsWorkspace.allocate(4, vocab_size, device)
         out = (
             torch.empty(4, device=device),
-            torch.empty(4, 5, dtype=torch.int32, device=device),
+            torch.empty(4, 3, device=device),
+            torch.empty(4, 5, **ints),
             torch.empty(4, 5, device=device),
         )
-        kernel(logits_SV, tokens_S, *out, workspace=workspace)
+        kernel(logits_LV, rows_S, tokens_S, named_SM, *out, workspace=workspace)
         results.append(out)
     return max(difference(ours.float(), theirs.float()) for ours, theirs in zip(results[1], results[0], strict=True))
+
+
+def _processors(vocab_size: int, device: torch.device) -> int:
+    """Of rows that use each control and all: values and tokens that differ."""
+    generator = np.random.default_rng(3)
+    draw = DrawnAdmits(generator, vocab_size)
+    logits_SV = random_logits(generator, 2 * len(KINDS), vocab_size)
+    admits = [draw.draw(kind) for kind in KINDS for _ in range(2)]
+    both = [
+        processed(kernels, logits_SV, admits, device)
+        for kernels in (reference_kernels(), triton_kernels(overlap=False))
+    ]
+    return sum(int((ours != theirs).sum()) for ours, theirs in zip(*both, strict=True))

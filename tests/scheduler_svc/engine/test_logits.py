@@ -193,6 +193,7 @@ def test_a_row_whose_request_leaves_nothing_ends_with_its_own_kind_and_its_cache
         ({"controls": LogitControls(allowed_ids=b"abc")}, "no column"),
         ({"controls": LogitControls(bad_words=[b""])}, r"bad_words\[0\] has no id"),
         ({"controls": LogitControls(bad_words=[pack([1]), pack([200])])}, r"bad_words\[1\]"),
+        ({"controls": LogitControls(bad_words=[pack([1]) * 2048, pack([1]) * 2049])}, "have 4097 ids in all"),
         ({"logprobs": LogprobsRequest(named_ids=pack([101]))}, "named_ids"),
         ({"logprobs": LogprobsRequest(named_ids=pack([1]) * 129)}, "at most 128"),
         ({"prompt_logprobs": 21}, "0 to 20"),

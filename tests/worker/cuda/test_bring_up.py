@@ -27,7 +27,7 @@ from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache, bytes_per_block
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.bring_up import CudaStart, bring_up, worst_rows
-from pagewire.worker.cuda.graphs import Launch
+from pagewire.worker.cuda.graphs import Launch, Result
 from pagewire.worker.cuda.memory import GIB, MemoryReport, MemoryUse, describe_budget, estimated_graph_bytes, kv_budget
 from pagewire.worker.cuda.runner import CudaRunner
 from pagewire.worker.cuda.step_work import Model
@@ -89,14 +89,14 @@ class CountingCapture:
         """The first takes 20 blocks, the others 2 each."""
         return (20 + 2 * (len(self.marks) - 1)) * BLOCK if self.marks else 0
 
-    def capture(self, work: Launch) -> Launch:
+    def capture(self, work: Launch[Result]) -> Launch[Result]:
         self.marks.append("captured")
         launch = self._eager.capture(work)
 
-        def replay() -> None:
+        def replay() -> Result:
             """Keeps its capture alive, as a graph keeps its pool."""
             assert self.marks
-            launch()
+            return launch()
 
         return replay
 
@@ -157,7 +157,7 @@ def test_the_cache_takes_what_the_rest_leaves() -> None:
     assert [len(marks) for marks in device.num_graphs] == [2, 4]
     # The worst step twice and two captures, over a cache of one block. Over the real one: the worst step and small
     # ones to warm up (one of a decode), every size, the largest first, and the worst step.
-    worst, small = (24, 6, 5), [(1, 1, 1), (1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
+    worst, small = (24, 24, 5), [(1, 1, 1), (1, 1, 0), (3, 1, 0), (16, 1, 0), (17, 1, 0), (3, 2, 0)]
     tried, captured = [[(size, size, size) for size in sizes] for sizes in ((6, 4), (6, 4, 2, 1))]
     assert model.shapes == [worst, worst, *tried, worst, *small, *captured, worst]
     assert model.num_blocks == [1] * 4 + [17] * (1 + len(small) + 4 + 1)

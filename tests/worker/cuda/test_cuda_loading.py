@@ -159,3 +159,21 @@ def test_random_plans_after_loading(enforce_eager: bool) -> None:
     stream = LoadedStream(launch, CpuPlatform())
     for seed in range(2):
         assert stream.check(seed, 30)[0].idle_us == 0
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_random_special_rows_after_loading(enforce_eager: bool) -> None:
+    """Two steps in flight, log-probabilities, controls and scored prompts among them."""
+    launch = sim_launch(
+        "ipc:///nowhere",
+        device="cuda",
+        dtype="float32",
+        model=tiny_spec(tiny_config(vocab_size=100)),
+        max_num_seqs=20,
+        max_model_len=64,
+        max_num_batched_tokens=96,
+        enforce_eager=enforce_eager,
+    )
+    results = LoadedStream(launch, CpuPlatform()).check(5, 40, special=True)
+    assert any(result.logprobs for result in results)
+    assert any(result.prompt_logprobs for result in results)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from support.processors import KINDS, DrawnAdmits, judged, warpers
+from support.drawn_admits import FILTERS, KINDS, DrawnAdmits, random_logits
+from support.processors import judged, judged_token
 from support.worker_plans import PlanMaker
 
 from pagewire.wire.columns import pack, unpack
@@ -15,7 +16,6 @@ from pagewire.worker.sampling.native_sampler import NativeSampler
 from pagewire.worker.sampling.processors import Processors
 from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.sampling.special_rows import SpecialRows, TokenSampler
-from pagewire.worker.sampling.uniform import uniform
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots
 
@@ -30,14 +30,6 @@ LIMITS = SlotLimits(
     num_blocks=PER_STEP,
     vocab_size=VOCAB_SIZE,
 )
-FILTERS = [
-    {},
-    {"temperature": 0.5},
-    {"temperature": 1.5, "top_k": 20},
-    {"top_p": 0.8},
-    {"min_p": 0.05},
-    {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
-]
 
 
 @pytest.fixture(params=["numpy", "native"])
@@ -67,16 +59,11 @@ class Stage:
         return sampled
 
 
-def random_logits(generator: np.random.Generator, num_rows: int) -> torch.Tensor:
-    spread = generator.uniform(0.3, 4, (num_rows, 1))
-    return torch.from_numpy((generator.standard_normal((num_rows, VOCAB_SIZE)) * spread).astype(np.float32))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_transformers_to_the_bit(kind: str) -> None:
     generator = np.random.default_rng(len(kind))
     draw = DrawnAdmits(generator, VOCAB_SIZE)
-    for logits_V in random_logits(generator, NUM_ROWS):
+    for logits_V in random_logits(generator, NUM_ROWS, VOCAB_SIZE):
         admit = draw.draw(kind)
         processed = logits_V.clone()
         Processors(admit, VOCAB_SIZE).apply(processed.numpy(), unpack(admit.tokens))
@@ -90,25 +77,14 @@ def test_tokens_are_the_inverse_of_transformers_distribution(kind: str, sampler:
     draw, stage, num_near = DrawnAdmits(generator, VOCAB_SIZE), Stage(sampler), 0
     release: list[int] = []
     for first in range(0, NUM_ROWS, PER_STEP):
-        logits_SV = random_logits(generator, PER_STEP)
+        logits_SV = random_logits(generator, PER_STEP, VOCAB_SIZE)
         before = logits_SV.clone()
         admits = [draw.draw(kind, slot, **FILTERS[(first + slot) % len(FILTERS)]) for slot in range(PER_STEP)]
         sampled = stage.sample(admits, logits_SV, release)
         release = list(range(PER_STEP))
         assert torch.equal(logits_SV, before), "the model's logits were written to"
         for admit, logits_V, token in zip(admits, logits_SV, sampled.tokens.tolist(), strict=True):
-            scores = judged(logits_V, admit)
-            if not scores.isfinite().any():
-                assert token == NO_TOKEN
-                continue
-            scores = warpers(admit.sampling)(torch.zeros(1, 1, dtype=torch.int64), scores[None])[0]
-            assert scores[token] > -torch.inf, f"{token} was drawn of {admit}"
-            running = scores.double().softmax(0).cumsum(0).numpy()
-            point = float(uniform(np.array([admit.sampling.seed], np.uint64), np.array([len(admit.tokens) // 4]))[0])
-            if np.abs(running - point).min() < 1e-5:
-                num_near += 1
-            else:
-                assert token == (running > point).argmax()
+            num_near += not judged_token(logits_V, admit, token)
     assert num_near < NUM_ROWS / 20
     assert not stage.errors
 
@@ -120,7 +96,7 @@ def test_what_is_kept_up_is_what_an_admission_brings(sampler: TokenSampler) -> N
     prompt = [3, 1, 4, 1, 5]
     words = [pack([7, 3]), pack([3])]
     controls = LogitControls(bad_words=words, min_tokens=8, end_ids=pack([2, 11]))
-    logits = [random_logits(generator, 1) for _ in range(30)]
+    logits = [random_logits(generator, 1, VOCAB_SIZE) for _ in range(30)]
 
     def admit(tokens: list[int]) -> Admit:
         return Admit(0, pack(tokens), len(prompt), 0, pack([0]), params, controls)
@@ -143,7 +119,7 @@ def test_the_next_holder_of_a_slot_begins_anew(sampler: TokenSampler) -> None:
     draw, stage = DrawnAdmits(generator, VOCAB_SIZE), Stage(sampler)
     release: list[int] = []
     for _ in range(20):
-        admit, logits_SV = draw.draw("everything", 3), random_logits(generator, 1)
+        admit, logits_SV = draw.draw("everything", 3), random_logits(generator, 1, VOCAB_SIZE)
         alone = Stage(sampler).sample([admit], logits_SV)
         assert stage.sample([admit], logits_SV, release).tokens.tolist() == alone.tokens.tolist()
         release = [3]
@@ -151,7 +127,7 @@ def test_the_next_holder_of_a_slot_begins_anew(sampler: TokenSampler) -> None:
 
 def test_a_row_that_fails_ends_alone(sampler: TokenSampler) -> None:
     generator = np.random.default_rng(7)
-    logits_SV = random_logits(generator, 5)
+    logits_SV = random_logits(generator, 5, VOCAB_SIZE)
     logits_SV[3, 7] = torch.nan
     plain = [
         Admit(slot, pack([1, 2]), 2, 0, pack([slot]), SamplingParams(seed=slot), logprobs=LogprobsRequest(2))
@@ -190,7 +166,7 @@ class _Raises:
 
 
 def test_whatever_a_row_raises_is_its_own_end() -> None:
-    logits_SV = random_logits(np.random.default_rng(8), 2)
+    logits_SV = random_logits(np.random.default_rng(8), 2, VOCAB_SIZE)
     biased = LogitControls(bias_ids=pack([1]), bias_values=np.float32(1).tobytes())
     admits = [
         Admit(0, pack([1]), 1, 0, pack([0]), SamplingParams(), biased),

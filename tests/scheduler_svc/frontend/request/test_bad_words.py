@@ -36,3 +36,9 @@ def test_tokens_that_have_no_logit_are_refused_with_the_word(tmp_path: Path) -> 
     highest = max(make_tokenizer().encode("hello").ids)
     with pytest.raises(InvalidArgument, match=rf"bad_words\[1\] has token \d+; the model's are less than {highest}"):
         ids_of(tmp_path, ["!", "hello"], vocab_size=highest)
+
+
+def test_more_tokens_than_a_worker_holds_are_refused(tmp_path: Path) -> None:
+    words = [f"{index:064d}" for index in range(128)]
+    with pytest.raises(InvalidArgument, match=r"are \d+ tokens in all, .*; at most 4096 may be"):
+        ids_of(tmp_path, words)
