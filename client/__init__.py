@@ -27,7 +27,7 @@ from pagewire.client.errors import (
     Unavailable,
 )
 from pagewire.client.local import local, local_async
-from pagewire.client.prompts import Chat, Message, Parameters, Tool, ToolCall
+from pagewire.client.prompts import Chat, Message, Parameters, Tag, Tool, ToolCall
 from pagewire.client.retry import NO_RETRY, RetryPolicy
 from pagewire.client.sync import Client
 from pagewire.client.sync_stream import Stream
@@ -82,6 +82,7 @@ __all__ = [
     "ServerError",
     "Started",
     "Stream",
+    "Tag",
     "Timings",
     "Tls",
     "Token",

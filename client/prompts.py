@@ -65,6 +65,23 @@ ToolLike: TypeAlias = Tool | Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    """A constrained part of free text, from `begin` to `end`. One of json_schema, regex, grammar and json_object is
+    set."""
+
+    begin: str
+    json_schema: Json | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    end: str = ""
+
+
+TagLike: TypeAlias = Tag | Mapping[str, object]
+"""A tag, or a mapping with the keys that `Tag` has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation with what its template needs besides the messages."""
 
@@ -129,9 +146,17 @@ class Parameters(TypedDict, total=False):
     priority: int | None
     cache_salt: str | None
     json_schema: str | Mapping[str, object] | None
-    """A JSON schema, as text or as the object. At most one of json_schema, regex, grammar and choice."""
+    """A JSON schema, as text or as the object. At most one of json_schema, json_object, regex, grammar, choice and
+    structural_tags."""
+    json_object: bool | None
+    """Any JSON object."""
     regex: str | None
     grammar: str | None
+    """In Lark, or in EBNF as llama.cpp has it."""
     choice: Sequence[str] | None
+    structural_tags: Sequence[TagLike] | None
+    """Parts of free text that are constrained."""
+    tag_triggers: Sequence[str] | None
+    """Texts from which on one of the structural tags follows that begin with it; none: every tag's own begin."""
     max_queue_time_s: float | None
     request_id: str | None

@@ -12,16 +12,15 @@ from datetime import timedelta
 from typing import TypeVar, cast
 
 from google.protobuf import duration_pb2
-from google.protobuf.message import Message as PbMessage
 
 from pagewire.client import openai_shapes
+from pagewire.client.constraints import constraint, json_or_none
 from pagewire.client.errors import BatchError, InvalidRequest, PagewireError, brief
-from pagewire.client.json_text import to_json
+from pagewire.client.messages import build_message
 from pagewire.client.prompts import Chat, Message, MessageLike, Parameters, Prompt, Prompts
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
-M = TypeVar("M", bound=PbMessage)
 T = TypeVar("T")
 
 _ROLES: Mapping[str, pb.ChatRole] = {
@@ -32,7 +31,6 @@ _ROLES: Mapping[str, pb.ChatRole] = {
 }
 _SAMPLING = tuple(pb.Sampling.DESCRIPTOR.fields_by_name)
 """Parameters of the contract's own names."""
-_CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
 
 
 def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
@@ -40,8 +38,8 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
     check_names(parameters)
     get = parameters.get
     stop = get("stop")
-    sampling = _message(pb.Sampling, "generation.sampling", **{name: get(name) for name in _SAMPLING})
-    stopping = _message(
+    sampling = build_message(pb.Sampling, "generation.sampling", **{name: get(name) for name in _SAMPLING})
+    stopping = build_message(
         pb.Stopping,
         "generation.stopping",
         max_tokens=get("max_tokens"),
@@ -51,7 +49,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         ignore_eos=get("ignore_eos"),
         include_stop=get("include_stop"),
     )
-    response_options = _message(
+    response_options = build_message(
         pb.Output,
         "generation.output",
         text=get("return_text"),
@@ -64,7 +62,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         logprob_token_ids=get("logprob_token_ids"),
         processed_logprobs=get("processed_logprobs"),
     )
-    return _message(
+    return build_message(
         pb.Generation,
         "generation",
         model=get("model"),
@@ -75,7 +73,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         n=get("n"),
         priority=get("priority"),
         cache_salt=get("cache_salt"),
-        constraint=_constraint(parameters),
+        constraint=constraint(parameters),
         max_queue_time=_duration(get("max_queue_time_s"), "generation.max_queue_time"),
         request_id=get("request_id"),
     )
@@ -85,13 +83,13 @@ def prompt_message(prompt: object, path: str) -> pb.Prompt:
     """The message for text, token ids or a conversation. `path` is where it stands, for errors."""
     match prompt:
         case str():
-            return _message(pb.Prompt, path, text=prompt)
+            return build_message(pb.Prompt, path, text=prompt)
         case Chat():
             return pb.Prompt(chat=_chat(prompt, f"{path}.chat"))
         case [Message() | Mapping(), *_]:
             return pb.Prompt(chat=_chat(Chat(cast(Sequence[MessageLike], prompt)), f"{path}.chat"))
         case [int(), *_]:
-            return pb.Prompt(token_ids=_message(pb.TokenIds, f"{path}.token_ids", ids=prompt))
+            return pb.Prompt(token_ids=build_message(pb.TokenIds, f"{path}.token_ids", ids=prompt))
         case _:
             raise InvalidRequest(
                 f"{path} must be text, a non-empty sequence of token ids, a non-empty sequence of messages, or a Chat, "
@@ -141,7 +139,7 @@ def all_or_raise(outcomes: Sequence[T | PagewireError]) -> list[T]:
 
 def tokenize(prompt: Prompt, model: str | None, add_special_tokens: bool | None) -> inference_pb2.TokenizeRequest:
     """The message for Tokenize."""
-    return _message(
+    return build_message(
         inference_pb2.TokenizeRequest,
         "",
         model=model,
@@ -154,18 +152,20 @@ def detokenize(
     ids: Sequence[int], model: str | None, skip_special_tokens: bool | None
 ) -> inference_pb2.DetokenizeRequest:
     """The message for Detokenize."""
-    return _message(inference_pb2.DetokenizeRequest, "", model=model, ids=ids, skip_special_tokens=skip_special_tokens)
+    return build_message(
+        inference_pb2.DetokenizeRequest, "", model=model, ids=ids, skip_special_tokens=skip_special_tokens
+    )
 
 
 def _chat(chat: Chat, path: str) -> pb.Chat:
     messages = openai_shapes.items(chat.messages, f"{path}.messages")
     tools = openai_shapes.items(chat.tools, f"{path}.tools")
-    return _message(
+    return build_message(
         pb.Chat,
         path,
         messages=[_chat_message(message, f"{path}.messages[{i}]") for i, message in enumerate(messages)],
         tools=[_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(tools)],
-        template_arguments=_json(chat.template_arguments, f"{path}.template_arguments"),
+        template_arguments=json_or_none(chat.template_arguments, f"{path}.template_arguments"),
         add_generation_prompt=chat.add_generation_prompt,
     )
 
@@ -175,7 +175,7 @@ def _chat_message(given: object, path: str) -> pb.ChatMessage:
     if message.role not in _ROLES:
         field = f"{path}.role"
         raise InvalidRequest(f"{field} is {brief(message.role)}; it must be one of {', '.join(_ROLES)}", field=field)
-    return _message(
+    return build_message(
         pb.ChatMessage,
         path,
         role=_ROLES[message.role],
@@ -192,36 +192,15 @@ def _chat_message(given: object, path: str) -> pb.ChatMessage:
 
 def _tool_call(given: object, path: str) -> pb.ToolCall:
     call = openai_shapes.tool_call(given, path)
-    return _message(pb.ToolCall, path, id=call.id, name=call.name, arguments=_json(call.arguments, f"{path}.arguments"))
+    return build_message(
+        pb.ToolCall, path, id=call.id, name=call.name, arguments=json_or_none(call.arguments, f"{path}.arguments")
+    )
 
 
 def _tool(given: object, path: str) -> pb.Tool:
     tool = openai_shapes.tool(given, path)
-    parameters = _json(tool.parameters, f"{path}.parameters")
-    return _message(pb.Tool, path, name=tool.name, description=tool.description, parameters=parameters)
-
-
-def _constraint(parameters: Parameters) -> pb.Constraint | None:
-    given = [name for name in _CONSTRAINTS if parameters.get(name) is not None]
-    if not given:
-        return None
-    path = "generation.constraint"
-    if len(given) > 1:
-        raise InvalidRequest(f"{path} takes one of {', '.join(_CONSTRAINTS)}, not {' and '.join(given)}", field=path)
-    schema, choice = _json(parameters.get("json_schema"), f"{path}.json_schema"), parameters.get("choice")
-    choices = None if choice is None else _message(pb.Choices, f"{path}.choice", texts=choice)
-    return _message(
-        pb.Constraint,
-        path,
-        json_schema=schema,
-        regex=parameters.get("regex"),
-        grammar=parameters.get("grammar"),
-        choice=choices,
-    )
-
-
-def _json(value: Mapping[str, object] | str | None, path: str) -> str | None:
-    return None if value is None else to_json(value, path)
+    parameters = json_or_none(tool.parameters, f"{path}.parameters")
+    return build_message(pb.Tool, path, name=tool.name, description=tool.description, parameters=parameters)
 
 
 def _duration(seconds: object, path: str) -> duration_pb2.Duration | None:
@@ -233,18 +212,3 @@ def _duration(seconds: object, path: str) -> duration_pb2.Duration | None:
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{path} is {seconds!r} seconds: {error}", field=path) from error
     return duration
-
-
-def _message(cls: type[M], path: str, **fields: object) -> M:
-    """Build a message; a field of None stays unset. An error names the field, which protobuf's own does not."""
-    fields = {name: value for name, value in fields.items() if value is not None}
-    try:
-        return cls(**fields)
-    except (TypeError, ValueError, OverflowError):
-        for name, value in fields.items():
-            try:
-                cls(**{name: value})
-            except (TypeError, ValueError, OverflowError) as error:
-                field = f"{path}.{name}" if path else name
-                raise InvalidRequest(f"{field} is {brief(value)}: {error}", field=field) from error
-        raise

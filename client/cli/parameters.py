@@ -79,14 +79,17 @@ _SCHEDULING: Mapping[str, _Flag] = {
     "cache_salt": _Flag(str, "TEXT", "share cached prefixes only with requests of the same salt"),
 }
 _CONSTRAINTS: Mapping[str, _Flag] = {
-    "regex": _Flag(str, "REGEX", "the answer must match it"),
-    "json_schema": _Flag(str, "JSON", "the answer must be JSON of this schema"),
+    "json_schema": _Flag(str, "JSON", "the answer is JSON of this schema"),
+    "json_object": _Flag(None, "", "the answer is a JSON object"),
+    "regex": _Flag(str, "REGEX", "the answer matches it"),
+    "grammar": _Flag(str, "TEXT", "the answer is what this grammar says, in Lark or EBNF"),
+    "choice": _Flag(str, "TEXT", "the answer is one of these texts; repeat the flag for each", repeats=True),
 }
 _GROUPS: Mapping[str, Mapping[str, _Flag]] = {
     "sampling: which token comes next": _SAMPLING,
     "stopping: where an answer ends": _STOPPING,
     "log-probabilities": _LOGPROBS,
-    "constraints (of servers that support them)": _CONSTRAINTS,
+    "constraints: what an answer may be (one of them)": _CONSTRAINTS,
     "scheduling": _SCHEDULING,
 }
 

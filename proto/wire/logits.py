@@ -18,6 +18,7 @@ MAX_BAD_WORDS = 256
 MAX_BAD_WORD_IDS = 4096
 """Of all of a sequence's lists together."""
 MAX_END_IDS = 8192
+MAX_GRAMMAR_CHARACTERS = 1 << 20
 MAX_CANDIDATES = 20
 MAX_NAMED_IDS = 128
 MAX_SCORED_ROWS = 64
@@ -43,6 +44,8 @@ class LogitControls(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """While the output has fewer tokens, none of `end_ids` may be."""
     end_ids: bytes = b""
     """What would end the output."""
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
+    """In llguidance's form: what the output must be. What it does not let come next may not be. Empty: anything."""
 
 
 class LogprobsRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -41,7 +41,7 @@ from pagewire.wire.codec import Count, Incarnation, PeerNumber, ShortText, Short
 from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.sampling import SamplingParams
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Both sides must have the same; a worker that says another is refused with both numbers in the message."""
 
 NO_TOKEN = -1
@@ -80,6 +80,11 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def changes_logits(self) -> bool:
         """Whether anything is done to the sequence's logits before a token is drawn."""
         return self.controls is not None or self.sampling.needs_history
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether the output is constrained."""
+        return self.controls is not None and self.controls.grammar != ""
 
     @property
     def needs_more_than_sampler(self) -> bool:

@@ -255,6 +255,8 @@ class Scheduler:
         num_ids = 0
         while chunks.budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
             num_ids += len(sequence.tokens)
+            if sequence.controls is not None:
+                num_ids += len(sequence.controls.grammar)  # a character is as much as an id, or less
             if admits and num_ids > MAX_ADMITTED_IDS:
                 break
             # One block for each running sequence stays free: without it an admission would soon be undone.

@@ -30,9 +30,10 @@ from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceParts, InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
-from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel
+from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
+from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler
 from pagewire.scheduler_svc.frontend.text.tokenizer import NUM_THREADS, TextTokenizer
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
@@ -94,6 +95,7 @@ class Frontend:
             # A rendered prompt may be as long as a text prompt may be.
             limits = RenderLimits(max_output_bytes=launch.max_message_bytes)
             template = ChatTemplate(spec.chat_template, limits, spec.tool_use_template)
+        grammars = GrammarCompiler(spec, CompileLimits()) if can_constrain(spec, launch.device) else None
         self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
         self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken)
         model = ServedModel(launch, self._engine.status)
@@ -105,6 +107,7 @@ class Frontend:
                 authenticator=authenticator,
                 tokenizer=tokenizer,
                 prompts=PromptReader(tokenizer, template),
+                grammars=grammars,
                 request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
                 max_waiting_tokens=launch.stream_buffer_tokens,
                 clock=self._host.clock,
@@ -130,8 +133,9 @@ class Frontend:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._engine.close()
-            if template is not None:
-                await template.close()
+            for helpers in (template, grammars):
+                if helpers is not None:
+                    await helpers.close()
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _listen(self, authenticator: Authenticator, inference: InferenceService, model: ModelService) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagewire.client import Chat, InvalidRequest, Message, Tool, ToolCall, requests
+from pagewire.client import Chat, InvalidRequest, Message, Tag, Tool, ToolCall, requests
 from pagewire.client.prompts import Parameters
 from pagewire.v1 import generation_pb2 as pb
 
@@ -107,7 +107,8 @@ def test_every_parameter_reaches_its_field() -> None:
     )
     expected.max_queue_time.FromMilliseconds(1500)
     assert message == expected
-    others = {"json_schema", "regex", "grammar"}  # at most one constraint; see below
+    # At most one constraint; see below.
+    others = {"json_schema", "json_object", "regex", "grammar", "structural_tags", "tag_triggers"}
     assert set(parameters) | others == set(Parameters.__annotations__)
 
 
@@ -118,6 +119,26 @@ def test_every_parameter_reaches_its_field() -> None:
         ({"json_schema": {"type": "object"}}, pb.Constraint(json_schema='{"type": "object"}')),
         ({"regex": "a+"}, pb.Constraint(regex="a+")),
         ({"grammar": "root ::= x"}, pb.Constraint(grammar="root ::= x")),
+        ({"json_object": True}, pb.Constraint(json_object=pb.JsonObject())),
+        ({"regex": "a", "json_object": False}, pb.Constraint(regex="a")),
+        (
+            {
+                "structural_tags": [
+                    Tag("<f>", json_schema={"type": "object"}, end="</f>"),
+                    {"begin": "<g>", "regex": "x"},
+                ],
+                "tag_triggers": ["<"],
+            },
+            pb.Constraint(
+                structural_tags=pb.StructuralTags(
+                    tags=[
+                        pb.StructuralTag(begin="<f>", json_schema='{"type": "object"}', end="</f>"),
+                        pb.StructuralTag(begin="<g>", regex="x"),
+                    ],
+                    triggers=["<"],
+                )
+            ),
+        ),
     ],
 )
 def test_constraints(parameters: Parameters, expected: pb.Constraint) -> None:
@@ -276,6 +297,14 @@ def test_a_mapping_that_is_no_tool_is_refused_with_its_path(tool: dict[str, obje
         ("hi", {"max_queue_time_s": float("inf")}, "generation.max_queue_time"),
         ("hi", {"max_queue_time_s": "soon"}, "generation.max_queue_time"),
         ("hi", {"regex": "a", "grammar": "b"}, "generation.constraint"),
+        ("hi", {"tag_triggers": ["a"]}, "generation.constraint.structural_tags.triggers"),
+        ("hi", {"structural_tags": [{"begin": "a", "x": 1}]}, "generation.constraint.structural_tags.tags[0].x"),
+        ("hi", {"structural_tags": [{"begin": 1}]}, "generation.constraint.structural_tags.tags[0].begin"),
+        (
+            "hi",
+            {"structural_tags": [Tag("a", regex="a", json_object=True)]},
+            "generation.constraint.structural_tags.tags[0]",
+        ),
         ("\ud800", {}, "generation.prompt.text"),
         ([], {}, "generation.prompt"),
         (3, {}, "generation.prompt"),

@@ -1,14 +1,16 @@
 """The same request with the same seed gives the same answer, whatever happens around it.
 
 SmolLM2 in fp32 behind the whole service. Every class of request is asked alone, one after the other; then all at once,
-32 at a time and in other orders; in memory so small that sequences are preempted; and while the worker or the engine is
+36 at a time and in other orders; in memory so small that sequences are preempted; and while the worker or the engine is
 killed. Tokens, texts, log-probabilities and ends must be equal to the last bit.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from support.service import LIMIT_S, Service, generation, serve
@@ -22,13 +24,22 @@ TEXTS = ["The capital of France is", "Once upon a time, in a village by the sea,
 MAX_TOKENS = 40
 PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.2}
 BIAS = {284: 4.0, 253: -100.0, 30: 2.5}
-CLASSES: dict[str, dict[str, dict[str, object] | int]] = {
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "lines": {"type": "array", "items": {"type": "string", "maxLength": 30}, "minItems": 2},
+    },
+    "required": ["name", "lines"],
+}
+CLASSES: dict[str, dict[str, Any]] = {
     "plain": {},
     "penalized": {"sampling": PENALTIES},
     "biased": {"sampling": {"logit_bias": BIAS, "banned_token_ids": [28, 198]}},
     "allowed": {"sampling": {"allowed_token_ids": list(range(200, 3000))}, "stopping": {"min_tokens": 12}},
     "stop text": {"stopping": {"stop_strings": [" the", "\n\n", ". T"], "min_tokens": 5}},
     "n": {"n": 4, "sampling": PENALTIES},
+    "constrained": {"constraint": pb.Constraint(json_schema=json.dumps(SCHEMA)), "n": 2, "sampling": PENALTIES},
     "log-probabilities": {
         "output": {"logprobs": True, "num_candidates": 5, "logprob_token_ids": [260, 7], "prompt_logprobs": True}
     },
@@ -59,6 +70,7 @@ class Asked:
                 sampling=sampling,
                 stopping=stopping,
                 output=pb.Output(**asked.get("output", {})),  # type: ignore[arg-type]
+                constraint=asked.get("constraint"),
                 priority=priority,
             )
         )
@@ -137,9 +149,9 @@ def test_alone_and_again(service: Service, alone: dict[Asked, Answer]) -> None:
 
 
 @pytest.mark.parametrize("order", range(2))
-def test_in_a_batch_of_32_in_any_order(service: Service, alone: dict[Asked, Answer], order: int) -> None:
+def test_in_a_batch_of_36_in_any_order(service: Service, alone: dict[Asked, Answer], order: int) -> None:
     draw = random.Random(order)
-    assert len(ALL) == 32
+    assert len(ALL) == 36
     assert unlike(ask_all(service, draw.sample(ALL, len(ALL)), draw=draw), alone) == []
 
 

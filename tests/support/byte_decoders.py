@@ -23,13 +23,11 @@ from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.helper_process import Invalid, Prepared, Refused
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
 from pagewire.scheduler_svc.frontend.text.template_process import (
     FromRenderer,
-    Invalid,
     Prepare,
-    Prepared,
-    Refused,
     Render,
     Rendered,
     ToRenderer,

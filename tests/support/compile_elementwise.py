@@ -152,7 +152,8 @@ def compile_sampling(vocab_size: int, dtype: torch.dtype) -> None:
     slots = SlotLayout(NUM_ROWS, 64).allocate(CPU)
     rows = ChangedRows.allocate(NUM_ROWS, NUM_ROWS, ControlLayout(vocab_size, 4096), CPU)
     changed_CF = torch.zeros(NUM_ROWS, CHANGED_FIELDS, dtype=torch.int32)
-    processors.process(logits_SV, changed_CF, slots, rows)
+    for has_masks in (False, True):
+        processors.process(logits_SV, changed_CF, slots, rows, has_masks=has_masks)
     processors.finish_changed(changed_CF, ints_S, ints_S, slots, rows)
 
 

@@ -14,7 +14,11 @@ from pagewire.worker.kernels.workspaces import ChangedRows, SamplingWorkspace
 
 
 def processed(
-    kernels: Kernels, logits_SV: torch.Tensor, admits: Sequence[Admit], device: torch.device = CPU
+    kernels: Kernels,
+    logits_SV: torch.Tensor,
+    admits: Sequence[Admit],
+    device: torch.device = CPU,
+    masks_SW: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """By a device's kernels, each row of logits that of the sequence just admitted: the values [S, V], and what is
     sampled of them. The slots are in another order than the rows; the logits are one row of two."""
@@ -23,6 +27,7 @@ def processed(
     layout = ControlLayout(vocab_size, 64)
     rows = ChangedRows.allocate(num_rows, num_rows, layout, device)
     rows.marks_CV.fill_(-1)
+    rows.masks_CW.copy_(torch.zeros(()) if masks_SW is None else masks_SW)
     slots = SlotLayout(num_rows, 1).allocate(device)
     changed = []
     for index, (slot, admit) in enumerate(zip(slots_S, admits, strict=True)):
@@ -34,7 +39,7 @@ def processed(
     spread_SV = torch.full((2 * num_rows, vocab_size), torch.nan)
     spread_SV[::2] = logits_SV
     changed_CF = torch.tensor(changed, dtype=torch.int32, device=device)
-    kernels.process(spread_SV.to(device), changed_CF, slots, rows)
+    kernels.process(spread_SV.to(device), changed_CF, slots, rows, has_masks=masks_SW is not None)
     tokens_C = torch.full((num_rows,), -9, dtype=torch.int32, device=device)
     kernels.sample(
         rows.logits_CV,

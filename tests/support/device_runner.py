@@ -113,6 +113,7 @@ def make_runner(
     timeline: Timeline | None = None,
     watch: Callable[[StepTimes], None] = lambda times: None,
     on_error: Callable[[str, Exception], None] | None = None,
+    spec: ModelSpec | None = None,
 ) -> CudaRunner:
     """A runner on the CPU with epoch 1 open; `eager` as --enforce-eager."""
     memory = StepMemory.allocate(limits, CPU)
@@ -123,6 +124,7 @@ def make_runner(
         buffers=memory.buffers,
         work=work,
         special=SpecialWork(kernels, memory, on_error or _no_error),
+        spec=spec,
         graphs=graphs,
         timeline=timeline or HostTimeline(),
         watch=watch,

@@ -71,7 +71,7 @@ def load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[s
     )
     # Between the kernels of one rank of a group, ranks add up their parts: nothing that the library could repeat.
     model = kernels.model(decoder) if launch.group is None else decoder
-    runner = CpuRunner(model, kv, limits, kernels.sampler(limits.vocab_size))
+    runner = CpuRunner(model, kv, limits, kernels.sampler(limits.vocab_size), launch.model)
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)
 
 

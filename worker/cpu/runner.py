@@ -11,10 +11,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from pagewire.wire.model import ModelSpec
 from pagewire.wire.plan import StepPlan
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.batch_builder import BatchBuilder
+from pagewire.worker.grammar.constrained_rows import ConstrainedRows
 from pagewire.worker.immediate import Sampled
 from pagewire.worker.sampling.sampler import Sampler
 from pagewire.worker.sampling.special_rows import SpecialRows, TokenSampler
@@ -34,14 +36,22 @@ class Model(Protocol):
 class CpuRunner:
     """Executes plans one after the other; a `pagewire.worker.immediate.PlanRunner`."""
 
-    def __init__(self, model: Model, kv: KVCache, limits: SlotLimits, sampler: TokenSampler | None = None) -> None:
-        """Without `sampler`, torch and numpy draw."""
+    def __init__(
+        self,
+        model: Model,
+        kv: KVCache,
+        limits: SlotLimits,
+        sampler: TokenSampler | None = None,
+        spec: ModelSpec | None = None,
+    ) -> None:
+        """Without `sampler`, torch and numpy draw; without `spec`, whose tokenizer grammars need, no plan has one."""
         self._model = model
         self._kv = kv
         self._slots = Slots(limits)
         self._builder = BatchBuilder(self._slots.columns, limits)
         self._sampler: TokenSampler = sampler or Sampler(limits.vocab_size)
         self._special_rows = SpecialRows(self._slots, self._sampler, limits.vocab_size, _log_error)
+        self._constrained = None if spec is None else ConstrainedRows(self._slots, spec, _log_error)
 
     def begin(self, epoch: int) -> None:
         """Open an epoch: every slot is empty. What the KV cache holds no longer means anything."""
@@ -57,9 +67,10 @@ class CpuRunner:
         step = self._slots.apply(plan)
         if step.num_rows == 0:
             return Sampled(np.empty(0, np.int32))
+        masks = self._constrained.begin(step) if step.special_rows and self._constrained is not None else None
         logits_SV = self._model.forward(self._builder.build(step), self._kv)
         if step.special_rows or step.scored:
-            sampled = self._special_rows.sample(step, logits_SV)
+            sampled = self._special_rows.sample(step, logits_SV, None if masks is None else masks.result())
         elif len(step.sample_slots) == 0:
             return Sampled(np.empty(0, np.int32))
         else:

@@ -100,6 +100,7 @@ def bring_up(
         buffers=memory.buffers,
         work=work,
         special=special,
+        spec=start.launch.model,
         graphs=graphs,
         timeline=platform.timeline,
         watch=watch,

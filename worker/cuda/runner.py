@@ -15,6 +15,7 @@ Everything but events, page-locked memory and graphs works on a CPU as well, whe
 from collections import deque
 from collections.abc import Callable
 
+from pagewire.wire.model import ModelSpec
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.worker.cuda.graphs import StepGraphs
 from pagewire.worker.cuda.in_flight import BuffersInFlight, HostBuffers, StepInFlight
@@ -24,6 +25,8 @@ from pagewire.worker.cuda.special_work import SpecialWork
 from pagewire.worker.cuda.step_buffers import StepBuffers, StepShape
 from pagewire.worker.cuda.step_work import StepLogits, StepWork
 from pagewire.worker.cuda.timeline import StepTimes, Timeline
+from pagewire.worker.grammar.constrained_rows import ConstrainedRows
+from pagewire.worker.grammar.masks import StepMasks
 from pagewire.worker.slots.columns import SlotLimits
 from pagewire.worker.slots.state import Slots, Step
 
@@ -41,17 +44,19 @@ class CudaRunner:
         buffers: StepBuffers,
         work: StepWork,
         special: SpecialWork,
+        spec: ModelSpec | None,
         graphs: StepGraphs | None,
         timeline: Timeline,
         watch: Callable[[StepTimes], None],
     ) -> None:
-        """Without `graphs`, decode steps too are launched one operation after the other. `watch` is told of every
-        step once it is launched, in order."""
+        """Without `spec`, whose tokenizer grammars need, no plan has one. Without `graphs`, decode steps too are
+        launched one operation after the other. `watch` is told of every step once it is launched, in order."""
         self._slots = Slots(limits)
         self._packer = PlanPacker(self._slots.columns, limits)
         self._buffers = buffers
         self._work = work
         self._special = special
+        self._constrained = None if spec is None else ConstrainedRows(self._slots, spec, special.on_error)
         self._graphs = graphs
         self._timeline = timeline
         self._watch = watch
@@ -112,7 +117,17 @@ class CudaRunner:
             logits = self._work.run(_shape(step), self._special.logit_rows(step))
         if not (step.special_rows or step.scored):
             return None
-        return self._special.run(self._slots, step, logits, self._buffers.tokens_S)
+        return self._special.run(self._slots, step, logits, self._buffers.tokens_S, self._masks(step))
+
+    def _masks(self, step: Step) -> StepMasks:
+        """They follow from the tokens before, so these are waited for; the device is at the step's forward pass
+        meanwhile."""
+        if self._constrained is None or not self._constrained.rows(step):
+            return StepMasks()
+        while self._in_flight.oldest is not None:
+            self._finished.append(self._in_flight.pop())
+        masks = self._constrained.begin(step)
+        return StepMasks() if masks is None else masks.result()
 
     def _bring(self, host: HostBuffers, packed: PackedPlan) -> None:
         if packed.num_words:

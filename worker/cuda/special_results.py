@@ -30,6 +30,8 @@ class SpecialInFlight:
 
     broken: dict[int, str] = field(default_factory=dict)
     """Rows that could not be worked on, and why."""
+    constrained: dict[int, str] = field(default_factory=dict)
+    """Rows whose grammar cannot go on, and why."""
     changed: list[int] = field(default_factory=list)
     first_tokens: list[torch.Tensor] = field(default_factory=list)
     """Of the changed rows, what the model's own logits gave."""
@@ -45,8 +47,9 @@ class SpecialInFlight:
             for row, first in zip(self.changed, _joined(self.first_tokens), strict=True)
             if tokens[row] == NO_TOKEN and first != NO_TOKEN
         }
-        for row, reason in self.broken.items():
-            tokens[row], failures[row] = NO_TOKEN, RowFailure(row, reason)
+        for by_request, reasons in ((False, self.broken), (True, self.constrained)):
+            for row, reason in reasons.items():
+                tokens[row], failures[row] = NO_TOKEN, RowFailure(row, reason, by_request)
         logprobs = [
             _row_logprobs(row, asked, index, report)
             for rows, all_asked, report in self.reports

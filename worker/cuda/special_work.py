@@ -20,6 +20,7 @@ from pagewire.wire.logits import MAX_NAMED_IDS, MAX_SCORED_ROWS, LogprobsRequest
 from pagewire.wire.plan import NO_TOKEN, Admit
 from pagewire.worker.cuda.special_results import Logprobs, SpecialInFlight
 from pagewire.worker.cuda.step_work import LogitRows, StepLogits, StepMemory
+from pagewire.worker.grammar.masks import StepMasks
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.workspaces import CHANGED_FIELDS, MAX_TOP_LOGPROBS
 from pagewire.worker.slots.state import Slots, Step
@@ -35,7 +36,7 @@ class SpecialWork:
         self._sampling = memory.sampling
         self._changed = memory.changed
         self._workspace = memory.logprobs
-        self._on_error = on_error
+        self.on_error = on_error
         self._device = memory.slots.arena.device
         self._broken: dict[int, str] = {}
         """Slots whose admission could not be taken over."""
@@ -56,9 +57,12 @@ class SpecialWork:
         return LogitRows(self._carry(np.asarray(rows, np.int64)), self._carry(np.asarray(sampled, np.int64)))
 
     @torch.inference_mode()
-    def run(self, slots: Slots, step: Step, logits: StepLogits, tokens_S: torch.Tensor) -> SpecialInFlight:
-        """After the step's own work; `tokens_S` (int32) is what it sampled, of which changed rows change theirs."""
-        in_flight = SpecialInFlight()
+    def run(
+        self, slots: Slots, step: Step, logits: StepLogits, tokens_S: torch.Tensor, masks: StepMasks
+    ) -> SpecialInFlight:
+        """After the step's own work; `tokens_S` (int32) is what it sampled, of which changed rows change theirs.
+        `masks` are those of rows that are constrained."""
+        in_flight = SpecialInFlight(constrained=masks.failures)
         asked: dict[int, LogprobsRequest] = {}
         changed: list[int] = []
         for row in step.special_rows:
@@ -74,7 +78,7 @@ class SpecialWork:
         most = self._changed.max_rows
         for first in range(0, len(changed), most):
             rows = changed[first : first + most]
-            self._change(step, rows, logits.sampled_SV, tokens_S, in_flight)
+            self._change(step, rows, logits.sampled_SV, tokens_S, masks, in_flight)
             indices = [index for index, row in enumerate(rows) if row in asked and asked[row].is_processed]
             processed = [rows[index] for index in indices]
             self._report(processed, indices, asked, self._changed_CV(rows), tokens_S, in_flight)
@@ -91,7 +95,8 @@ class SpecialWork:
         rows = min(num_rows, self._changed.max_rows)
         changed = np.asarray([(row, -1, 0) for row in range(rows)], np.int32)
         tokens_S = torch.zeros(num_rows, dtype=torch.int32, device=self._device)
-        self._draw(self._carry(changed), logits.sampled_SV, tokens_S)
+        for has_masks in (False, True):
+            self._draw(self._carry(changed), logits.sampled_SV, tokens_S, has_masks=has_masks)
         for logits_LV, most in ((self._changed_CV(range(rows)), rows), (logits.all_LV, num_rows)):
             count = min(most, MAX_SCORED_ROWS)
             for num_named in (0, MAX_NAMED_IDS):
@@ -102,28 +107,41 @@ class SpecialWork:
         try:
             row = self._changed.layout.row_of(admit)
         except Exception as error:
-            self._on_error(f"the admission to slot {slot}", error)
+            self.on_error(f"the admission to slot {slot}", error)
             self._broken[slot] = f"its logits could not be worked on: {type(error).__name__}"
             return
         self._changed.control_RW[slot, : len(row)].copy_(self._staged(row), non_blocking=True)
 
     def _change(
-        self, step: Step, rows: list[int], logits_SV: torch.Tensor, tokens_S: torch.Tensor, in_flight: SpecialInFlight
+        self,
+        step: Step,
+        rows: list[int],
+        logits_SV: torch.Tensor,
+        tokens_S: torch.Tensor,
+        masks: StepMasks,
+        in_flight: SpecialInFlight,
     ) -> None:
         changed = np.empty((len(rows), CHANGED_FIELDS), np.int32)
         changed[:, 0] = rows
         changed[:, 1] = step.sample_slots[rows]
         changed[:, 2] = step.sample_positions[rows]
-        first_tokens_C = self._draw(self._carry(changed), logits_SV, tokens_S)
+        has_masks = any(row in masks.masks for row in rows)
+        if has_masks:
+            everything = np.full(self._changed.layout.mask_words, -1, np.int32)
+            of_rows = np.stack([masks.masks.get(row, everything) for row in rows])
+            self._changed.masks_CW[: len(rows)].copy_(self._staged(of_rows), non_blocking=True)
+        first_tokens_C = self._draw(self._carry(changed), logits_SV, tokens_S, has_masks=has_masks)
         in_flight.changed.extend(rows)
         in_flight.first_tokens.append(_to_host(first_tokens_C))
 
-    def _draw(self, changed_CF: torch.Tensor, logits_SV: torch.Tensor, tokens_S: torch.Tensor) -> torch.Tensor:
+    def _draw(
+        self, changed_CF: torch.Tensor, logits_SV: torch.Tensor, tokens_S: torch.Tensor, *, has_masks: bool
+    ) -> torch.Tensor:
         """Processes and draws; returns what `tokens_S` had there before."""
         kernels, changed = self._kernels, self._changed
         row_C, slot_C = changed_CF[:, 0].to(torch.int64), changed_CF[:, 1].clamp(min=0).to(torch.int64)
         first_tokens_C = tokens_S.index_select(0, row_C)
-        kernels.process(logits_SV, changed_CF, self._slots, changed)
+        kernels.process(logits_SV, changed_CF, self._slots, changed, has_masks=has_masks)
         tokens_C = torch.empty_like(first_tokens_C)
         kernels.sample(
             changed.logits_CV[: len(row_C)],

@@ -167,6 +167,14 @@ class Sample(Protocol):
     ) -> None: ...
 
 
+class Process(Protocol):
+    """See `pagewire.worker.kernels.reference.processors.process`."""
+
+    def __call__(
+        self, logits_SV: Tensor, changed_CF: Tensor, slots: SlotTensors, rows: ChangedRows, *, has_masks: bool
+    ) -> None: ...
+
+
 class Logprobs(Protocol):
     """See `pagewire.worker.kernels.reference.logprobs.logprobs`."""
 
@@ -219,8 +227,7 @@ class Kernels:
     finish_step: Callable[[SlotTensors, Tensor, Tensor], None]
     """(slots, seqs_BQ, tokens_S)."""
 
-    process: Callable[[Tensor, Tensor, SlotTensors, ChangedRows], None]
-    """(logits_SV, changed_CF, slots, rows): what becomes of the changed rows' logits, into `rows`."""
+    process: Process
     finish_changed: Callable[[Tensor, Tensor, Tensor, SlotTensors, ChangedRows], None]
     """(changed_CF, tokens_C, tokens_S, slots, rows), after `finish_step`."""
     logprobs: Logprobs

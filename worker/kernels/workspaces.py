@@ -203,6 +203,8 @@ class ChangedRows:
     """float32: what became of the logits."""
     marks_CV: torch.Tensor
     """int32: what the sequence's ids and bad words say of each id."""
+    masks_CW: torch.Tensor
+    """int32 [C, mask_words]: what each row's grammar lets come next."""
 
     @classmethod
     def allocate(cls, max_rows: int, num_slots: int, layout: ControlLayout, device: torch.device) -> "ChangedRows":
@@ -213,6 +215,7 @@ class ChangedRows:
             control_RW=torch.zeros(num_slots, layout.row_words, dtype=torch.int32, device=device),
             logits_CV=torch.empty(shape, dtype=torch.float32, device=device),
             marks_CV=torch.empty(shape, dtype=torch.int32, device=device),
+            masks_CW=torch.empty(max_rows, layout.mask_words, dtype=torch.int32, device=device),
         )
 
     @property

@@ -8,7 +8,7 @@ besides, so that nothing in it is worth a kernel. In float32, in transformers' o
     frequency     of ids in the output: logit - penalty · (times generated)
     presence      of ids in the output: logit - penalty
     then minus infinity for banned ids, for those that are not allowed, for the last id of a bad word whose others have
-    just been written, and for what ends the output before min_tokens
+    just been written, for what ends the output before min_tokens, and for what a grammar does not let come next
 
 The order of the last ones does not matter. Samplers take temperature and filters from there.
 """
@@ -74,3 +74,9 @@ class Processors:
             if self._presence:
                 logits -= self._presence
             logits_V[generated] = logits
+
+
+def take_out(logits_V: Float32Array, mask: Int32Array) -> None:
+    """Minus infinity, in place, for ids whose bits are 0; see `pagewire.worker.grammar.masks`."""
+    bits = np.unpackbits(mask.view(np.uint8), count=len(logits_V), bitorder="little")
+    np.copyto(logits_V, -np.inf, where=bits == 0)

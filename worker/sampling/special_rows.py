@@ -19,9 +19,10 @@ import torch
 from pagewire.wire.columns import Float32Array, Int32Array, SamplingRows, pack, unpack
 from pagewire.wire.logits import LogprobsRequest
 from pagewire.wire.plan import NO_TOKEN, NOTHING_LEFT, Admit, ChunkLogprobs, RowFailure, RowLogprobs
+from pagewire.worker.grammar.masks import StepMasks
 from pagewire.worker.immediate import Sampled
 from pagewire.worker.sampling.logprobs import LogprobsRow
-from pagewire.worker.sampling.processors import Processors
+from pagewire.worker.sampling.processors import Processors, take_out
 from pagewire.worker.slots.state import ScoredRows, Slots, Step
 
 
@@ -46,8 +47,9 @@ class SpecialRows:
         self._ready: dict[int, tuple[Admit, Processors]] = {}
         """By slot. Another admission is another object."""
 
-    def sample(self, step: Step, logits_RV: torch.Tensor) -> Sampled:
-        """`logits_RV` are those of the rows that sample or score, in the order of the batch."""
+    def sample(self, step: Step, logits_RV: torch.Tensor, masks: StepMasks | None = None) -> Sampled:
+        """`logits_RV` are those of the rows that sample or score, in the order of the batch; `masks` those of rows that
+        are constrained."""
         sampled_rows, scored_rows = _rows(step)
         logits_SV = logits_RV if len(sampled_rows) == len(logits_RV) else logits_RV[sampled_rows]
         tokens = np.empty(0, np.int32)
@@ -57,7 +59,7 @@ class SpecialRows:
             tokens = self._sampler.sample(logits_SV, rows, step.sample_positions)
         failures: dict[int, RowFailure] = {}
         self._forget_ended()
-        changed = self._change(step, logits_SV, tokens, failures)
+        changed = self._change(step, logits_SV, tokens, masks or StepMasks(), failures)
         logprobs = self._logprobs(step, logits_SV, changed, tokens, failures)
         scores = [
             self._score(scored, logits_RV[first : first + len(scored.tokens)])
@@ -70,10 +72,17 @@ class SpecialRows:
             del self._ready[slot]
 
     def _change(
-        self, step: Step, logits_SV: torch.Tensor, tokens: Int32Array, failures: dict[int, RowFailure]
+        self,
+        step: Step,
+        logits_SV: torch.Tensor,
+        tokens: Int32Array,
+        masks: StepMasks,
+        failures: dict[int, RowFailure],
     ) -> dict[int, Float32Array]:
         """Process what is to be processed and draw it, into `tokens`; row → its logits as they are then, until the next
-        step. Rows without a token are left as they are: their logits are no numbers."""
+        step. Rows without a token are left as they are: their logits are no numbers, or their grammar cannot go on."""
+        for row, reason in masks.failures.items():
+            tokens[row], failures[row] = NO_TOKEN, RowFailure(row, reason, by_request=True)
         rows = [row for row in self._changed_rows(step) if tokens[row] != NO_TOKEN]
         changed: dict[int, Float32Array] = {}
         for row, logits_V in zip(rows, self._room(len(rows)), strict=True):
@@ -81,6 +90,8 @@ class SpecialRows:
             slot, length = int(step.sample_slots[row]), int(step.sample_positions[row])
             try:
                 self._processors(slot).apply(logits_V, self._slots.columns.token_ids[slot, :length])
+                if (mask := masks.masks.get(row)) is not None:
+                    take_out(logits_V, mask)
                 changed[row] = logits_V
             except Exception as error:
                 self._fail(row, tokens, failures, error)

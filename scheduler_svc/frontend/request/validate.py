@@ -25,6 +25,7 @@ from pagewire.scheduler_svc.frontend.limits import (
     duration_s,
     quote,
 )
+from pagewire.scheduler_svc.frontend.request.constraint import constraint_language
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.scheduler_svc.frontend.request.sampling import (
     bad_words,
@@ -33,6 +34,7 @@ from pagewire.scheduler_svc.frontend.request.sampling import (
     prompt_logprobs,
     sampling_params,
 )
+from pagewire.scheduler_svc.frontend.text.languages import Language
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.model import ModelSpec
@@ -54,7 +56,8 @@ class ValidGeneration:
     seed: int | None
     """Of the first output; none where the request leaves it to the server."""
     controls: LogitControls | None
-    """Without bad words, whose ids a tokenizer must find."""
+    """Without bad words, whose ids a tokenizer must find, and without a grammar, which must be compiled."""
+    language: Language | None
     bad_words: tuple[str, ...]
     max_tokens: int | None
     min_tokens: int
@@ -79,8 +82,6 @@ class ValidGeneration:
 def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -> ValidGeneration:
     """Check every field. Raises InvalidArgument, and NotFound for another model's name."""
     check_model(generation.model, spec)
-    if generation.HasField("constraint"):
-        raise InvalidArgument("generation.constraint", "is not supported by this server")
     path = "generation"
     prompt, prompt_path = validate_prompt(generation.prompt, f"{path}.prompt", spec, limits)
     sampling, stopping, output = generation.sampling, generation.stopping, generation.output
@@ -98,6 +99,7 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
         sampling=sampling_params(sampling, spec, limits),
         seed=sampling.seed if sampling.HasField("seed") else None,
         controls=logit_controls(sampling, min_tokens, end_ids, limits),
+        language=constraint_language(generation, spec, limits),
         bad_words=bad_words(sampling, spec, limits),
         max_tokens=max_tokens,
         min_tokens=min_tokens,

@@ -17,6 +17,7 @@ from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgu
 from pagewire.scheduler_svc.frontend.fairness import RequestBytes
 from pagewire.scheduler_svc.frontend.limits import MAX_DETOKENIZED_IDS, check_model, check_token_ids
 from pagewire.scheduler_svc.frontend.request.bad_words import bad_word_ids
+from pagewire.scheduler_svc.frontend.request.constraint import compiled
 from pagewire.scheduler_svc.frontend.request.prompt import PromptReader, check_prompt_length, validate_prompt
 from pagewire.scheduler_svc.frontend.request.validate import (
     ValidGeneration,
@@ -32,6 +33,7 @@ from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
+from pagewire.scheduler_svc.frontend.text.grammar_compiler import GrammarCompiler
 from pagewire.scheduler_svc.frontend.text.output_text import OutputText
 from pagewire.scheduler_svc.frontend.text.stop_strings import StopAutomaton
 from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
@@ -58,6 +60,8 @@ class InferenceParts:
     authenticator: Authenticator
     tokenizer: TextTokenizer | None
     prompts: PromptReader
+    grammars: GrammarCompiler | None
+    """None where no output can be constrained."""
     request_bytes: RequestBytes
     max_waiting_tokens: int
     """Of one stream, before it fails."""
@@ -232,13 +236,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return OutputText(detokenizer, stops, valid.include_stop, valid.min_tokens)
 
     async def _controls(self, valid: ValidGeneration, context: Context) -> LogitControls | None:
-        """With bad words, which only a tokenizer can make ids of."""
-        tokenizer = self._parts.tokenizer
-        if not valid.bad_words or tokenizer is None:
-            return valid.controls
-        vocab_size = self._parts.model.limits.vocab_size
-        words = await bad_word_ids(valid.bad_words, tokenizer, vocab_size, self._client(context))
-        return msgspec.structs.replace(valid.controls or LogitControls(), bad_words=words)
+        """With bad words, which only a tokenizer can make ids of, and the grammar, which must be compiled."""
+        parts, controls = self._parts, valid.controls
+        if valid.bad_words and parts.tokenizer is not None:
+            vocab_size = parts.model.limits.vocab_size
+            words = await bad_word_ids(valid.bad_words, parts.tokenizer, vocab_size, self._client(context))
+            controls = msgspec.structs.replace(controls or LogitControls(), bad_words=words)
+        if valid.language is not None:
+            grammar = await compiled(valid.language, parts.grammars, self._client(context))
+            controls = msgspec.structs.replace(controls or LogitControls(), grammar=grammar)
+        return controls
 
     def _reports(self, valid: ValidGeneration) -> TokenReports | None:
         if valid.logprobs is None:

@@ -82,7 +82,11 @@ class ServedModel:
                 max_logprob_token_ids=MAX_NAMED_IDS,
             ),
             capabilities=pb.Capabilities(
-                text=has_text, chat=has_chat, logprobs=limits.no_logits is None, penalties=limits.no_logits is None
+                text=has_text,
+                chat=has_chat,
+                logprobs=limits.no_logits is None,
+                penalties=limits.no_logits is None,
+                constraints=can_constrain(spec, self._launch.device),
             ),
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
@@ -91,6 +95,11 @@ class ServedModel:
             ),
             eos_token_ids=spec.eos_token_ids,
         )
+
+
+def can_constrain(spec: ModelSpec, device: Device) -> bool:
+    """Whether outputs can be held to a language."""
+    return device not in _NO_LOGITS and spec.tokenizer_file is not None and bool(spec.eos_token_ids)
 
 
 def _with_what_can_be_applied(spec: ModelSpec, device: Device) -> ModelSpec:

@@ -7,9 +7,6 @@ outside in Python, and a thread cannot be ended. Here the kernel ends the proces
 
 A text of JSON is read here too, for the same reasons.
 
-It reads frames from standard input and answers on standard output: 4 bytes of length, little-endian, then msgpack. It
-ends at end-of-file, so it cannot outlive its frontend by more than one time limit. It knows neither tokens nor gRPC.
-
 The environment is the one that chat templates are written for (transformers, `chat_template_utils`): blocks trimmed,
 `break` and `continue`, `raise_exception`, `strftime_now`, `tojson` without HTML escapes, and `{% generation %}`, which
 marks what a model said and changes no text.
@@ -17,12 +14,9 @@ marks what a model said and changes no text.
 
 import datetime
 import json
-import resource
-import signal
-import struct
 import sys
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -33,10 +27,16 @@ import jinja2.utils
 import msgspec
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.text.helper_process import (
+    Invalid,
+    Prepared,
+    Refused,
+    limit_memory,
+    limit_time,
+    serve,
+)
 from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForms, Variables
-from pagewire.wire.codec import Codec, WireError
-
-FRAME_HEADER = struct.Struct("<I")
+from pagewire.wire.codec import Codec
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -62,23 +62,6 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     """The text."""
 
     text: str
-
-
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """The template cannot be used, or cannot be rendered with these variables."""
-
-    message: str
-
-
-class Invalid(msgspec.Struct, frozen=True, tag="invalid"):
-    """A field of the request is wrong, whatever the template."""
-
-    field: str
-    problem: str
-
-
-class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
-    """The templates compile; renderings may follow."""
 
 
 ToRenderer = Prepare | Render
@@ -187,64 +170,40 @@ def _render_form(template: jinja2.Template, values: dict[str, Any], max_output_b
     return Rendered("".join(pieces))
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame, or none at the end of the stream."""
-    header = stream.read(FRAME_HEADER.size)
-    if len(header) < FRAME_HEADER.size:
-        return None
-    (length,) = FRAME_HEADER.unpack(header)
-    frame = stream.read(length)
-    return frame if len(frame) == length else None
+class _Renderer:
+    """What this process holds."""
 
+    def __init__(self) -> None:
+        self._templates: dict[str, CompiledTemplate] = {}
+        self._limits = Prepare({}, 0, 0, 0)
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    incoming: Codec[ToRenderer] = Codec(ToRenderer)
-    outgoing: Codec[FromRenderer] = Codec(FromRenderer)
-    templates: dict[str, CompiledTemplate] = {}
-    limits = Prepare({}, 0, 0, 0)
-    while (frame := read_frame(requests)) is not None:
-        try:
-            request = incoming.decode(frame)
-        except WireError as error:
-            sys.exit(f"template process: {error}")
-        answer: FromRenderer
+    def answer(self, request: ToRenderer) -> FromRenderer:
+        """Prepare or render."""
         match request:
             case Prepare():
-                limits = request
-                _limit_memory(limits.memory_limit_bytes)
-                signal.setitimer(signal.ITIMER_REAL, limits.time_limit_s)
-                try:
-                    templates = {name: compile_template(source) for name, source in request.sources.items()}
-                    answer = Prepared()
-                except (jinja2.TemplateError, RecursionError, MemoryError) as error:
-                    answer = Refused(f"the chat template does not compile: {error}")
-            case Render() if request.template in templates:
-                signal.setitimer(signal.ITIMER_REAL, limits.time_limit_s)
-                answer = render(templates[request.template], request.variables, limits.max_output_bytes)
+                return self._prepare(request)
+            case Render() if request.template in self._templates:
+                limit_time(self._limits.time_limit_s)
+                return render(self._templates[request.template], request.variables, self._limits.max_output_bytes)
             case _:
                 sys.exit("template process: asked to render before it had a template")
-        # The answer's writing is not the template's time: the frontend may be busy.
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        body = outgoing.encode(answer)
-        answers.write(FRAME_HEADER.pack(len(body)) + body)
-        answers.flush()
 
-
-def _limit_memory(beyond_bytes: int) -> None:
-    """Linux only: elsewhere the address space is no measure of memory, and the time limit alone has to do."""
-    if sys.platform != "linux":
-        return
-    with open("/proc/self/statm") as statm:
-        present = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (present + beyond_bytes, present + beyond_bytes))
+    def _prepare(self, limits: Prepare) -> Prepared | Refused:
+        self._limits = limits
+        limit_memory(limits.memory_limit_bytes)
+        limit_time(limits.time_limit_s)
+        try:
+            self._templates = {name: compile_template(source) for name, source in limits.sources.items()}
+        except (jinja2.TemplateError, RecursionError, MemoryError) as error:
+            return Refused(f"the chat template does not compile: {error}")
+        return Prepared()
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    # Only the frontend decides when this process ends; a terminal's Ctrl-C goes to the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+    incoming: Codec[ToRenderer] = Codec(ToRenderer)
+    outgoing: Codec[FromRenderer] = Codec(FromRenderer)
+    serve(incoming, outgoing, _Renderer().answer)
 
 
 if __name__ == "__main__":

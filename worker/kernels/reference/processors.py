@@ -18,8 +18,11 @@ def process(
     changed_CF: torch.Tensor,
     slots: SlotTensors,
     rows: ChangedRows,
+    *,
+    has_masks: bool,
 ) -> None:
-    """Fills the first C of `rows.logits_CV` with what becomes of each changed row's logits.
+    """Fills the first C of `rows.logits_CV` with what becomes of each changed row's logits. With `has_masks`, what is
+    not in `rows.masks_CW` may not be; else these are not read.
 
     logits_SV     float32 or bfloat16, rows contiguous; only read
     changed_CF    int32 [C, CHANGED_FIELDS], contiguous; see `pagewire.worker.kernels.contract`
@@ -48,6 +51,8 @@ def process(
             word = control_W[c.WORD_IDS + start : c.WORD_IDS + end].tolist()
             if position >= len(word) - 1 and ids_L[position - len(word) + 1 :].tolist() == word[:-1]:
                 logits_V[word[-1]] = -torch.inf
+        if has_masks:
+            _take_out(logits_V, rows.masks_CW[index])
         rows.logits_CV[index] = logits_V
 
 

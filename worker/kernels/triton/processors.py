@@ -5,7 +5,7 @@ Signatures and results as in `pagewire.worker.kernels.reference.processors`, the
     _copy_row   (row, chunk)  the chunk's logits in fp32, and no marks
     _mark       (row, part)   part 0: bias, each id once; and a mark on what would end a bad word. Others: the
                               sequence's ids are marked, a part of them each: prompt or output, and how often
-    _process    (row, chunk)  penalties by the marks, and minus infinity by marks and mask
+    _process    (row, chunk)  penalties by the marks, and minus infinity by marks and masks
 
 And `_take_tokens`, one program per _FINISHED rows, when they are sampled.
 
@@ -56,6 +56,8 @@ def process(
     changed_CF: torch.Tensor,
     slots: SlotTensors,
     rows: ChangedRows,
+    *,
+    has_masks: bool,
 ) -> None:
     """See `pagewire.worker.kernels.reference.processors.process`."""
     rows.check(logits_SV, changed_CF)
@@ -75,9 +77,9 @@ def process(
     )  # fmt: skip
     # Contracted to one operation, product and difference would not be rounded as the definition rounds them.
     _process[by_chunk](
-        changed_CF, slots.sampling_RP, rows.control_RW, rows.logits_CV, rows.marks_CV,
+        changed_CF, slots.sampling_RP, rows.control_RW, rows.logits_CV, rows.marks_CV, rows.masks_CW,
         VOCAB=vocab_size, CHUNK=chunk, CONTROL_WORDS=layout.row_words, EARLY_MASK=layout.early_mask,
-        enable_fp_fusion=False,
+        MASK_WORDS=layout.mask_words, HAS_MASKS=has_masks, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -167,10 +169,13 @@ def _process(
     controls_ptr,
     out_ptr,
     marks_ptr,
+    masks_ptr,
     VOCAB: tl.constexpr,
     CHUNK: tl.constexpr,
     CONTROL_WORDS: tl.constexpr,
     EARLY_MASK: tl.constexpr,
+    MASK_WORDS: tl.constexpr,
+    HAS_MASKS: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64)
     slot = tl.maximum(tl.load(changed_ptr + index * _FIELDS + 1), 0)
@@ -194,6 +199,8 @@ def _process(
     lessened = logits - frequency * count.to(tl.float32) - presence
     logits = tl.where(count > 0, lessened, logits)
     word = tl.load(control_ptr + mask + (ids >> 5), mask=exists, other=0)
+    if HAS_MASKS:
+        word = word & tl.load(masks_ptr + index * MASK_WORDS + (ids >> 5), mask=exists, other=0)
     may_be = (((word >> (ids & 31)) & 1) != 0) & (marks >= 0)
     tl.store(out_ptr + index * VOCAB + ids, tl.where(may_be, logits, -float("inf")), mask=exists)
 

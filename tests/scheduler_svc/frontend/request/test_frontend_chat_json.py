@@ -17,8 +17,9 @@ from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, MAX_JSON_BYTES, MAX_JSON_DEPTH
 from pagewire.scheduler_svc.frontend.request.chat import template_variables
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
+from pagewire.scheduler_svc.frontend.text.helper_process import Invalid, Refused
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
-from pagewire.scheduler_svc.frontend.text.template_process import Invalid, Refused, Rendered, compile_template, render
+from pagewire.scheduler_svc.frontend.text.template_process import Rendered, compile_template, render
 from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2

@@ -19,6 +19,15 @@ from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, MAX_JSON_BYTE
 from pagewire.scheduler_svc.frontend.request.prompt import ChatPrompt
 from pagewire.scheduler_svc.frontend.request.validate import resolve_max_tokens, validate_generation
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
+from pagewire.scheduler_svc.frontend.text.languages import (
+    Choice,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Regex,
+    StructuralTags,
+    Tag,
+)
 from pagewire.scheduler_svc.frontend.text.template_variables import TemplateForms
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
@@ -66,15 +75,35 @@ NO_LOGITS = [
     ("output.logprob_token_ids", generation(output=pb.Output(logprob_token_ids=[1]))),
     ("output.prompt_logprobs", generation(output=pb.Output(prompt_logprobs=True))),
     ("output.num_prompt_candidates", generation(output=pb.Output(num_prompt_candidates=1))),
+    ("constraint", generation(constraint=pb.Constraint(regex="a+"))),
 ]
 """What a device without logits cannot do."""
 
-UNBUILT = [
-    ("constraint", generation(constraint=pb.Constraint(regex="a+"))),
+
+def tags(*tags: pb.StructuralTag, **fields: Any) -> pb.Generation:
+    return generation(constraint=pb.Constraint(structural_tags=pb.StructuralTags(tags=tags, **fields)))
+
+
+WRONG_CONSTRAINTS = [
     ("constraint", generation(constraint=pb.Constraint())),
+    ("stopping.ignore_eos", generation(constraint=pb.Constraint(regex="a"), stopping=pb.Stopping(ignore_eos=True))),
+    ("constraint.json_schema", generation(constraint=pb.Constraint(json_schema=""))),
+    ("constraint.json_schema", generation(constraint=pb.Constraint(json_schema="x" * 131_073))),
+    ("constraint.grammar", generation(constraint=pb.Constraint(grammar=""))),
+    ("constraint.choice.texts", generation(constraint=pb.Constraint(choice=pb.Choices()))),
+    ("constraint.choice.texts", generation(constraint=pb.Constraint(choice=pb.Choices(texts=["x"] * 4097)))),
+    ("constraint.choice.texts[1]", generation(constraint=pb.Constraint(choice=pb.Choices(texts=["x", ""])))),
+    ("constraint.structural_tags.tags", tags()),
+    ("constraint.structural_tags.tags", tags(*[pb.StructuralTag(begin="x", regex="x")] * 257)),
+    ("constraint.structural_tags.tags[0].begin", tags(pb.StructuralTag(regex="x"))),
+    ("constraint.structural_tags.tags[0]", tags(pb.StructuralTag(begin="x"))),
+    ("constraint.structural_tags.tags[0].grammar", tags(pb.StructuralTag(begin="x", grammar=""))),
+    ("constraint.structural_tags.tags[0].begin", tags(pb.StructuralTag(begin="x", regex="x"), triggers=["y"])),
+    ("constraint.structural_tags.triggers[0]", tags(pb.StructuralTag(begin="x", regex="x"), triggers=[""])),
 ]
 
 OUT_OF_RANGE = [
+    *WRONG_CONSTRAINTS,
     ("prompt", pb.Generation()),
     ("prompt", pb.Generation(prompt=pb.Prompt())),
     ("prompt.token_ids.ids", pb.Generation(prompt=pb.Prompt(token_ids=pb.TokenIds()))),
@@ -165,7 +194,7 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize(("field", "request_"), UNBUILT + OUT_OF_RANGE)
+@pytest.mark.parametrize(("field", "request_"), OUT_OF_RANGE)
 def test_a_refusal_names_its_field(spec: ModelSpec, field: str, request_: pb.Generation) -> None:
     with pytest.raises(InvalidArgument) as refused:
         validate_generation(request_, spec, LIMITS)
@@ -175,14 +204,14 @@ def test_a_refusal_names_its_field(spec: ModelSpec, field: str, request_: pb.Gen
 
 def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None:
     """A field that is added to the contract must come into this list, and so into a decision."""
-    decided = {field.split(".")[0] for field, _ in UNBUILT + OUT_OF_RANGE} | {"model", "sampling", "stopping", "output"}
+    decided = {field.split(".")[0] for field, _ in OUT_OF_RANGE} | {"model", "sampling", "stopping", "output"}
     assert {field.name for field in pb.Generation.DESCRIPTOR.fields} == {name.split("[")[0] for name in decided}
     read = {
         "Sampling": {"temperature", "top_k", "top_p", "seed", "min_p"},
         "Stopping": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop"},
         "Output": {"text", "token_ids", "skip_special_tokens", "processed_logprobs"},
     }
-    needs_logits = {field.split(".")[1] for field, _ in NO_LOGITS}
+    needs_logits = {field.split(".")[1] for field, _ in NO_LOGITS if "." in field}
     for message in (pb.Sampling, pb.Stopping, pb.Output):
         names = {field.name for field in message.DESCRIPTOR.fields}
         assert names == read[message.DESCRIPTOR.name] | (names & needs_logits)
@@ -376,7 +405,7 @@ def test_refusals_over_grpc_disturb_no_other_stream(spec: ModelSpec, run: Run) -
             kept = world.inference.StreamGenerate(ids_request())
             submit = await world.engine.act(Submit)
             await world.engine.start(submit.handle)
-            for field, request in UNBUILT + NO_LOGITS:
+            for field, request in NO_LOGITS:
                 call = world.inference.StreamGenerate(inference_pb2.StreamGenerateRequest(generation=request))
                 assert violated_field(await failure(call)) == f"generation.{field}"
             long = "x" * 3000
@@ -435,3 +464,30 @@ def test_salts_differ_unless_tenant_and_salt_are_equal(spec: ModelSpec, run: Run
 def test_a_value_just_outside_is_shown_as_such(spec: ModelSpec) -> None:
     with pytest.raises(InvalidArgument, match=r"is 1\.00000012; its range is 0 to 1"):
         validate_generation(generation(sampling=pb.Sampling(min_p=1.0000001)), spec, LIMITS)
+
+
+def test_each_kind_of_constraint_becomes_a_language(spec: ModelSpec) -> None:
+    def language(**kind: Any) -> object:
+        return validate_generation(generation(constraint=pb.Constraint(**kind)), spec, LIMITS).language
+
+    assert language(json_schema="{}") == JsonSchema("{}")
+    assert language(json_object=pb.JsonObject()) == JsonObject()
+    assert language(regex="") == Regex("")
+    assert language(grammar="start: x") == Grammar("start: x")
+    assert language(choice=pb.Choices(texts=["b", "a"])) == Choice(("b", "a"))
+    named = [pb.StructuralTag(begin="<f=a>", regex="x", end="</f>"), pb.StructuralTag(begin="<g>", grammar="start: y")]
+    assert language(structural_tags=pb.StructuralTags(tags=named, triggers=["<g", "<f=", "<f=a"])) == StructuralTags(
+        (Tag("<f=", "<f=a>", Regex("x"), "</f>"), Tag("<g", "<g>", Grammar("start: y"), ""))
+    )
+    assert language(structural_tags=pb.StructuralTags(tags=named[1:])) == StructuralTags(
+        (Tag("<g>", "<g>", Grammar("start: y"), ""),)
+    )
+
+
+@pytest.mark.parametrize("change", [{"tokenizer_file": None}, {"eos_token_ids": ()}])
+def test_a_model_that_cannot_end_or_write_a_text_has_no_constraints(spec: ModelSpec, change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        validate_generation(
+            generation(constraint=pb.Constraint(regex="a")), msgspec.structs.replace(spec, **change), LIMITS
+        )
+    assert refused.value.field == "generation.constraint"

@@ -14,7 +14,8 @@ from support.tiny_tokenizer import make_spec, make_tokenizer
 
 from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits, TemplateRefusedError
-from pagewire.scheduler_svc.frontend.text.template_process import Refused, Rendered, compile_template, render
+from pagewire.scheduler_svc.frontend.text.helper_process import Refused
+from pagewire.scheduler_svc.frontend.text.template_process import Rendered, compile_template, render
 from pagewire.scheduler_svc.frontend.text.template_variables import Variables
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, model_pb2
@@ -135,7 +136,7 @@ def test_a_renderer_ends_with_its_frontend(run: Run) -> None:
     async def test() -> None:
         template = ChatTemplate("x", RenderLimits(max_output_bytes=10))
         await template.start()
-        pid = template._idle[0]._process.pid
+        pid = template._renderers._idle[0]._process.pid
         await template.close()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

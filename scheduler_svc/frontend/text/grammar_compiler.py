@@ -1,0 +1,79 @@
+"""The grammar compiler: languages become grammars in processes of their own, within limits of time and memory.
+
+`grammar_process` explains why a process, `helper_pool` how they are kept. The first is started by the first language:
+few servers need one. It knows neither gRPC nor masks.
+"""
+
+from dataclasses import dataclass
+
+from pagewire.scheduler_svc.frontend.text.grammar_process import Compile, Compiled, FromCompiler, Prepare, ToCompiler
+from pagewire.scheduler_svc.frontend.text.helper_pool import HelperEndedError, HelperKind, HelperPool, PoolLimits
+from pagewire.scheduler_svc.frontend.text.helper_process import Prepared, Refused
+from pagewire.scheduler_svc.frontend.text.languages import Language
+from pagewire.wire.codec import Codec
+from pagewire.wire.model import ModelSpec
+
+
+class LanguageRefusedError(Exception):
+    """The language cannot be compiled, or not within the limits; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileLimits:
+    """What compiling one language may use, and how many there may be."""
+
+    cpu_limit_s: float = 1.0
+    time_limit_s: float = 10.0
+    """Of waiting for the processor too."""
+    memory_limit_bytes: int = 512 * 1024 * 1024
+    max_processes: int = 2
+    max_waiting: int = 256
+
+
+class GrammarCompiler:
+    """For one model. One owner closes it; any task may compile."""
+
+    def __init__(self, spec: ModelSpec, limits: CompileLimits) -> None:
+        self._limits = limits
+        prepare = Prepare(
+            tokenizer_file=spec.tokenizer_file or "",
+            eos_token_ids=spec.eos_token_ids,
+            vocab_size=spec.decoder.vocab_size,
+            cpu_limit_s=limits.cpu_limit_s,
+            memory_limit_bytes=limits.memory_limit_bytes,
+        )
+        kind: HelperKind[ToCompiler, FromCompiler] = HelperKind(
+            module="pagewire.scheduler_svc.frontend.text.grammar_process",
+            work="constraints wait to be compiled",
+            prepare=prepare,
+            to_helper=Codec(ToCompiler),
+            from_helper=Codec(FromCompiler),
+        )
+        self._compilers = HelperPool(
+            kind,
+            PoolLimits(
+                answer_limit_s=limits.time_limit_s, max_processes=limits.max_processes, max_waiting=limits.max_waiting
+            ),
+        )
+
+    async def close(self) -> None:
+        """End every process; work under way is given up."""
+        await self._compilers.close()
+
+    async def compile(self, language: Language, client: str) -> str:
+        """The grammar; clients that wait have their turns one after the other. Raises LanguageRefusedError,
+        ResourceExhausted if too many wait."""
+        try:
+            answer = await self._compilers.ask(Compile(language), client)
+        except HelperEndedError as error:
+            raise LanguageRefusedError(
+                f"took more than {self._limits.cpu_limit_s:g} s of a processor or "
+                f"{self._limits.memory_limit_bytes} bytes of memory to compile"
+            ) from error
+        match answer:
+            case Compiled():
+                return answer.grammar
+            case Refused():
+                raise LanguageRefusedError(answer.message)
+            case Prepared():
+                raise LanguageRefusedError("the compiler lost its place")

@@ -1,0 +1,140 @@
+"""The grammar process: compiles a request's language, in a process with limits.
+
+A schema, a regular expression or a grammar comes with a request, and what it takes to compile one is not seen from its
+size. Here a timer of processor time or the memory limit ends the process, and nobody else is delayed: it runs behind
+everything else on the machine. What comes out is the grammar as the workers read it, tried as they will begin with it.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import llguidance
+import msgspec
+
+from pagewire.scheduler_svc.frontend.text.grammar_text import GrammarTextError, grammar_text
+from pagewire.scheduler_svc.frontend.text.helper_process import (
+    Prepared,
+    Refused,
+    limit_cpu_time,
+    limit_memory,
+    serve,
+)
+from pagewire.scheduler_svc.frontend.text.languages import Language
+from pagewire.wire.codec import Codec
+from pagewire.wire.grammar import GrammarTokenizer, parser_limits
+from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
+
+_NICENESS = 5
+"""A third of the share of a process beside it."""
+_MAX_MESSAGE = 400
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """First frame to the process: the model's tokenizer, and the limits of every language."""
+
+    tokenizer_file: str
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    cpu_limit_s: float
+    memory_limit_bytes: int
+    """Address space beyond what the process has with its tokenizer."""
+
+
+class Compile(msgspec.Struct, frozen=True, tag="compile"):
+    """Compile one."""
+
+    language: Language
+
+
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """The grammar, in llguidance's form."""
+
+    grammar: str
+
+
+ToCompiler = Prepare | Compile
+FromCompiler = Prepared | Compiled | Refused
+
+
+class Compiler:
+    """What this process holds."""
+
+    def __init__(self) -> None:
+        self._tokenizer: GrammarTokenizer | None = None
+        self._cpu_limit_s = 0.0
+
+    def answer(self, request: ToCompiler) -> FromCompiler:
+        """Prepare or compile."""
+        match request:
+            case Prepare():
+                return self._prepare(request)
+            case Compile() if self._tokenizer is not None:
+                limit_cpu_time(self._cpu_limit_s)
+                return compile_language(request.language, self._tokenizer)
+            case _:
+                sys.exit("grammar process: asked to compile before it had a tokenizer")
+
+    def _prepare(self, request: Prepare) -> Prepared | Refused:
+        os.nice(_NICENESS)
+        try:
+            self._tokenizer = GrammarTokenizer.read(request.tokenizer_file, request.eos_token_ids, request.vocab_size)
+        except (OSError, ValueError) as error:
+            return Refused(_one_line(str(error)))
+        self._cpu_limit_s = request.cpu_limit_s
+        limit_memory(request.memory_limit_bytes)
+        return Prepared()
+
+
+def compile_language(language: Language, tokenizer: GrammarTokenizer) -> Compiled | Refused:
+    """The grammar, from which something may be generated; or why not."""
+    try:
+        grammar = grammar_text(language, lambda text: special_pieces(text, tokenizer.of_library))
+    except GrammarTextError as error:
+        return Refused(_one_line(str(error)))
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        return Refused(f"is a grammar of {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} may be")
+    limits = parser_limits()
+    is_wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
+        grammar, tokenizer.of_library, limits=limits
+    )
+    if is_wrong:
+        return Refused(f"cannot be compiled: {_one_line(messages[0])}")
+    matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=limits)
+    may_come_first = any(matcher.compute_bitmask())
+    if matcher.is_error() or not may_come_first:
+        return Refused(f"is empty, or cannot be followed: {_one_line(matcher.get_error()) or 'nothing may come first'}")
+    return Compiled(grammar)
+
+
+def special_pieces(text: str, tokenizer: llguidance.LLTokenizer) -> Iterator[str | int]:
+    """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that ends
+    the output."""
+    piece = b""
+    for token in tokenizer.tokenize_str(text, parse_special=True):
+        if not tokenizer.is_special_token(token):
+            piece += tokenizer.decode_bytes([token])
+            continue
+        if token in tokenizer.eos_tokens:
+            raise GrammarTextError(f"has an end-of-sequence token in {text!r}, where the output would end")
+        if piece:
+            yield piece.decode()
+        yield token
+        piece = b""
+    if piece:
+        yield piece.decode()
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:_MAX_MESSAGE]
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    incoming: Codec[ToCompiler] = Codec(ToCompiler)
+    outgoing: Codec[FromCompiler] = Codec(FromCompiler)
+    serve(incoming, outgoing, Compiler().answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Helper processes, from inside: untrusted work in a process with limits, one request after the other.
+
+A request comes as a frame on standard input and its answer goes as one to standard output: 4 bytes of length,
+little-endian, then msgpack. The process ends at end-of-file, so it cannot outlive its frontend by more than one time
+limit. The kernel ends it when work takes too long (a timer's signal with its default action) or the memory limit is
+reached, and the frontend starts another one (`helper_pool`). It knows neither tokens nor gRPC, nor what the work is.
+"""
+
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from pagewire.wire.codec import Codec, WireError
+
+FRAME_HEADER = struct.Struct("<I")
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """What the first frame gave is of use; work may follow."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The work cannot be done."""
+
+    message: str
+
+
+class Invalid(msgspec.Struct, frozen=True, tag="invalid"):
+    """A field of the request is wrong."""
+
+    field: str
+    problem: str
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """The next frame, or none at the end of the stream."""
+    header = stream.read(FRAME_HEADER.size)
+    if len(header) < FRAME_HEADER.size:
+        return None
+    (length,) = FRAME_HEADER.unpack(header)
+    frame = stream.read(length)
+    return frame if len(frame) == length else None
+
+
+def serve(incoming: Codec[Request], outgoing: Codec[Answer], answer: Callable[[Request], Answer]) -> None:
+    """Answer until standard input ends. What `answer` begins with `limit_time` or `limit_cpu_time` counts until it
+    returns: the answer's writing is not the work's time, as the frontend may be busy."""
+    # Only the frontend decides when this process ends; a terminal's Ctrl-C goes to the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for timer in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(timer, signal.SIG_DFL)
+    while (frame := read_frame(sys.stdin.buffer)) is not None:
+        try:
+            request = incoming.decode(frame)
+        except WireError as error:
+            sys.exit(f"helper process: {error}")
+        body = outgoing.encode(answer(request))
+        limit_time(0)
+        limit_cpu_time(0)
+        sys.stdout.buffer.write(FRAME_HEADER.pack(len(body)) + body)
+        sys.stdout.buffer.flush()
+
+
+def limit_time(seconds: float) -> None:
+    """End this process after so long; 0: do not."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """End this process once its threads have had so much of a processor; 0: do not."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def limit_memory(beyond_bytes: int) -> None:
+    """Address space beyond what the process has now. Linux only: elsewhere it is no measure of memory, and the time
+    limit alone has to do."""
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm") as statm:
+        present = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (present + beyond_bytes, present + beyond_bytes))

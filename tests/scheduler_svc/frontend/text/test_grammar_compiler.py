@@ -1,0 +1,185 @@
+"""Languages become grammars that let exactly their texts come next; what cannot is refused with a reason, in time."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import msgspec
+import pytest
+from support.tiny_tokenizer import make_spec, make_tokenizer
+
+from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler, LanguageRefusedError
+from pagewire.scheduler_svc.frontend.text.grammar_process import Compiled, compile_language, special_pieces
+from pagewire.scheduler_svc.frontend.text.helper_process import Refused
+from pagewire.scheduler_svc.frontend.text.languages import (
+    Choice,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Language,
+    Regex,
+    StructuralTags,
+    Tag,
+)
+from pagewire.wire.grammar import GrammarTokenizer, parser_limits
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+QUOTED = 'a "quoted"\n\\ text 🙂'
+LARK = 'start: "a" ("b" | "c")+'
+GBNF = 'root ::= "a" tail+\ntail ::= "b" | "c"'
+CALL = Tag("<call>", "<call>", JsonSchema('{"type": "integer"}'), "</call>")
+TURN = Tag("<|im_start|>", "<|im_start|>x=", Regex("[0-9]+"), "!")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> GrammarTokenizer:
+    spec = make_spec(tmp_path_factory.mktemp("spec"))
+    return GrammarTokenizer.read(spec.tokenizer_file, spec.eos_token_ids, spec.decoder.vocab_size)
+
+
+def is_whole(language: Language, text: str, tokenizer: GrammarTokenizer) -> bool:
+    """Whether the text is one that may stand there and end."""
+    compiled = compile_language(language, tokenizer)
+    assert isinstance(compiled, Compiled), compiled
+    matcher = llguidance.LLMatcher(tokenizer.of_library, compiled.grammar, limits=parser_limits())
+    ids = make_tokenizer().encode(text).ids
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    ("language", "right", "wrong"),
+    [
+        (
+            JsonSchema('{"type": "array", "items": {"type": "integer"}}'),
+            ["[]", "[1, 2]", "[\n 1]"],
+            ["{}", "[1", "[1.5]"],
+        ),
+        (JsonSchema("true"), ["1", "{}", '"x"'], ["x", ""]),
+        (JsonSchema('{"const": "\\u00fc\\ud83d\\ude42"}'), ['"ü🙂"'], ['"u"']),
+        (JsonObject(), ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '{"a"}']),
+        (Regex("[a-c]{2}"), ["ab", "cc"], ["a", "abc", "xy"]),
+        (Regex(""), [""], ["a"]),
+        (Regex("ü+|你好"), ["üü", "你好"], ["你", "u"]),
+        (Grammar(LARK), ["ab", "abcbc"], ["a", "b"]),
+        (Grammar(GBNF), ["ab", "abcbc"], ["a", "b"]),
+        (
+            Choice(("yes", "no", "yes", 'a "quoted"\n\\ text 🙂')),
+            ["yes", "no", 'a "quoted"\n\\ text 🙂'],
+            ["ye", "nono"],
+        ),
+        (
+            StructuralTags((CALL, TURN)),
+            ["", "free text", "x <call>12</call> y <call>-3</call>", "<cal", "a<|im_start|>x=1!b"],
+            ["<call>x", "<call>12", "<|im_start|>y", "<|im_start|>x=1"],
+        ),
+        (
+            StructuralTags((Tag("<f=", "<f=a>", Regex("1"), ";"), Tag("<f=", "<f=b>", Regex("2"), ""))),
+            ["<f=a>1;", "<f=b>2 and <f=a>1;<f=b>2"],
+            ["<f=c>", "<f=a>2;", "<f=a>1"],
+        ),
+    ],
+)
+def test_a_language_is_its_texts(
+    language: Language, right: list[str], wrong: list[str], tokenizer: GrammarTokenizer
+) -> None:
+    assert [text for text in right if not is_whole(language, text, tokenizer)] == []
+    assert [text for text in wrong if is_whole(language, text, tokenizer)] == []
+
+
+def test_blanks_between_json_s_tokens_are_bounded(tokenizer: GrammarTokenizer) -> None:
+    assert is_whole(JsonObject(), "{" + " " * 32 + "}", tokenizer)
+    assert not is_whole(JsonObject(), "{" + " " * 33 + "}", tokenizer)
+
+
+DEEP = 100_000
+BAD: list[tuple[Language, str]] = [
+    (JsonSchema("x"), "no JSON schema that can be read"),
+    (JsonSchema("[1]"), "no JSON schema that can be read"),
+    (JsonSchema("false"), "Unsatisfiable"),
+    (JsonSchema('{"uniqueItems": true, "type": "array"}'), "uniqueItems"),
+    (JsonSchema('{"type": "string", "minLength": 5, "maxLength": 3}'), "minLength"),
+    (JsonSchema('{"$ref": "#/nowhere"}'), "nowhere"),
+    (JsonSchema('{"$ref": "https://example.com/schema"}'), "cannot be compiled"),
+    (JsonSchema('{"a":' * 20_000 + "1" + "}" * 20_000), "recursion"),
+    (JsonSchema('{"not": ' * 40 + "{}" + "}" * 40), "not"),
+    (Regex("("), "cannot be compiled"),
+    (Regex("(?=a)b"), "look-around"),
+    (Regex("(" * DEEP + "a" + ")" * DEEP), "cannot be compiled"),
+    (Grammar("start: nowhere"), "nowhere"),
+    (Grammar("start: start"), "is empty, or cannot be followed"),
+    (Grammar("nothing"), "cannot be compiled"),
+    (Grammar("start: " + "(" * DEEP + '"a"' + ")" * DEEP), "nested"),
+    (Grammar("root ::= " + "(" * DEEP + '"a"' + ")" * DEEP), "EBNF"),
+    (Grammar("root ::= ???"), "EBNF"),
+    (StructuralTags((Tag("a", "a", JsonSchema("{"), ""),)), "has tags[0], whose content is no JSON schema"),
+    (StructuralTags((Tag("a", "a", Regex("["), ""),)), "cannot be compiled"),
+    (StructuralTags((Tag("a", "a", Regex("b"), "<|im_end|>"),)), "has an end-of-sequence token in '<|im_end|>'"),
+]
+
+
+@pytest.mark.parametrize(("language", "reason"), BAD, ids=[f"{index}" for index in range(len(BAD))])
+def test_what_is_none_is_refused_with_the_reason(language: Language, reason: str, tokenizer: GrammarTokenizer) -> None:
+    answer = compile_language(language, tokenizer)
+    assert isinstance(answer, Refused)
+    assert reason in answer.message
+    assert "\n" not in answer.message
+    assert len(answer.message) < 600
+
+
+def test_special_tokens_are_cut_out(tokenizer: GrammarTokenizer) -> None:
+    start = make_tokenizer().token_to_id("<|im_start|>")
+    pieces = list(special_pieces("ü<|im_start|>a b<|im_start|>", tokenizer.of_library))
+    assert pieces == ["ü", start, "a b", start]
+    assert list(special_pieces("", tokenizer.of_library)) == []
+
+
+def test_through_processes(tmp_path: Path) -> None:
+    """Many at once, bad ones among them: each has its own answer."""
+    spec = make_spec(tmp_path)
+
+    async def test() -> None:
+        compiler = GrammarCompiler(spec, CompileLimits())
+        languages = [Regex(f"a{{{index}}}" if index % 3 else "(") for index in range(1, 40)]
+        answers = await asyncio.gather(
+            *[compiler.compile(language, f"client {index % 5}") for index, language in enumerate(languages)],
+            return_exceptions=True,
+        )
+        assert [isinstance(answer, str) for answer in answers] == [bool(index % 3) for index in range(1, 40)]
+        assert all(isinstance(answer, str | LanguageRefusedError) for answer in answers)
+        await compiler.close()
+
+    asyncio.run(test())
+
+
+def test_what_takes_too_long_ends_a_process_and_nothing_else(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    heavy = Choice(tuple(f"{index:040d}" for index in range(3000)))
+
+    async def test() -> None:
+        compiler = GrammarCompiler(spec, CompileLimits(cpu_limit_s=0.001))
+        began = time.monotonic()
+        with pytest.raises(LanguageRefusedError, match=r"took more than 0\.001 s of a processor"):
+            await compiler.compile(heavy, "")
+        assert time.monotonic() - began < 30
+        assert await compiler.compile(Choice(("a",)), "") == 'start: "a"'
+        await compiler.close()
+
+    asyncio.run(test())
+
+
+def test_a_model_whose_tokenizer_cannot_be_read_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    spec = msgspec.structs.replace(make_spec(tmp_path), tokenizer_file=str(file))
+    file.write_text("{}")
+
+    async def test() -> None:
+        compiler = GrammarCompiler(spec, CompileLimits())
+        for _ in range(2):
+            with pytest.raises(LanguageRefusedError, match="tokenizer"):
+                await compiler.compile(Regex("a"), "")
+        await compiler.close()
+
+    asyncio.run(test())

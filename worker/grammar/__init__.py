@@ -1,0 +1,1 @@
+"""Constrained rows: matchers of grammars, and their masks."""
