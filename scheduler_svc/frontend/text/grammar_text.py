@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between JSON's tokens. Without a limit, a model that has begun to indent may never stop."""
-_JSON: "JsonCompileOptions" = {"whitespace_pattern": _WHITESPACE}
+_JSON: "JsonCompileOptions" = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
+"""Over what a schema says of them: nothing in it is ignored, and oneOf is not anyOf."""
 _ANY_OBJECT = '{"type": "object"}'
 _BOOLEANS = {"true": "{}", "false": '{"enum": []}'}
 
@@ -69,7 +70,7 @@ def _json(schema: str) -> dict[str, Any]:
     if schema.strip() in _BOOLEANS:  # which cannot hold the library's options
         schema = _BOOLEANS[schema.strip()]
     try:
-        whole = json.loads(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON))
+        whole = json.loads(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON))
     except (ValueError, RecursionError) as error:
         raise GrammarTextError(f"is no JSON schema that can be read: {error}") from error
     grammar: dict[str, Any] = whole["grammars"][0]

@@ -102,6 +102,7 @@ BAD: list[tuple[Language, str]] = [
     (JsonSchema('{"uniqueItems": true, "type": "array"}'), "uniqueItems"),
     (JsonSchema('{"type": "string", "minLength": 5, "maxLength": 3}'), "minLength"),
     (JsonSchema('{"$ref": "#/nowhere"}'), "nowhere"),
+    (JsonSchema('{"not": {}, "x-guidance": {"lenient": true}}'), "not"),
     (JsonSchema('{"$ref": "https://example.com/schema"}'), "cannot be compiled"),
     (JsonSchema('{"a":' * 20_000 + "1" + "}" * 20_000), "recursion"),
     (JsonSchema('{"not": ' * 40 + "{}" + "}" * 40), "not"),

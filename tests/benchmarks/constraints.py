@@ -1,0 +1,256 @@
+"""What constraints cost: `python tests/benchmarks/constraints.py [steps] [first-token] [bad]`.
+
+    steps        32 rows held to 32 different schemas against the same rows without, in turn, on the 0.6B shape: the
+                 time of a step, from the engine's own counters
+    first-token  from the request to the first token, of a schema of 64 kB and of none, SmolLM2
+    bad          64 streams, alone and beside 1,000 bad constraints: the 99th percentile between their tokens, SmolLM2
+
+The 0.6B shape gets random weights and SmolLM2's tokenizer, whose 49,152 ids are fewer than its logits.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import grpc
+import numpy as np
+from benchmarks.special_rows import LIMIT_S
+from support.service import Service, generation, serve, stream_request
+from support.smollm2 import cache_dir, smollm2_file
+
+from pagewire.scheduler_svc.models.gguf_file import read_gguf
+from pagewire.scheduler_svc.progress import QuietProgress
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2
+
+NUM_STREAMS = 32
+
+
+@contextmanager
+def qwen3_shape() -> Iterator[Path]:
+    """A checkpoint of random weights with a tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151_936,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        torch.set_default_dtype(torch.bfloat16)
+        Qwen3ForCausalLM(config).save_pretrained(directory)
+        (Path(directory) / "tokenizer.json").write_bytes(Path(_tokenizer_file()).read_bytes())
+        yield Path(directory)
+
+
+def _tokenizer_file() -> str:
+    file = read_gguf(smollm2_file(), "smollm2", cache_dir(), QuietProgress()).tokenizer_file
+    assert file is not None
+    return file
+
+
+def schema(number: int, least: int) -> str:
+    """One of many, none of whose texts is short."""
+    kinds: list[dict[str, object]] = [
+        {"type": "string", "minLength": 3, "maxLength": 12},
+        {"type": "integer", "minimum": -(10**number % 999), "maximum": 10**6 + number},
+        {"enum": [f"value {number} {index}" for index in range(20)]},
+        {"type": "number"},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 5},
+    ]
+    names = [f"key_{number}_{index}" for index in range(3 + number % 5)]
+    entry = {
+        "type": "object",
+        "properties": {name: kinds[(number + index) % len(kinds)] for index, name in enumerate(names)},
+        "required": names,
+        "additionalProperties": False,
+    }
+    return json.dumps({"type": "array", "items": entry, "minItems": least})
+
+
+def step_ms(service: Service, is_constrained: bool, num_tokens: int) -> float:
+    """Milliseconds of the device's time per step of one round."""
+    before = service.load()
+    calls = []
+    for index in range(NUM_STREAMS):
+        constraint = pb.Constraint(json_schema=schema(index, 100)) if is_constrained else None
+        stopping = {"max_tokens": num_tokens, "ignore_eos": not is_constrained}
+        request = stream_request(
+            [index + 1] * 8,
+            sampling={"temperature": 1, "seed": index},
+            stopping=stopping,
+            constraint=constraint,
+        )
+        calls.append(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+    for call in calls:
+        assert sum(len(event.delta.tokens) for event in call) == num_tokens
+    after = service.load()
+    return (after.worker_busy_us - before.worker_busy_us) / (after.steps - before.steps) / 1000
+
+
+def steps(rounds: int, num_tokens: int) -> None:
+    found: dict[bool, list[float]] = {False: [], True: []}
+    with (
+        qwen3_shape() as model,
+        serve(model=str(model), device="cpu", dtype="bfloat16", max_num_seqs=NUM_STREAMS, max_model_len=512) as service,
+    ):
+        step_ms(service, True, num_tokens)
+        for index in range(rounds):
+            for is_constrained in (False, True) if index % 2 else (True, False):
+                found[is_constrained].append(step_ms(service, is_constrained, num_tokens))
+    for is_constrained, times in found.items():
+        name = "constrained" if is_constrained else "plain"
+        print(f"{name:12} {statistics.median(times):7.1f} ms a step   (rounds {' '.join(f'{t:.1f}' for t in times)})")
+    print(f"ratio {statistics.median(found[True]) / statistics.median(found[False]):.3f}")
+
+
+def first_token(rounds: int) -> None:
+    names = [f"field_{index}" for index in range(550)]
+    large = json.dumps(
+        {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": "x" * 45, "maxLength": 40} for name in names},
+            "required": names,
+            "additionalProperties": False,
+        }
+    )
+    with serve(model="smollm2-135m", device="cpu", max_num_seqs=8, max_model_len=512) as service:
+
+        def ms(constraint: pb.Constraint | None) -> float:
+            request = stream_request(text="Someone: ", stopping={"max_tokens": 2}, constraint=constraint)
+            began = time.monotonic()
+            for event in service.inference.StreamGenerate(request, timeout=LIMIT_S):
+                if event.HasField("delta"):
+                    return 1000 * (time.monotonic() - began)
+            raise AssertionError("no token")
+
+        print(f"the first constraint of all    {ms(pb.Constraint(regex='a+')):7.1f} ms")
+        print(f"none                           {statistics.median(ms(None) for _ in range(rounds)):7.1f} ms")
+        new = [ms(pb.Constraint(json_schema=large + " " * number)) for number in range(rounds)]
+        print(f"a schema of {len(large)} bytes, new   {statistics.median(new):7.1f} ms, at most {max(new):.1f}")
+
+
+def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
+    kinds = [
+        pb.Constraint(json_schema='{"a":' * 20_000 + "1" + "}" * 20_000),
+        pb.Constraint(json_schema='{"type": "nothing"}'),
+        pb.Constraint(regex="(" * 100_000 + "a" + ")" * 100_000),
+        pb.Constraint(regex="(a{1,1000}){1,1000}("),
+        pb.Constraint(regex="("),
+        pb.Constraint(grammar="start: " + "(" * 60_000 + '"a"' + ")" * 60_000),
+        pb.Constraint(grammar="root ::= " + "(" * 60_000),
+        pb.Constraint(grammar="start: start"),
+        pb.Constraint(choice=pb.Choices()),
+    ]
+    with serve(model="smollm2-135m", device="cpu", max_num_seqs=num_streams + 8, max_model_len=512) as service:
+
+        def streams() -> tuple[list[bytes], list[float]]:
+            """Texts, and seconds between messages."""
+            texts: list[bytes] = [b""] * num_streams
+            gaps: list[float] = []
+
+            def read(index: int) -> None:
+                request = stream_request(
+                    [index + 1] * 8,
+                    sampling={"temperature": 0},
+                    stopping={"max_tokens": num_tokens, "ignore_eos": True},
+                )
+                last = None
+                for event in service.inference.StreamGenerate(request, timeout=LIMIT_S):
+                    if event.HasField("delta"):
+                        now = time.monotonic()
+                        if last is not None:
+                            gaps.append(now - last)
+                        last = now
+                        texts[index] += b"".join(token.text for token in event.delta.tokens)
+
+            _all([lambda index=index: read(index) for index in range(num_streams)])  # type: ignore[misc]
+            return texts, gaps
+
+        def refuse(stop: threading.Event, slowest: list[float], count: list[int]) -> None:
+            for constraint in itertools.cycle(kinds):
+                if stop.is_set() and count[0] >= num_bad:
+                    return
+                request = generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
+                began = time.monotonic()
+                try:
+                    service.inference.Generate(inference_pb2.GenerateRequest(generation=request), timeout=LIMIT_S)
+                    raise AssertionError(f"{constraint} was accepted")
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                        raise
+                slowest.append(time.monotonic() - began)
+                count[0] += 1
+                # So that they come for as long as the streams run.
+                time.sleep(pause_s)
+
+        streams()
+        began = time.monotonic()
+        streams()
+        pause_s = (time.monotonic() - began) / num_bad
+        alone, beside = [], []
+        for _ in range(rounds):
+            expected, gaps = streams()
+            alone.append(1000 * float(np.percentile(gaps, 99)))
+            stop, slowest, count = threading.Event(), list[float](), [0]
+            thread = threading.Thread(target=refuse, args=(stop, slowest, count))
+            thread.start()
+            texts, gaps = streams()
+            stop.set()
+            thread.join()
+            assert texts == expected, "a stream is not what it was alone"
+            beside.append(1000 * float(np.percentile(gaps, 99)))
+            print(f"{count[0]} refused, the slowest after {1000 * max(slowest):.0f} ms; streams identical")
+    print(f"p99 between tokens: alone {statistics.median(alone):.1f} ms, beside {statistics.median(beside):.1f} ms")
+    print(f"ratio {statistics.median(beside) / statistics.median(alone):.3f}")
+
+
+def _all(work: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=each) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["steps", "first-token", "bad"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=40, help="of each output")
+    parser.add_argument("--bad", type=int, default=1000, help="bad constraints a round")
+    args = parser.parse_args()
+    for part in args.parts:
+        print(f"== {part}")
+        match part:
+            case "steps":
+                steps(args.rounds, args.tokens)
+            case "first-token":
+                first_token(args.rounds)
+            case "bad":
+                bad(args.rounds, args.bad, 64, 4 * args.tokens)
+            case _:
+                parser.error(f"{part} is no part")
+
+
+if __name__ == "__main__":
+    main()
