@@ -15,9 +15,11 @@ import pytest
 from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
 from support.decoders import KINDS
 from support.service import Service, serve
+from support.tiny_tokenizer import save_letters_tokenizer
 from support.torch_threads import torch_threads
 from support.traffic import Answer, Asked, Judge, draw_requests, for_seconds, run_traffic
 
+from pagewire.wire.grammar import GrammarTokenizer
 from pagewire.wire.launch import CpuKernelKind
 from pagewire.worker.native.library import LIBRARY_FILE
 
@@ -37,13 +39,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 300)]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return save_checkpoint(build_hf_model("qwen3-tied"), tmp_path_factory.mktemp("traffic"))
+    saved = save_checkpoint(build_hf_model("qwen3-tied"), tmp_path_factory.mktemp("traffic"))
+    save_letters_tokenizer(saved.directory, saved.config.vocab_size)
+    return saved
 
 
 @pytest.fixture
 def judge(checkpoint: Checkpoint) -> Iterator[Judge]:
     with torch_threads(1):
-        judge = Judge(checkpoint.hf_model)
+        vocab_size = checkpoint.config.vocab_size
+        file = str(checkpoint.directory / "tokenizer.json")
+        judge = Judge(checkpoint.hf_model, GrammarTokenizer.read(file, [vocab_size - 1], vocab_size))
         yield judge
     assert judge.num_ties <= 5 + MAX_TIES * judge.num_tokens, f"{judge.num_ties} of {judge.num_tokens} tokens are ties"
 

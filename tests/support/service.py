@@ -58,8 +58,9 @@ class Service:
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                command = " ".join(child.cmdline())
+                command = child.cmdline()
                 for role in ("engine", "frontend", "worker"):
+                    # Helpers of a frontend are modules below its own.
                     if f"pagewire.scheduler_svc.{role}" in command or f"pagewire.{role}" in command:
                         found[role] = child
         return found

@@ -1,5 +1,6 @@
 """A small byte-level BPE tokenizer, trained in the test, and the specification of a model around it."""
 
+import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -64,3 +65,24 @@ def make_spec(directory: Path, *, with_text: bool = True, template: str | None =
         chat_template=template if with_text else None,
         special_tokens={"eos_token": END_OF_TURN} if with_text else {},
     )
+
+
+def save_letters_tokenizer(directory: Path, vocab_size: int) -> int:
+    """Into a checkpoint of so few ids that not every byte has one: letters, digits, some pairs of letters, and what
+    JSON needs; other ids have no text. Returns the last id, which ends an output, and tells the checkpoint's files."""
+    alphabet = 'abcdefghijklmnopqrstuvwxyz0123456789{}[]":,'
+    pairs = [first + second for first in "abcdef" for second in "abcdef"]
+    vocab = {text: index for index, text in enumerate([*alphabet, *pairs])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(pair[0], pair[1]) for pair in pairs]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fillers = [AddedToken(f"<{index}>", special=True) for index in range(len(vocab), vocab_size)]
+    tokenizer.add_special_tokens(fillers)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    end = vocab_size - 1
+    for name in ("config.json", "generation_config.json"):
+        file = directory / name
+        said = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**said, "eos_token_id": end}))
+    return end

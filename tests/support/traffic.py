@@ -13,10 +13,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
+import llguidance
 import numpy as np
 import torch
 from support.processors import judged
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 from pagewire.wire.columns import pack
+from pagewire.wire.grammar import GrammarTokenizer
 from pagewire.wire.logits import LogitControls
 from pagewire.wire.plan import Admit
 from pagewire.wire.sampling import SamplingParams
@@ -68,6 +70,8 @@ class Asked:
     """With log-probabilities; none where these are not asked for."""
     is_processed: bool = False
     scores_prompt: bool = False
+    regex: str = ""
+    """What the output is held to, where it is; it may end there."""
 
     def message(self) -> inference_pb2.StreamGenerateRequest:
         return inference_pb2.StreamGenerateRequest(
@@ -91,9 +95,10 @@ class Asked:
                 stopping={
                     "max_tokens": self.max_tokens,
                     "min_tokens": self.min_tokens,
-                    "ignore_eos": True,
+                    "ignore_eos": not self.regex,
                     "stop_token_ids": self.stop_token_ids,
                 },
+                constraint=pb.Constraint(regex=self.regex) if self.regex else None,
                 output=pb.Output(
                     logprobs=self.num_candidates is not None,
                     num_candidates=self.num_candidates or 0,
@@ -148,9 +153,17 @@ class Answer:
     cached_tokens: int = 0
 
 
+_REGEXES = (
+    "[a-f]{1,40}",
+    "(ab|cd|x[0-9]{2}|e){1,12}",
+    "[a-z]{0,3}[0-9]{2}(bad|face)*",
+    r'\{"a":\[[0-9]{1,3}(,[0-9]{1,3})*\]\}',
+)
+
+
 def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_len: int) -> Iterator[Asked]:
     """Without end. Prompts are beginnings of a few texts, whole or with ids of their own behind, so that many share
-    blocks and some are there already in full."""
+    blocks and some are there already in full. One in five is held to a language."""
     texts = [[draw.randrange(vocab_size) for _ in range(MAX_PROMPT)] for _ in range(_NUM_TEXTS)]
     while True:
         # As long as others are many, often: a step of k tokens of one prompt behind one of k sequences that end in it.
@@ -159,7 +172,7 @@ def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_le
         own = [draw.randrange(vocab_size) for _ in range(length - num_shared)]
         n = draw.choice((1, draw.randrange(1, max_n + 1), max_n, max_n))
         max_tokens = draw.randrange(1, min(25, max_model_len - length + 1))
-        yield Asked(
+        asked = Asked(
             prompt=(*draw.choice(texts)[:num_shared], *own),
             n=n,
             seed=draw.randrange(2**64),
@@ -173,6 +186,13 @@ def draw_requests(draw: random.Random, vocab_size: int, max_n: int, max_model_le
             cancel_after=draw.randrange(n * max_tokens) if draw.random() < 0.15 else None,
             **(_draw_controls(draw, vocab_size, max_tokens) if draw.random() < 0.5 else {}),
         )
+        yield _draw_language(draw, asked) if draw.random() < 0.2 else asked
+
+
+def _draw_language(draw: random.Random, asked: Asked) -> Asked:
+    """Without what may leave nothing of it."""
+    unlimited: dict[str, Any] = {"allowed_token_ids": (), "banned_token_ids": (), "min_tokens": 0}
+    return replace(asked, regex=draw.choice(_REGEXES), **unlimited)
 
 
 def _draw_controls(draw: random.Random, vocab_size: int, max_tokens: int) -> dict[str, Any]:
@@ -261,9 +281,10 @@ async def ask(stub: inference_pb2_grpc.InferenceServiceStub, asked: Asked) -> An
 class Judge:
     """Says what is wrong with an answer."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model` is transformers', in fp32."""
+    def __init__(self, model: PreTrainedModel, tokenizer: GrammarTokenizer) -> None:
+        """`model` is transformers', in fp32; `tokenizer` the one that languages are written in."""
         self._model = model
+        self._tokenizer = tokenizer
         self._vocab_size = model.config.vocab_size
         self._sampler = Sampler(self._vocab_size)
         self.num_tokens = 0
@@ -278,6 +299,8 @@ class Judge:
             found += [f"output {index} of {asked}: {what}" for what in what_is_wrong]
             if answer.is_cancelled:
                 continue
+            if asked.regex and end is not None and end.reason == pb.FINISH_REASON_EOS:
+                continue  # what came before let it, or it would not have been drawn
             stopped = next((i for i, token in enumerate(output) if token in asked.stop_token_ids), None)
             if end is None:
                 found.append(f"output {index} of {asked} has no end")
@@ -311,6 +334,8 @@ class Judge:
             return
         raw = self._logits([*asked.prompt, *output])[len(asked.prompt) - 1 : -1].contiguous()
         logits = torch.stack([judged(raw[i], asked.admit(index, i, output)) for i in range(len(output))])
+        if asked.regex:
+            logits = torch.where(self._may_come(asked.regex, output), logits, -torch.inf)
         positions = np.arange(len(asked.prompt), len(asked.prompt) + len(output), dtype=np.int32)
         if asked.num_candidates is not None:
             scored = (logits if asked.is_processed else raw).log_softmax(1)
@@ -325,6 +350,17 @@ class Judge:
             else:
                 yield f"token {i} of {output} is {output[i]}, not {expected[i]}"
                 return
+
+    def _may_come(self, regex: str, output: list[int]) -> torch.Tensor:
+        """[tokens, vocabulary]: what the language lets stand at each place of an output."""
+        grammar = llguidance.LLMatcher.grammar_from_regex(regex)
+        matcher = llguidance.LLMatcher(self._tokenizer.of_library, grammar)
+        rows = []
+        for token in output:
+            bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            rows.append(torch.from_numpy(bits[: self._vocab_size] != 0))
+            matcher.consume_token(token)
+        return torch.stack(rows)
 
     def _draw(self, asked: Asked, index: int, logits: torch.Tensor, positions: np.ndarray) -> np.ndarray:
         count = len(positions)

@@ -162,7 +162,9 @@ class RequestStream:
             return
         if finished.kind is FinishKind.NOTHING_LEFT:
             output.is_finished = True
-            self.fail(InvalidArgument("generation.sampling", f"cannot be kept to: {finished.reason}"))
+            controls = output.submit.controls
+            field = "constraint" if controls is not None and controls.grammar else "sampling"
+            self.fail(InvalidArgument(f"generation.{field}", f"cannot be kept to: {finished.reason}"))
             return
         stop: str | None = None
         if output.text is not None:
