@@ -24,8 +24,8 @@ from pagewire.worker.grammar.masks import StepMasks
 from pagewire.worker.native.machine import usable_cores
 from pagewire.worker.slots.state import Slots, Step
 
-_MAX_PROTOTYPES = 32
-"""Grammars that were compiled last; requests come with the same ones again and again."""
+_MAX_PROTOTYPES = 16
+"""Grammars that were compiled last; requests come with the same ones again and again. Each is 30 MB at its limit."""
 _MAX_REASON = 400
 _MAX_THREADS = 8
 """That fill masks."""

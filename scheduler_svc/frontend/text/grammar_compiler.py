@@ -67,8 +67,8 @@ class GrammarCompiler:
             answer = await self._compilers.ask(Compile(language), client)
         except HelperEndedError as error:
             raise LanguageRefusedError(
-                f"took more than {self._limits.cpu_limit_s:g} s of a processor or "
-                f"{self._limits.memory_limit_bytes} bytes of memory to compile"
+                f"took more than {self._limits.cpu_limit_s:g} s of a processor, {self._limits.time_limit_s:g} s in all "
+                f"or {self._limits.memory_limit_bytes} bytes of memory to compile"
             ) from error
         match answer:
             case Compiled():
