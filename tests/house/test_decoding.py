@@ -34,6 +34,13 @@ DECODING_METHODS = {"decode", "read_text", "unpack_from", "ParseFromString", "Fr
 SAFE = {
     # Its own bytes, or what a child of ours has just encoded.
     "scheduler_svc/frontend/streams/output.py": {"np.frombuffer(self.received, dtype=np.intc)"},
+    # Of codecs that the kinds of helpers bring along.
+    "scheduler_svc/frontend/text/helper_pool.py": {
+        "self._kind.from_helper.decode(await stdout.readexactly(length))",
+    },
+    "scheduler_svc/frontend/text/helper_process.py": {"incoming.decode(frame)"},
+    "scheduler_svc/frontend/text/grammar_text.py": {"json.loads(_whole_text(part))"},
+    "scheduler_svc/frontend/request/constraint.py": {"np.frombuffer(text.encode(), np.uint8)"},
     "scheduler_svc/supervisor/curve_keys.py": {"key.decode('ascii')"},
     "worker/native/library.py": {"chosen.decode()"},
     # The detokenizer's own incremental decoder, which replaces; and a question, whose error is the answer.

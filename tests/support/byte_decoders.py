@@ -23,8 +23,24 @@ from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.grammar_process import (
+    Compile,
+    Compiled,
+    FromCompiler,
+    SpecialTokens,
+    ToCompiler,
+)
+from pagewire.scheduler_svc.frontend.text.grammar_process import Prepare as PrepareCompiler
 from pagewire.scheduler_svc.frontend.text.helper_process import Invalid, Prepared, Refused
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
+from pagewire.scheduler_svc.frontend.text.languages import (
+    Choice,
+    JsonObject,
+    JsonSchema,
+    Regex,
+    StructuralTags,
+    Tag,
+)
 from pagewire.scheduler_svc.frontend.text.template_process import (
     FromRenderer,
     Prepare,
@@ -203,6 +219,17 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     yield ByteDecoder(renderer, to_renderer.decode, wire, tuple(map(to_renderer.encode, asked)))
     chat = "scheduler_svc/frontend/text/chat_template.py"
     yield ByteDecoder(chat, from_renderer.decode, wire, tuple(map(from_renderer.encode, answers)))
+
+    to_compiler, from_compiler = Codec[ToCompiler](ToCompiler), Codec[FromCompiler](FromCompiler)
+    tags = StructuralTags((Tag("<", "<a>", JsonSchema("{}"), ";"),))
+    asked = (PrepareCompiler("/t", (1,), 9, 1.0, 1), *map(Compile, (tags, Regex("a"), Choice(("b",)), JsonObject())))
+    answers = (Compiled("start: x"), Refused("m"), Prepared())
+    compiler = "scheduler_svc/frontend/text/grammar_process.py"
+    yield ByteDecoder(compiler, to_compiler.decode, wire, tuple(map(to_compiler.encode, asked)))
+    definition = b'{"added_tokens": [{"id": 3, "content": "<s>", "special": true}]}'
+    yield ByteDecoder(compiler, lambda raw: SpecialTokens(raw, (2,)), wire, (definition,))
+    grammars = "scheduler_svc/frontend/text/grammar_compiler.py"
+    yield ByteDecoder(grammars, from_compiler.decode, wire, tuple(map(from_compiler.encode, answers)))
 
     def submit(frame: bytes) -> object:
         message = from_frontend.decode(frame)

@@ -6,10 +6,13 @@ every stream of the process shares.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_CHOICES,
     MAX_CONSTRAINT_BYTES,
+    MAX_CONSTRAINT_NESTING,
     MAX_STRUCTURAL_TAGS,
     ModelLimits,
     quote,
@@ -30,6 +33,9 @@ from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
 
 _PATH = "generation.constraint"
+_STEPS = np.zeros(256, np.int8)
+"""What each byte adds to the number of open brackets."""
+_STEPS[list(b"([{")], _STEPS[list(b")]}")] = 1, -1
 _KINDS: dict[type[Language], str] = {
     JsonSchema: "json_schema",
     JsonObject: "json_object",
@@ -76,6 +82,8 @@ def _part(holder: pb.Constraint | pb.StructuralTag, kind: str, path: str) -> Par
     text: str = getattr(holder, kind)
     if not text and kind != "regex":  # which matches the empty output
         raise InvalidArgument(path, f"is empty, which is no {kind.replace('_', ' ')}")
+    if (depth := _nesting(text)) > MAX_CONSTRAINT_NESTING:
+        raise InvalidArgument(path, f"nests {depth} brackets deep; at most {MAX_CONSTRAINT_NESTING} may be")
     match kind:
         case "json_schema":
             return JsonSchema(text)
@@ -83,6 +91,12 @@ def _part(holder: pb.Constraint | pb.StructuralTag, kind: str, path: str) -> Par
             return Regex(text)
         case _:
             return Grammar(text)
+
+
+def _nesting(text: str) -> int:
+    """How many brackets are open at once, at most, wherever they stand: a fifth of a millisecond, where finding it out
+    by compiling takes a thousand times as long."""
+    return int(_STEPS[np.frombuffer(text.encode(), np.uint8)].cumsum(dtype=np.int32).max(initial=0))
 
 
 def _choices(texts: Sequence[str]) -> tuple[str, ...]:

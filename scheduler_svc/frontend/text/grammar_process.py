@@ -6,8 +6,10 @@ everything else on the machine. What comes out is the grammar as the workers rea
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import llguidance
 import msgspec
@@ -21,7 +23,7 @@ from pagewire.scheduler_svc.frontend.text.helper_process import (
     serve,
 )
 from pagewire.scheduler_svc.frontend.text.languages import Language
-from pagewire.wire.codec import Codec
+from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.grammar import GrammarTokenizer, parser_limits
 from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
 
@@ -57,11 +59,46 @@ ToCompiler = Prepare | Compile
 FromCompiler = Prepared | Compiled | Refused
 
 
+class _AddedToken(msgspec.Struct, frozen=True):
+    id: int
+    content: str
+    special: bool = False
+
+
+class _Definition(msgspec.Struct, frozen=True):
+    """The part of `tokenizer.json` that says which tokens are no text."""
+
+    added_tokens: list[_AddedToken] = []
+
+
+class SpecialTokens:
+    """Those of one tokenizer, as they are written."""
+
+    def __init__(self, definition: bytes, eos_token_ids: tuple[int, ...]) -> None:
+        """Raises WireError for a definition that cannot be read."""
+        added = decode_json(definition, _Definition).added_tokens
+        self._ids = {token.content: token.id for token in added if token.special and token.content}
+        self._eos_token_ids = eos_token_ids
+        # The longest first, so that none is taken for another's beginning.
+        written = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+        self._pattern = re.compile(f"({written})" if written else r"(?!)()")
+
+    def pieces(self, text: str) -> Iterator[str | int]:
+        """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that
+        ends the output."""
+        for piece in self._pattern.split(text):
+            token = self._ids.get(piece)
+            if token in self._eos_token_ids:
+                raise GrammarTextError(f"has the end-of-sequence token {piece} in {text!r}, where the output would end")
+            if piece:
+                yield piece if token is None else token
+
+
 class Compiler:
     """What this process holds."""
 
     def __init__(self) -> None:
-        self._tokenizer: GrammarTokenizer | None = None
+        self._model: tuple[GrammarTokenizer, SpecialTokens] | None = None
         self._cpu_limit_s = 0.0
 
     def answer(self, request: ToCompiler) -> FromCompiler:
@@ -69,27 +106,29 @@ class Compiler:
         match request:
             case Prepare():
                 return self._prepare(request)
-            case Compile() if self._tokenizer is not None:
+            case Compile() if self._model is not None:
                 limit_cpu_time(self._cpu_limit_s)
-                return compile_language(request.language, self._tokenizer)
+                return compile_language(request.language, *self._model)
             case _:
                 sys.exit("grammar process: asked to compile before it had a tokenizer")
 
     def _prepare(self, request: Prepare) -> Prepared | Refused:
         os.nice(_NICENESS)
         try:
-            self._tokenizer = GrammarTokenizer.read(request.tokenizer_file, request.eos_token_ids, request.vocab_size)
-        except (OSError, ValueError) as error:
+            tokenizer = GrammarTokenizer.read(request.tokenizer_file, request.eos_token_ids, request.vocab_size)
+            special = SpecialTokens(Path(request.tokenizer_file).read_bytes(), request.eos_token_ids)
+        except (OSError, ValueError, WireError) as error:
             return Refused(_one_line(str(error)))
+        self._model = tokenizer, special
         self._cpu_limit_s = request.cpu_limit_s
         limit_memory(request.memory_limit_bytes)
         return Prepared()
 
 
-def compile_language(language: Language, tokenizer: GrammarTokenizer) -> Compiled | Refused:
+def compile_language(language: Language, tokenizer: GrammarTokenizer, special: SpecialTokens) -> Compiled | Refused:
     """The grammar, from which something may be generated; or why not."""
     try:
-        grammar = grammar_text(language, lambda text: special_pieces(text, tokenizer.of_library))
+        grammar = grammar_text(language, special.pieces)
     except GrammarTextError as error:
         return Refused(_one_line(str(error)))
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
@@ -105,24 +144,6 @@ def compile_language(language: Language, tokenizer: GrammarTokenizer) -> Compile
     if matcher.is_error() or not may_come_first:
         return Refused(f"is empty, or cannot be followed: {_one_line(matcher.get_error()) or 'nothing may come first'}")
     return Compiled(grammar)
-
-
-def special_pieces(text: str, tokenizer: llguidance.LLTokenizer) -> Iterator[str | int]:
-    """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that ends
-    the output."""
-    piece = b""
-    for token in tokenizer.tokenize_str(text, parse_special=True):
-        if not tokenizer.is_special_token(token):
-            piece += tokenizer.decode_bytes([token])
-            continue
-        if token in tokenizer.eos_tokens:
-            raise GrammarTextError(f"has an end-of-sequence token in {text!r}, where the output would end")
-        if piece:
-            yield piece.decode()
-        yield token
-        piece = b""
-    if piece:
-        yield piece.decode()
 
 
 def _one_line(message: str) -> str:

@@ -43,41 +43,42 @@ class GrammarTextError(Exception):
 
 def grammar_text(language: Language, special_tokens: SpecialTokens) -> str:
     """In the library's form. Raises GrammarTextError."""
-    if isinstance(language, StructuralTags):
-        return _tags_text(language, special_tokens)
-    if isinstance(language, Choice):
-        options = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(language.texts))
-        return llguidance.LLMatcher.grammar_from_lark(f"start: {options}")
-    return json.dumps({"grammars": [_part(language)]}, ensure_ascii=False)
-
-
-def _part(part: Part) -> dict[str, Any]:
-    """A grammar of its own."""
-    match part:
-        case JsonSchema():
-            return _json(part.text)
-        case JsonObject():
-            return _json(_ANY_OBJECT)
-        case Regex():
-            whole = json.loads(llguidance.LLMatcher.grammar_from_regex(part.pattern))
-            grammar: dict[str, Any] = whole["grammars"][0]
-            return grammar
+    match language:
+        case StructuralTags():
+            return _tags_text(language, special_tokens)
+        case Choice():
+            options = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(language.texts))
+            return f"start: {options}"
         case Grammar():
-            return {"lark_grammar": _lark(part.text)}
+            return _lark(language.text)
+        case _:
+            return _whole_text(language)
 
 
-def _json(schema: str) -> dict[str, Any]:
+def _whole_text(part: JsonSchema | JsonObject | Regex) -> str:
+    """As the library writes it."""
+    if isinstance(part, Regex):
+        return llguidance.LLMatcher.grammar_from_regex(part.pattern)
+    schema = _ANY_OBJECT if isinstance(part, JsonObject) else part.text
     if schema.strip() in _BOOLEANS:  # which cannot hold the library's options
         schema = _BOOLEANS[schema.strip()]
     try:
-        whole = json.loads(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON))
+        return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
     except (ValueError, RecursionError) as error:
         raise GrammarTextError(f"is no JSON schema that can be read: {error}") from error
-    grammar: dict[str, Any] = whole["grammars"][0]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    """A grammar that others may refer to."""
+    if isinstance(part, Grammar):
+        return {"lark_grammar": _lark(part.text)}
+    grammar: dict[str, Any] = json.loads(_whole_text(part))["grammars"][0]
     return grammar
 
 
 def _lark(text: str) -> str:
+    if text.lstrip().startswith("{"):  # the library's own form, in which more may be said than the contract has
+        raise GrammarTextError("is neither Lark nor EBNF: it begins with {")
     if "::=" not in text:
         return text
     try:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llguidance
 import msgspec
@@ -12,7 +12,7 @@ import pytest
 from support.tiny_tokenizer import make_spec, make_tokenizer
 
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler, LanguageRefusedError
-from pagewire.scheduler_svc.frontend.text.grammar_process import Compiled, compile_language, special_pieces
+from pagewire.scheduler_svc.frontend.text.grammar_process import Compiled, SpecialTokens, compile_language
 from pagewire.scheduler_svc.frontend.text.helper_process import Refused
 from pagewire.scheduler_svc.frontend.text.languages import (
     Choice,
@@ -34,17 +34,24 @@ CALL = Tag("<call>", "<call>", JsonSchema('{"type": "integer"}'), "</call>")
 TURN = Tag("<|im_start|>", "<|im_start|>x=", Regex("[0-9]+"), "!")
 
 
+class Known(NamedTuple):
+    tokenizer: GrammarTokenizer
+    special: SpecialTokens
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> GrammarTokenizer:
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     spec = make_spec(tmp_path_factory.mktemp("spec"))
-    return GrammarTokenizer.read(spec.tokenizer_file, spec.eos_token_ids, spec.decoder.vocab_size)
+    assert spec.tokenizer_file is not None
+    tokenizer = GrammarTokenizer.read(spec.tokenizer_file, spec.eos_token_ids, spec.decoder.vocab_size)
+    return Known(tokenizer, SpecialTokens(Path(spec.tokenizer_file).read_bytes(), spec.eos_token_ids))
 
 
-def is_whole(language: Language, text: str, tokenizer: GrammarTokenizer) -> bool:
+def is_whole(language: Language, text: str, known: Known) -> bool:
     """Whether the text is one that may stand there and end."""
-    compiled = compile_language(language, tokenizer)
+    compiled = compile_language(language, *known)
     assert isinstance(compiled, Compiled), compiled
-    matcher = llguidance.LLMatcher(tokenizer.of_library, compiled.grammar, limits=parser_limits())
+    matcher = llguidance.LLMatcher(known.tokenizer.of_library, compiled.grammar, limits=parser_limits())
     ids = make_tokenizer().encode(text).ids
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
@@ -82,16 +89,14 @@ def is_whole(language: Language, text: str, tokenizer: GrammarTokenizer) -> bool
         ),
     ],
 )
-def test_a_language_is_its_texts(
-    language: Language, right: list[str], wrong: list[str], tokenizer: GrammarTokenizer
-) -> None:
-    assert [text for text in right if not is_whole(language, text, tokenizer)] == []
-    assert [text for text in wrong if is_whole(language, text, tokenizer)] == []
+def test_a_language_is_its_texts(language: Language, right: list[str], wrong: list[str], known: Known) -> None:
+    assert [text for text in right if not is_whole(language, text, known)] == []
+    assert [text for text in wrong if is_whole(language, text, known)] == []
 
 
-def test_blanks_between_json_s_tokens_are_bounded(tokenizer: GrammarTokenizer) -> None:
-    assert is_whole(JsonObject(), "{" + " " * 32 + "}", tokenizer)
-    assert not is_whole(JsonObject(), "{" + " " * 33 + "}", tokenizer)
+def test_blanks_between_json_s_tokens_are_bounded(known: Known) -> None:
+    assert is_whole(JsonObject(), "{" + " " * 32 + "}", known)
+    assert not is_whole(JsonObject(), "{" + " " * 33 + "}", known)
 
 
 DEEP = 100_000
@@ -112,29 +117,30 @@ BAD: list[tuple[Language, str]] = [
     (Grammar("start: nowhere"), "nowhere"),
     (Grammar("start: start"), "is empty, or cannot be followed"),
     (Grammar("nothing"), "cannot be compiled"),
+    (Grammar(' {"grammars": [{"json_schema": {}}]}'), "neither Lark nor EBNF"),
     (Grammar("start: " + "(" * DEEP + '"a"' + ")" * DEEP), "nested"),
     (Grammar("root ::= " + "(" * DEEP + '"a"' + ")" * DEEP), "EBNF"),
     (Grammar("root ::= ???"), "EBNF"),
     (StructuralTags((Tag("a", "a", JsonSchema("{"), ""),)), "has tags[0], whose content is no JSON schema"),
     (StructuralTags((Tag("a", "a", Regex("["), ""),)), "cannot be compiled"),
-    (StructuralTags((Tag("a", "a", Regex("b"), "<|im_end|>"),)), "has an end-of-sequence token in '<|im_end|>'"),
+    (StructuralTags((Tag("a", "a", Regex("b"), "<|im_end|>"),)), "has the end-of-sequence token <|im_end|> in"),
 ]
 
 
 @pytest.mark.parametrize(("language", "reason"), BAD, ids=[f"{index}" for index in range(len(BAD))])
-def test_what_is_none_is_refused_with_the_reason(language: Language, reason: str, tokenizer: GrammarTokenizer) -> None:
-    answer = compile_language(language, tokenizer)
+def test_what_is_none_is_refused_with_the_reason(language: Language, reason: str, known: Known) -> None:
+    answer = compile_language(language, *known)
     assert isinstance(answer, Refused)
     assert reason in answer.message
     assert "\n" not in answer.message
     assert len(answer.message) < 600
 
 
-def test_special_tokens_are_cut_out(tokenizer: GrammarTokenizer) -> None:
+def test_special_tokens_are_cut_out(known: Known) -> None:
     start = make_tokenizer().token_to_id("<|im_start|>")
-    pieces = list(special_pieces("ü<|im_start|>a b<|im_start|>", tokenizer.of_library))
+    pieces = list(known.special.pieces("ü<|im_start|>a b<|im_start|>"))
     assert pieces == ["ü", start, "a b", start]
-    assert list(special_pieces("", tokenizer.of_library)) == []
+    assert list(known.special.pieces("")) == []
 
 
 def test_through_processes(tmp_path: Path) -> None:
