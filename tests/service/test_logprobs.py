@@ -114,5 +114,6 @@ def test_only_the_first_of_several_outputs_computes_the_prompt_again(service: Se
     before = service.wait_for_load(lambda load: load.used_blocks == 0)
     answer = service.inference.Generate(inference_pb2.GenerateRequest(generation=request), timeout=LIMIT_S)
     assert len(answer.prompt_tokens) == len(PROMPT)
-    after = service.wait_for_load(lambda load: load.prompt_tokens == before.prompt_tokens + 4 * len(PROMPT))
-    assert after.cached_prompt_tokens > before.cached_prompt_tokens
+    # What the engine said of itself may be older than the request before: it is only ever less.
+    in_whole_blocks = len(PROMPT) // 16 * 16
+    service.wait_for_load(lambda load: load.cached_prompt_tokens >= before.cached_prompt_tokens + 3 * in_whole_blocks)
