@@ -64,7 +64,7 @@ def _tag(tag: TagLike, path: str) -> pb.StructuralTag:
         name for name in ("json_schema", "json_object", "regex", "grammar") if given.get(name) not in (None, False)
     ]
     if len(kinds) > 1:
-        raise InvalidRequest(f"{path} takes one of {' and '.join(kinds)}", field=path)
+        raise InvalidRequest(f"{path} takes one content, not {' and '.join(kinds)}", field=path)
     return build_message(
         pb.StructuralTag, path, begin=given.get("begin"), end=given.get("end"), **_content(given, path)
     )

@@ -4,7 +4,8 @@
          ─▶ changed rows, so many at a time: processors ─▶ sampler ─▶ their tokens take the places of the first ones
          ─▶ log-probabilities ─▶ host memory, read when the step is over
 
-It follows the step in the order of the device's work and waits for nothing, so it stands beside the step's graph: a
+It follows the step in the order of the device's work and waits for nothing (the runner does, for the tokens that a
+constrained row's mask follows from), so it stands beside the step's graph: a
 step without such rows is what it always was. What a slot's controls are goes to the device with its admission; the ids
 that it samples are added there. Whatever fails a row on the host ends that row, with a reason.
 """
@@ -82,7 +83,8 @@ class SpecialWork:
             indices = [index for index, row in enumerate(rows) if row in asked and asked[row].is_processed]
             processed = [rows[index] for index in indices]
             self._report(processed, indices, asked, self._changed_CV(rows), tokens_S, in_flight)
-        others = [row for row in asked if not (asked[row].is_processed and row in in_flight.changed)]
+        all_changed = set(changed)
+        others = [row for row in asked if not (asked[row].is_processed and row in all_changed)]
         for first in range(0, len(others), MAX_SCORED_ROWS):
             rows = others[first : first + MAX_SCORED_ROWS]
             self._report(rows, rows, asked, logits.sampled_SV, tokens_S, in_flight)
@@ -170,12 +172,12 @@ class SpecialWork:
         if not rows:
             return
         requests = [asked[row] for row in rows]
-        named = np.full((len(rows), max(len(each.named_ids) // 4 for each in requests)), NO_TOKEN, np.int32)
-        if named.size:  # of one width, as when it was warmed up
-            named = np.full((len(rows), MAX_NAMED_IDS), NO_TOKEN, np.int32)
-            for index, each in enumerate(requests):
-                ids = unpack(each.named_ids)
-                named[index, : len(ids)] = ids
+        # Of one width, as when it was warmed up.
+        width = MAX_NAMED_IDS if any(each.named_ids for each in requests) else 0
+        named = np.full((len(rows), width), NO_TOKEN, np.int32)
+        for index, each in enumerate(requests):
+            ids = unpack(each.named_ids)
+            named[index, : len(ids)] = ids
         chosen_S = tokens_S.index_select(0, self._carry(np.asarray(rows, np.int64)))
         report = self._logprobs(logits_LV, np.asarray(logit_rows, np.int32), chosen_S, named)
         in_flight.reports.append((rows, requests, report))

@@ -73,29 +73,44 @@ class ConstrainedRows:
         self._forget_ended()
         try:
             tokenizer = self._tokenizer.result()
-        except Exception as error:
-            self._on_error("the tokenizer for grammars", error)
+        except BaseException as error:
+            self._on_error("the tokenizer for grammars", RuntimeError(repr(error)))
             found.failures.update(dict.fromkeys(rows, "the model's tokenizer cannot be used with a grammar"))
             return found
         ready: list[tuple[int, llguidance.LLMatcher]] = []
         for row in rows:
             try:
                 matcher = self._matcher(tokenizer, step, row)
-            except Exception as error:
-                self._on_error(f"row {row}'s grammar", error)
-                found.failures[row] = f"the grammar could not be followed: {type(error).__name__}"
+            except BaseException as error:  # a panic of the library's is no Exception; nothing else ends this thread
+                self._fail(row, found, error)
                 continue
             if matcher.is_error():
                 found.failures[row] = _reason(matcher)
             else:
                 ready.append((row, matcher))
+        try:
+            self._put_masks(tokenizer, ready, found)
+        except BaseException:
+            for each in ready:
+                try:
+                    self._put_masks(tokenizer, [each], found)
+                except BaseException as error:
+                    self._fail(each[0], found, error)
+        return found
+
+    def _fail(self, row: int, found: StepMasks, error: BaseException) -> None:
+        self._on_error(f"row {row}'s grammar", RuntimeError(repr(error)))
+        found.failures[row] = f"the grammar could not be followed: {type(error).__name__}"
+
+    def _put_masks(
+        self, tokenizer: GrammarTokenizer, ready: list[tuple[int, llguidance.LLMatcher]], found: StepMasks
+    ) -> None:
         masks = self._masks(tokenizer, [matcher for _, matcher in ready])
         for (row, matcher), mask in zip(ready, masks, strict=True):
             if matcher.is_error():
                 found.failures[row] = _reason(matcher)
             else:
                 found.masks[row] = mask
-        return found
 
     def _masks(self, tokenizer: GrammarTokenizer, matchers: list[llguidance.LLMatcher]) -> npt.NDArray[np.int32]:
         """[matchers, words of the vocabulary]."""

@@ -22,6 +22,7 @@ from pagewire.wire.plan import NO_TOKEN, Admit, StepPlan, StepResult
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
+from pagewire.worker.grammar.constrained_rows import ConstrainedRows
 from pagewire.worker.immediate import step_result
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.slots.columns import SlotLimits
@@ -209,3 +210,40 @@ def test_steps_launched_ahead_see_the_tokens_before(decoder: Decoder, spec: Mode
         while (result := runner.take()) is not None:
             ids += unpack(result.tokens).tolist()
     assert is_right(make_tokenizer().decode(ids[: ids.index(end)]))
+
+
+class _Panic(BaseException):
+    """As the library's panics come: no Exception."""
+
+
+def test_a_panic_of_the_library_is_its_row_s_end_alone(
+    decoder: Decoder, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = KVCache(CONFIG, LIMITS.num_blocks, LIMITS.block_size, torch.float32)
+    runner = CpuRunner(decoder, kv, LIMITS, spec=spec)
+    runner.begin(1)
+    whole = ConstrainedRows._masks
+
+    def masks(rows: ConstrainedRows, tokenizer: object, matchers: list[object]) -> object:
+        if bad in matchers:
+            raise _Panic
+        return whole(rows, tokenizer, matchers)  # type: ignore[arg-type]
+
+    matcher_of = ConstrainedRows._matcher
+    bad: object = None
+
+    def matcher(rows: ConstrainedRows, tokenizer: object, step: object, row: int) -> object:
+        nonlocal bad
+        found = matcher_of(rows, tokenizer, step, row)  # type: ignore[arg-type]
+        if row == 1:
+            bad = found
+        if row == 3:
+            raise _Panic
+        return found
+
+    monkeypatch.setattr(ConstrainedRows, "_masks", masks)
+    monkeypatch.setattr(ConstrainedRows, "_matcher", matcher)
+    rows = [constrained(slot, GRAMMARS["regex"][0], [5]) for slot in range(4)]
+    sampled = runner.run(PlanMaker().make(admits=rows, chunks=[(slot, 1) for slot in range(4)]))
+    assert [token == NO_TOKEN for token in sampled.tokens.tolist()] == [False, True, False, True]
+    assert [failure.row for failure in sampled.failures] == [1, 3]
