@@ -25,6 +25,7 @@ MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_JSON_DEPTH: Final = 100
 MAX_JSON_INTEGER_DIGITS: Final = 4300
 """As many as Python reads and prints; the work on a longer one would grow with its square."""
+MAX_REASONING_TOKENS: Final = 131072
 MAX_DETOKENIZED_IDS: Final = 131072
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_BYTES: Final = 256

@@ -59,8 +59,16 @@ SAFE = {
     # A definition that the tokenizers library has read before.
     "scheduler_svc/frontend/text/text_bound.py": {"msgspec.json.decode(definition)"},
     # Another thing that is named alike: token ids to text.
-    "scheduler_svc/frontend/rpc/inference.py": {
+    "scheduler_svc/frontend/rpc/whole_answer.py": {
         "b''.join([token.text for token in completion.tokens]).decode()",
+    },
+    # What a model wrote, as text that is whole; the error is the answer.
+    "scheduler_svc/frontend/chat/json_calls.py": {"json.loads(''.join(characters))"},
+    "scheduler_svc/frontend/chat/parameter_calls.py": {"json.loads(text)"},
+    "scheduler_svc/frontend/streams/parts.py": {"text.decode()"},
+    # In a process with limits.
+    "scheduler_svc/frontend/text/call_grammar.py": {"json.loads(tool.schema)"},
+    "scheduler_svc/frontend/rpc/inference.py": {
         "tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))",
     },
     # The kernel's own files.

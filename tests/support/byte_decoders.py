@@ -22,18 +22,23 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.text.chat_format import ToolCallFormat
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
 from pagewire.scheduler_svc.frontend.text.grammar_process import (
     Compile,
     Compiled,
     FromCompiler,
-    SpecialTokens,
     ToCompiler,
+    added_tokens,
 )
 from pagewire.scheduler_svc.frontend.text.grammar_process import Prepare as PrepareCompiler
 from pagewire.scheduler_svc.frontend.text.helper_process import Invalid, Prepared, Refused
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
+from pagewire.scheduler_svc.frontend.text.languages import Answer as AnswerLanguage
 from pagewire.scheduler_svc.frontend.text.languages import (
+    AnswerReasoning,
+    CallableTool,
+    Calls,
     Choice,
     JsonObject,
     JsonSchema,
@@ -214,7 +219,7 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
         {"messages": [{"role": "user"}], "n": 2.5}, objects=[JsonText("chat.tools[0]", '{"a": 1}', ["tools", 0])]
     )
     asked = (Prepare({"default": "{{ messages }}"}, 1.0, 1, 1), Render("default", variables))
-    answers = (Rendered("text"), Refused("m"), Invalid("chat", "is wrong"), Prepared())
+    answers = (Rendered("text", {"f": {"a": ["string"]}}), Refused("m"), Invalid("chat", "is wrong"), Prepared())
     renderer = "scheduler_svc/frontend/text/template_process.py"
     yield ByteDecoder(renderer, to_renderer.decode, wire, tuple(map(to_renderer.encode, asked)))
     chat = "scheduler_svc/frontend/text/chat_template.py"
@@ -222,12 +227,15 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
 
     to_compiler, from_compiler = Codec[ToCompiler](ToCompiler), Codec[FromCompiler](FromCompiler)
     tags = StructuralTags((Tag("<", "<a>", JsonSchema("{}"), ";"),))
-    asked = (PrepareCompiler("/t", (1,), 9, 1.0, 1), *map(Compile, (tags, Regex("a"), Choice(("b",)), JsonObject())))
+    calls = Calls(ToolCallFormat.QWEN3, (CallableTool(0, "f", "{}"),), True, False)
+    answer = AnswerLanguage(Regex("a"), AnswerReasoning("<", ">", True, 3), calls)
+    languages = (tags, Regex("a"), Choice(("b",)), JsonObject(), answer)
+    asked = (PrepareCompiler("/t", (1,), 9, 1.0, 1), *map(Compile, languages))
     answers = (Compiled("start: x"), Refused("m"), Prepared())
     compiler = "scheduler_svc/frontend/text/grammar_process.py"
     yield ByteDecoder(compiler, to_compiler.decode, wire, tuple(map(to_compiler.encode, asked)))
     definition = b'{"added_tokens": [{"id": 3, "content": "<s>", "special": true}]}'
-    yield ByteDecoder(compiler, lambda raw: SpecialTokens(raw, (2,)), wire, (definition,))
+    yield ByteDecoder(compiler, added_tokens, wire, (definition,))
     grammars = "scheduler_svc/frontend/text/grammar_compiler.py"
     yield ByteDecoder(grammars, from_compiler.decode, wire, tuple(map(from_compiler.encode, answers)))
 

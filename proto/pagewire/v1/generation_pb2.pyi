@@ -10,6 +10,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ReasoningFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REASONING_FORMAT_UNSPECIFIED: _ClassVar[ReasoningFormat]
+    REASONING_FORMAT_NONE: _ClassVar[ReasoningFormat]
+    REASONING_FORMAT_THINK: _ClassVar[ReasoningFormat]
+    REASONING_FORMAT_MISTRAL: _ClassVar[ReasoningFormat]
+
+class ToolCallFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOOL_CALL_FORMAT_UNSPECIFIED: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_NONE: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_QWEN3: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_QWEN3_CODER: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_LLAMA3: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_MISTRAL: _ClassVar[ToolCallFormat]
+    TOOL_CALL_FORMAT_MISTRAL_ARGS: _ClassVar[ToolCallFormat]
+
 class ChatRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CHAT_ROLE_UNSPECIFIED: _ClassVar[ChatRole]
@@ -26,6 +43,17 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
     FINISH_REASON_ABORTED: _ClassVar[FinishReason]
+REASONING_FORMAT_UNSPECIFIED: ReasoningFormat
+REASONING_FORMAT_NONE: ReasoningFormat
+REASONING_FORMAT_THINK: ReasoningFormat
+REASONING_FORMAT_MISTRAL: ReasoningFormat
+TOOL_CALL_FORMAT_UNSPECIFIED: ToolCallFormat
+TOOL_CALL_FORMAT_NONE: ToolCallFormat
+TOOL_CALL_FORMAT_QWEN3: ToolCallFormat
+TOOL_CALL_FORMAT_QWEN3_CODER: ToolCallFormat
+TOOL_CALL_FORMAT_LLAMA3: ToolCallFormat
+TOOL_CALL_FORMAT_MISTRAL: ToolCallFormat
+TOOL_CALL_FORMAT_MISTRAL_ARGS: ToolCallFormat
 CHAT_ROLE_UNSPECIFIED: ChatRole
 CHAT_ROLE_SYSTEM: ChatRole
 CHAT_ROLE_USER: ChatRole
@@ -81,16 +109,58 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chat(_message.Message):
-    __slots__ = ("messages", "tools", "template_arguments", "add_generation_prompt")
+    __slots__ = ("messages", "tools", "template_arguments", "add_generation_prompt", "tool_choice", "parallel_tool_calls", "max_reasoning_tokens", "continue_final_message", "format")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     template_arguments: str
     add_generation_prompt: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., template_arguments: _Optional[str] = ..., add_generation_prompt: _Optional[bool] = ...) -> None: ...
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    max_reasoning_tokens: int
+    continue_final_message: bool
+    format: ChatFormat
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., template_arguments: _Optional[str] = ..., add_generation_prompt: _Optional[bool] = ..., tool_choice: _Optional[_Union[ToolChoice, _Mapping]] = ..., parallel_tool_calls: _Optional[bool] = ..., max_reasoning_tokens: _Optional[int] = ..., continue_final_message: _Optional[bool] = ..., format: _Optional[_Union[ChatFormat, _Mapping]] = ...) -> None: ...
+
+class ToolChoice(_message.Message):
+    __slots__ = ("auto", "none", "required", "named")
+    AUTO_FIELD_NUMBER: _ClassVar[int]
+    NONE_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
+    auto: AutoToolChoice
+    none: NoToolChoice
+    required: RequiredToolChoice
+    named: str
+    def __init__(self, auto: _Optional[_Union[AutoToolChoice, _Mapping]] = ..., none: _Optional[_Union[NoToolChoice, _Mapping]] = ..., required: _Optional[_Union[RequiredToolChoice, _Mapping]] = ..., named: _Optional[str] = ...) -> None: ...
+
+class AutoToolChoice(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NoToolChoice(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RequiredToolChoice(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ChatFormat(_message.Message):
+    __slots__ = ("reasoning", "tool_calls")
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    reasoning: ReasoningFormat
+    tool_calls: ToolCallFormat
+    def __init__(self, reasoning: _Optional[_Union[ReasoningFormat, str]] = ..., tool_calls: _Optional[_Union[ToolCallFormat, str]] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -180,7 +250,7 @@ class Stopping(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., include_stop: _Optional[bool] = ...) -> None: ...
 
 class Output(_message.Message):
-    __slots__ = ("text", "token_ids", "logprobs", "num_candidates", "prompt_logprobs", "num_prompt_candidates", "skip_special_tokens", "logprob_token_ids", "processed_logprobs")
+    __slots__ = ("text", "token_ids", "logprobs", "num_candidates", "prompt_logprobs", "num_prompt_candidates", "skip_special_tokens", "logprob_token_ids", "processed_logprobs", "parts")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +260,7 @@ class Output(_message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROCESSED_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     text: bool
     token_ids: bool
     logprobs: bool
@@ -199,7 +270,8 @@ class Output(_message.Message):
     skip_special_tokens: bool
     logprob_token_ids: _containers.RepeatedScalarFieldContainer[int]
     processed_logprobs: bool
-    def __init__(self, text: _Optional[bool] = ..., token_ids: _Optional[bool] = ..., logprobs: _Optional[bool] = ..., num_candidates: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., num_prompt_candidates: _Optional[int] = ..., skip_special_tokens: _Optional[bool] = ..., logprob_token_ids: _Optional[_Iterable[int]] = ..., processed_logprobs: _Optional[bool] = ...) -> None: ...
+    parts: bool
+    def __init__(self, text: _Optional[bool] = ..., token_ids: _Optional[bool] = ..., logprobs: _Optional[bool] = ..., num_candidates: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., num_prompt_candidates: _Optional[int] = ..., skip_special_tokens: _Optional[bool] = ..., logprob_token_ids: _Optional[_Iterable[int]] = ..., processed_logprobs: _Optional[bool] = ..., parts: _Optional[bool] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("json_schema", "regex", "grammar", "choice", "json_object", "structural_tags")
@@ -294,12 +366,50 @@ class PromptTokens(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("output", "tokens")
+    __slots__ = ("output", "tokens", "parts")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     output: int
     tokens: _containers.RepeatedCompositeFieldContainer[Token]
-    def __init__(self, output: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, output: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("content", "reasoning", "tool_call", "malformed_call")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
+    MALFORMED_CALL_FIELD_NUMBER: _ClassVar[int]
+    content: str
+    reasoning: str
+    tool_call: ToolCallPart
+    malformed_call: MalformedCall
+    def __init__(self, content: _Optional[str] = ..., reasoning: _Optional[str] = ..., tool_call: _Optional[_Union[ToolCallPart, _Mapping]] = ..., malformed_call: _Optional[_Union[MalformedCall, _Mapping]] = ...) -> None: ...
+
+class ToolCallPart(_message.Message):
+    __slots__ = ("index", "id", "name", "arguments", "is_complete")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    IS_COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    id: str
+    name: str
+    arguments: str
+    is_complete: bool
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., is_complete: _Optional[bool] = ...) -> None: ...
+
+class MalformedCall(_message.Message):
+    __slots__ = ("text", "reason", "index")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    reason: str
+    index: int
+    def __init__(self, text: _Optional[str] = ..., reason: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("output", "reason", "stop_string", "stop_token_id")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pagewire.v1 import generation_pb2 as pagewire_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpagewire/v1/inference.proto\x12\x0bpagewire.v1\x1a\x1cpagewire/v1/generation.proto\">\n\x0fGenerateRequest\x12+\n\ngeneration\x18\x01 \x01(\x0b\x32\x17.pagewire.v1.Generation\"\xb1\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.Started\x12(\n\x07outputs\x18\x02 \x03(\x0b\x32\x17.pagewire.v1.Completion\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.pagewire.v1.Usage\x12)\n\rprompt_tokens\x18\x04 \x03(\x0b\x32\x12.pagewire.v1.Token\"u\n\nCompletion\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.pagewire.v1.Token\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.pagewire.v1.FinishedB\x07\n\x05_text\"D\n\x15StreamGenerateRequest\x12+\n\ngeneration\x18\x01 \x01(\x0b\x32\x17.pagewire.v1.Generation\"\xf3\x01\n\x16StreamGenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.pagewire.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.pagewire.v1.FinishedH\x00\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\x12.pagewire.v1.UsageH\x00\x12\x32\n\rprompt_tokens\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.PromptTokensH\x00\x42\x07\n\x05\x65vent\"\x8c\x01\n\x0fTokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12#\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.pagewire.v1.Prompt\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x15\n\x13_add_special_tokens\";\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x11\n\x04text\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_text\"x\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xd0\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.pagewire.v1.GenerateRequest\x1a\x1d.pagewire.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\".pagewire.v1.StreamGenerateRequest\x1a#.pagewire.v1.StreamGenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.pagewire.v1.TokenizeRequest\x1a\x1d.pagewire.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.pagewire.v1.DetokenizeRequest\x1a\x1f.pagewire.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpagewire/v1/inference.proto\x12\x0bpagewire.v1\x1a\x1cpagewire/v1/generation.proto\">\n\x0fGenerateRequest\x12+\n\ngeneration\x18\x01 \x01(\x0b\x32\x17.pagewire.v1.Generation\"\xb1\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.Started\x12(\n\x07outputs\x18\x02 \x03(\x0b\x32\x17.pagewire.v1.Completion\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.pagewire.v1.Usage\x12)\n\rprompt_tokens\x18\x04 \x03(\x0b\x32\x12.pagewire.v1.Token\"\xd5\x01\n\nCompletion\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.pagewire.v1.Token\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.pagewire.v1.Finished\x12)\n\x07message\x18\x04 \x01(\x0b\x32\x18.pagewire.v1.ChatMessage\x12\x33\n\x0fmalformed_calls\x18\x05 \x03(\x0b\x32\x1a.pagewire.v1.MalformedCallB\x07\n\x05_text\"D\n\x15StreamGenerateRequest\x12+\n\ngeneration\x18\x01 \x01(\x0b\x32\x17.pagewire.v1.Generation\"\xf3\x01\n\x16StreamGenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.pagewire.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.pagewire.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.pagewire.v1.FinishedH\x00\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\x12.pagewire.v1.UsageH\x00\x12\x32\n\rprompt_tokens\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.PromptTokensH\x00\x42\x07\n\x05\x65vent\"\x8c\x01\n\x0fTokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12#\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.pagewire.v1.Prompt\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x15\n\x13_add_special_tokens\";\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x11\n\x04text\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_text\"x\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xd0\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.pagewire.v1.GenerateRequest\x1a\x1d.pagewire.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\".pagewire.v1.StreamGenerateRequest\x1a#.pagewire.v1.StreamGenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.pagewire.v1.TokenizeRequest\x1a\x1d.pagewire.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.pagewire.v1.DetokenizeRequest\x1a\x1f.pagewire.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_end=136
   _globals['_GENERATERESPONSE']._serialized_start=139
   _globals['_GENERATERESPONSE']._serialized_end=316
-  _globals['_COMPLETION']._serialized_start=318
-  _globals['_COMPLETION']._serialized_end=435
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=437
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=505
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=508
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=751
-  _globals['_TOKENIZEREQUEST']._serialized_start=754
-  _globals['_TOKENIZEREQUEST']._serialized_end=894
-  _globals['_TOKENIZERESPONSE']._serialized_start=896
-  _globals['_TOKENIZERESPONSE']._serialized_end=955
-  _globals['_DETOKENIZEREQUEST']._serialized_start=957
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1077
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1079
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1113
-  _globals['_INFERENCESERVICE']._serialized_start=1116
-  _globals['_INFERENCESERVICE']._serialized_end=1452
+  _globals['_COMPLETION']._serialized_start=319
+  _globals['_COMPLETION']._serialized_end=532
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=534
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=602
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=605
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=848
+  _globals['_TOKENIZEREQUEST']._serialized_start=851
+  _globals['_TOKENIZEREQUEST']._serialized_end=991
+  _globals['_TOKENIZERESPONSE']._serialized_start=993
+  _globals['_TOKENIZERESPONSE']._serialized_end=1052
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1054
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1174
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1176
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1210
+  _globals['_INFERENCESERVICE']._serialized_start=1213
+  _globals['_INFERENCESERVICE']._serialized_end=1549
 # @@protoc_insertion_point(module_scope)

@@ -26,14 +26,18 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., usage: _Optional[_Union[_generation_pb2.Usage, _Mapping]] = ..., prompt_tokens: _Optional[_Iterable[_Union[_generation_pb2.Token, _Mapping]]] = ...) -> None: ...
 
 class Completion(_message.Message):
-    __slots__ = ("text", "tokens", "finished")
+    __slots__ = ("text", "tokens", "finished", "message", "malformed_calls")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MALFORMED_CALLS_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: _containers.RepeatedCompositeFieldContainer[_generation_pb2.Token]
     finished: _generation_pb2.Finished
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[_generation_pb2.Token, _Mapping]]] = ..., finished: _Optional[_Union[_generation_pb2.Finished, _Mapping]] = ...) -> None: ...
+    message: _generation_pb2.ChatMessage
+    malformed_calls: _containers.RepeatedCompositeFieldContainer[_generation_pb2.MalformedCall]
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[_generation_pb2.Token, _Mapping]]] = ..., finished: _Optional[_Union[_generation_pb2.Finished, _Mapping]] = ..., message: _Optional[_Union[_generation_pb2.ChatMessage, _Mapping]] = ..., malformed_calls: _Optional[_Iterable[_Union[_generation_pb2.MalformedCall, _Mapping]]] = ...) -> None: ...
 
 class StreamGenerateRequest(_message.Message):
     __slots__ = ("generation",)

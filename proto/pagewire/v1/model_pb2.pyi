@@ -1,3 +1,4 @@
+from pagewire.v1 import generation_pb2 as _generation_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -29,7 +30,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "dtype", "limits", "capabilities", "tokenizer_digest", "weights_digest", "default_sampling", "eos_token_ids")
+    __slots__ = ("name", "architecture", "dtype", "limits", "capabilities", "tokenizer_digest", "weights_digest", "default_sampling", "eos_token_ids", "chat_format")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +40,7 @@ class Model(_message.Message):
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FORMAT_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     dtype: str
@@ -48,7 +50,8 @@ class Model(_message.Message):
     weights_digest: str
     default_sampling: DefaultSampling
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., tokenizer_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., default_sampling: _Optional[_Union[DefaultSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    chat_format: _generation_pb2.ChatFormat
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., tokenizer_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., default_sampling: _Optional[_Union[DefaultSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., chat_format: _Optional[_Union[_generation_pb2.ChatFormat, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_model_len", "vocab_size", "max_n", "max_queued", "max_stop_strings", "max_stop_string_bytes", "max_message_bytes", "max_kv_tokens", "max_logit_bias", "max_bad_words", "max_candidates", "max_logprob_token_ids")
@@ -79,18 +82,22 @@ class Limits(_message.Message):
     def __init__(self, max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_n: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_stop_string_bytes: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_bad_words: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_logprob_token_ids: _Optional[int] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("text", "chat", "logprobs", "constraints", "penalties")
+    __slots__ = ("text", "chat", "logprobs", "constraints", "penalties", "reasoning", "tool_calls")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     PENALTIES_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     text: bool
     chat: bool
     logprobs: bool
     constraints: bool
     penalties: bool
-    def __init__(self, text: _Optional[bool] = ..., chat: _Optional[bool] = ..., logprobs: _Optional[bool] = ..., constraints: _Optional[bool] = ..., penalties: _Optional[bool] = ...) -> None: ...
+    reasoning: bool
+    tool_calls: bool
+    def __init__(self, text: _Optional[bool] = ..., chat: _Optional[bool] = ..., logprobs: _Optional[bool] = ..., constraints: _Optional[bool] = ..., penalties: _Optional[bool] = ..., reasoning: _Optional[bool] = ..., tool_calls: _Optional[bool] = ...) -> None: ...
 
 class DefaultSampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_MESSAGES, MAX_CHAT_PARTS, MAX_JSON_BYTES
+from pagewire.scheduler_svc.frontend.request.continuation import check_continuation, mark_continuation
 from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
 from pagewire.v1 import generation_pb2 as pb
 
@@ -23,13 +24,22 @@ _ROLES = {
 _SERVER_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
-def template_variables(chat: pb.Chat, special_tokens: Mapping[str, str], path: str) -> Variables:
+def template_variables(
+    chat: pb.Chat, special_tokens: Mapping[str, str], path: str, *, wants_parameter_types: bool = False
+) -> Variables:
     """Everything that the template sees. `path` is the path of `chat` in its request. Raises InvalidArgument."""
     if not 1 <= len(chat.messages) <= MAX_CHAT_MESSAGES:
         raise InvalidArgument(f"{path}.messages", f"has {len(chat.messages)} messages; 1 to {MAX_CHAT_MESSAGES} may be")
     parts = _Parts(path)
     tools = [parts.tool(tool, i) for i, tool in enumerate(chat.tools)]
     messages = [_message(message, i, parts) for i, message in enumerate(chat.messages)]
+    begins_answer = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+    if chat.continue_final_message:
+        check_continuation(chat, path)
+        mark_continuation(messages[-1])
+        begins_answer = False
+    if chat.tool_choice.HasField("none"):
+        tools, parts.objects = [], []
     arguments = None
     if chat.HasField("template_arguments"):
         arguments = _json(chat.template_arguments, f"{path}.template_arguments", [])
@@ -38,7 +48,7 @@ def template_variables(chat: pb.Chat, special_tokens: Mapping[str, str], path: s
             **special_tokens,
             "messages": messages,
             "tools": tools or None,
-            "add_generation_prompt": chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,
+            "add_generation_prompt": begins_answer,
         },
         path=path,
         max_values=parts.num_left,
@@ -46,6 +56,7 @@ def template_variables(chat: pb.Chat, special_tokens: Mapping[str, str], path: s
         call_arguments=parts.call_arguments,
         template_arguments=arguments,
         reserved=sorted(_SERVER_VARIABLES.union(special_tokens)),
+        wants_parameter_types=wants_parameter_types,
     )
 
 

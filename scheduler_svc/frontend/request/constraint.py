@@ -19,7 +19,9 @@ from pagewire.scheduler_svc.frontend.limits import (
 )
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import GrammarCompiler, LanguageRefusedError
 from pagewire.scheduler_svc.frontend.text.languages import (
+    Answer,
     Choice,
+    Content,
     Grammar,
     JsonObject,
     JsonSchema,
@@ -36,7 +38,7 @@ _PATH = "generation.constraint"
 _STEPS = np.zeros(256, np.int8)
 """What each byte adds to the number of open brackets."""
 _STEPS[list(b"([{")], _STEPS[list(b")]}")] = 1, -1
-_KINDS: dict[type[Language], str] = {
+_KINDS: dict[type[Content], str] = {
     JsonSchema: "json_schema",
     JsonObject: "json_object",
     Regex: "regex",
@@ -46,7 +48,7 @@ _KINDS: dict[type[Language], str] = {
 }
 
 
-def constraint_language(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -> Language | None:
+def constraint_language(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -> Content | None:
     """What the output is constrained to; none where it is not. Raises InvalidArgument."""
     if not generation.HasField("constraint"):
         return None
@@ -55,16 +57,7 @@ def constraint_language(generation: pb.Generation, spec: ModelSpec, limits: Mode
     if kind is None:
         kinds = ", ".join(field.name for field in constraint.DESCRIPTOR.oneofs_by_name["kind"].fields)
         raise InvalidArgument(_PATH, f"says no kind; it needs one of {kinds}")
-    if limits.no_logits is not None:
-        raise InvalidArgument(_PATH, limits.no_logits)
-    if spec.tokenizer_file is None:
-        raise InvalidArgument(_PATH, f"is set; model {spec.name} has no tokenizer")
-    if not spec.eos_token_ids:
-        raise InvalidArgument(_PATH, f"is set; model {spec.name} has no end-of-sequence token to end it with")
-    if generation.stopping.ignore_eos:
-        raise InvalidArgument(
-            "generation.stopping.ignore_eos", "is true; a constrained output ends where its language does"
-        )
+    check_can_constrain(generation, spec, limits, _PATH)
     if (size := constraint.ByteSize()) > MAX_CONSTRAINT_BYTES:
         raise InvalidArgument(f"{_PATH}.{kind}", f"has {size} bytes; at most {MAX_CONSTRAINT_BYTES} may be")
     match kind:
@@ -76,14 +69,27 @@ def constraint_language(generation: pb.Generation, spec: ModelSpec, limits: Mode
             return _part(constraint, kind, f"{_PATH}.{kind}")
 
 
+def check_can_constrain(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits, path: str) -> None:
+    """Raise InvalidArgument where no output can be held to a language; `path` asks for it."""
+    if limits.no_logits is not None:
+        raise InvalidArgument(path, limits.no_logits)
+    if spec.tokenizer_file is None:
+        raise InvalidArgument(path, f"is set; model {spec.name} has no tokenizer")
+    if not spec.eos_token_ids:
+        raise InvalidArgument(path, f"is set; model {spec.name} has no end-of-sequence token to end it with")
+    if generation.stopping.ignore_eos:
+        raise InvalidArgument(
+            "generation.stopping.ignore_eos", "is true; a constrained output ends where its language does"
+        )
+
+
 def _part(holder: pb.Constraint | pb.StructuralTag, kind: str, path: str) -> Part:
     if kind == "json_object":
         return JsonObject()
     text: str = getattr(holder, kind)
     if not text and kind != "regex":  # which matches the empty output
         raise InvalidArgument(path, f"is empty, which is no {kind.replace('_', ' ')}")
-    if (depth := _nesting(text)) > MAX_CONSTRAINT_NESTING:
-        raise InvalidArgument(path, f"nests {depth} brackets deep; at most {MAX_CONSTRAINT_NESTING} may be")
+    check_nesting(text, path)
     match kind:
         case "json_schema":
             return JsonSchema(text)
@@ -93,10 +99,12 @@ def _part(holder: pb.Constraint | pb.StructuralTag, kind: str, path: str) -> Par
             return Grammar(text)
 
 
-def _nesting(text: str) -> int:
-    """How many brackets are open at once, at most, wherever they stand: a fifth of a millisecond, where finding it out
-    by compiling takes a thousand times as long."""
-    return int(_STEPS[np.frombuffer(text.encode(), np.uint8)].cumsum(dtype=np.int32).max(initial=0))
+def check_nesting(text: str, path: str) -> None:
+    """Raise InvalidArgument for too many brackets open at once, wherever they stand: a fifth of a millisecond, where
+    finding it out by compiling takes a thousand times as long."""
+    depth = int(_STEPS[np.frombuffer(text.encode(), np.uint8)].cumsum(dtype=np.int32).max(initial=0))
+    if depth > MAX_CONSTRAINT_NESTING:
+        raise InvalidArgument(path, f"nests {depth} brackets deep; at most {MAX_CONSTRAINT_NESTING} may be")
 
 
 def _choices(texts: Sequence[str]) -> tuple[str, ...]:
@@ -140,10 +148,12 @@ def _tag(tag: pb.StructuralTag, index: int, triggers: list[str], path: str) -> T
 
 async def compiled(language: Language, compiler: GrammarCompiler | None, client: str) -> str:
     """The language as a grammar; `client` is whom the work is done for. Raises InvalidArgument, ResourceExhausted."""
-    path = f"{_PATH}.{_KINDS[type(language)]}"
+    path = "generation.prompt.chat" if isinstance(language, Answer) else f"{_PATH}.{_KINDS[type(language)]}"
     if compiler is None:
         raise InvalidArgument(path, "is not supported by this server")
     try:
         return await compiler.compile(language, client)
     except LanguageRefusedError as error:
+        if isinstance(language, Answer) and language.content is not None:
+            await compiled(language.content, compiler, client)  # where that is what is wrong, it says so itself
         raise InvalidArgument(path, str(error)) from error

@@ -3,13 +3,17 @@
 It knows the contract's limits and the model's, and neither calls nor the engine.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import ModelLimits, check_token_ids
 from pagewire.scheduler_svc.frontend.request.chat import template_variables
+from pagewire.scheduler_svc.frontend.request.chat_turn import wants_parameter_types
+from pagewire.scheduler_svc.frontend.request.continuation import cut_continuation
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, TemplateRefusedError
+from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
+from pagewire.scheduler_svc.frontend.text.template_process import Rendered
 from pagewire.scheduler_svc.frontend.text.template_variables import Variables
 from pagewire.scheduler_svc.frontend.text.text_bound import TextBound
 from pagewire.scheduler_svc.frontend.text.tokenizer import LONG_CHARACTERS, TextTokenizer
@@ -37,9 +41,22 @@ class ChatPrompt:
 
     variables: Variables
     has_tools: bool
+    is_continuation: bool
+    """The answer goes on with the last message."""
 
 
 Prompt = TextPrompt | IdsPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """A prompt as token ids."""
+
+    ids: list[int]
+    text: str | None = None
+    """What they were made of; none where they were given."""
+    parameter_types: Mapping[str, ParameterTypes] = field(default_factory=dict)
+    """By tool, where they were asked for."""
 
 
 def validate_prompt(prompt: pb.Prompt, path: str, spec: ModelSpec, limits: ModelLimits) -> tuple[Prompt, str]:
@@ -61,13 +78,16 @@ def validate_prompt(prompt: pb.Prompt, path: str, spec: ModelSpec, limits: Model
             path = f"{path}.chat"
             if spec.tokenizer_file is None or (spec.chat_template is None and spec.tool_use_template is None):
                 raise InvalidArgument(path, f"is set; model {spec.name} has no chat template")
-            if spec.chat_template is None and not prompt.chat.tools:
+            chat = prompt.chat
+            variables = template_variables(
+                chat, spec.special_tokens, path, wants_parameter_types=wants_parameter_types(chat, spec)
+            )
+            has_tools = bool(variables.values["tools"])
+            if spec.chat_template is None and not has_tools:
                 raise InvalidArgument(
-                    f"{path}.tools",
-                    f"is empty; model {spec.name} has a chat template for tools alone",
+                    f"{path}.tools", f"gives none; model {spec.name} has a chat template for tools alone"
                 )
-            variables = template_variables(prompt.chat, spec.special_tokens, path)
-            return ChatPrompt(variables, has_tools=bool(prompt.chat.tools)), path
+            return ChatPrompt(variables, has_tools, chat.continue_final_message), path
         case _:
             raise InvalidArgument(path, "is not set; it needs one of text, token_ids and chat")
 
@@ -93,16 +113,20 @@ class PromptReader:
 
     async def read(
         self, prompt: Prompt, path: str, limits: ModelLimits, client: str, *, add_special_tokens: bool = True
-    ) -> tuple[list[int], str | None]:
-        """The ids, and the text they were made of where there was one. `client` is whom the work is done for: those
+    ) -> ReadPrompt:
+        """As token ids. `client` is whom the work is done for: those
         that wait for it are served in turn. Raises InvalidArgument, ResourceExhausted."""
+        types: Mapping[str, ParameterTypes] = {}
         match prompt:
             case IdsPrompt():
-                return list(prompt.ids), None
+                return ReadPrompt(list(prompt.ids))
             case TextPrompt():
                 text = prompt.text
             case ChatPrompt():
-                text = await self._render(prompt, path, client)
+                rendered = await self._render(prompt, path, client)
+                text, types = rendered.text, rendered.parameter_types
+                if prompt.is_continuation:
+                    text = cut_continuation(text, path)
                 # The template has written the special tokens itself.
                 add_special_tokens = False
         if self._tokenizer is None:
@@ -110,9 +134,9 @@ class PromptReader:
         _check_text_length(self._tokenizer.bound, text, path, limits)
         ids = await self._tokenizer.encode(text, add_special_tokens=add_special_tokens, client=client)
         check_token_ids(ids, path, limits.vocab_size)
-        return ids, text
+        return ReadPrompt(ids, text, types)
 
-    async def _render(self, prompt: ChatPrompt, path: str, client: str) -> str:
+    async def _render(self, prompt: ChatPrompt, path: str, client: str) -> Rendered:
         if self._template is None:
             raise InvalidArgument(path, "is set; the model has no chat template")
         try:

@@ -25,6 +25,7 @@ from pagewire.scheduler_svc.frontend.limits import (
     duration_s,
     quote,
 )
+from pagewire.scheduler_svc.frontend.request.chat_turn import ChatTurn, chat_turn
 from pagewire.scheduler_svc.frontend.request.constraint import constraint_language
 from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
 from pagewire.scheduler_svc.frontend.request.sampling import (
@@ -34,7 +35,7 @@ from pagewire.scheduler_svc.frontend.request.sampling import (
     prompt_logprobs,
     sampling_params,
 )
-from pagewire.scheduler_svc.frontend.text.languages import Language
+from pagewire.scheduler_svc.frontend.text.languages import Content
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.model import ModelSpec
@@ -57,7 +58,10 @@ class ValidGeneration:
     """Of the first output; none where the request leaves it to the server."""
     controls: LogitControls | None
     """Without bad words, whose ids a tokenizer must find, and without a grammar, which must be compiled."""
-    language: Language | None
+    language: Content | None
+    """Of all of the output, or of a chat's content where its parts are wanted."""
+    turn: ChatTurn | None
+    """None where it is no chat, or its parts are not wanted."""
     bad_words: tuple[str, ...]
     max_tokens: int | None
     min_tokens: int
@@ -100,6 +104,7 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
         seed=sampling.seed if sampling.HasField("seed") else None,
         controls=logit_controls(sampling, min_tokens, end_ids, limits),
         language=constraint_language(generation, spec, limits),
+        turn=chat_turn(generation, spec, limits),
         bad_words=bad_words(sampling, spec, limits),
         max_tokens=max_tokens,
         min_tokens=min_tokens,

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.errors import DeadlineExceeded, InvalidArgument
 from pagewire.scheduler_svc.frontend.fairness import RequestBytes
 from pagewire.scheduler_svc.frontend.limits import MAX_DETOKENIZED_IDS, check_model, check_token_ids
@@ -29,10 +30,13 @@ from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
+from pagewire.scheduler_svc.frontend.rpc.whole_answer import whole_answer
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
 from pagewire.scheduler_svc.frontend.streams.output import Output
+from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
+from pagewire.scheduler_svc.frontend.text.chat_format import ReasoningStart
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import GrammarCompiler
 from pagewire.scheduler_svc.frontend.text.output_text import OutputText
 from pagewire.scheduler_svc.frontend.text.stop_strings import StopAutomaton
@@ -108,7 +112,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             messages = await stream.collect()
         finally:
             self._close(stream)
-        return _join(messages, len(stream.outputs), want_text)
+        return whole_answer(messages, len(stream.outputs), want_text=want_text, has_parts=stream.has_parts)
 
     def _wants_text(self, generation: generation_pb.Generation) -> bool:
         return generation.output.text if generation.output.HasField("text") else self._parts.tokenizer is not None
@@ -124,13 +128,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             prompt, path = validate_prompt(request.prompt, "prompt", model.spec, model.limits)
             add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
             del request
-            ids, text = await self._parts.prompts.read(
+            read = await self._parts.prompts.read(
                 prompt, path, model.limits, self._client(context), add_special_tokens=add_special_tokens
             )
-        response = pb.TokenizeResponse(ids=ids)
-        if text is not None:
-            response.text = text
-        return response
+        return pb.TokenizeResponse(ids=read.ids, text=read.text)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         """Turns ids into a text of their own."""
@@ -177,13 +178,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
             await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
             limits = parts.model.limits
-            prompt_ids, _ = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self._client(context))
+            read = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self._client(context))
+        prompt_ids = read.ids
         check_prompt_length(len(prompt_ids), valid.prompt_path, limits)
         max_tokens = resolve_max_tokens(valid.max_tokens, len(prompt_ids), limits)
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request reached the engine")
-        controls = await self._controls(valid, context)
+        start = valid.turn.start(read.text or "") if valid.turn is not None else ReasoningStart.NONE
+        controls = await self._controls(valid, start, context)
+        form = None if valid.turn is None else valid.turn.form(start, read.parameter_types)
         seed = parts.draw_seed() if valid.seed is None else valid.seed
         settings = StreamSettings(
             request_id=request_id,
@@ -216,7 +220,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 prompt_logprobs=valid.prompt_logprobs if index == 0 else None,
             )
             text, reports = self._text(valid, stops, prompt_ids), self._reports(valid)
-            stream.outputs.append(Output(index, submit, text, reports))
+            answer = None if form is None else AnswerParts(AnswerReader(form), submit)
+            stream.outputs.append(Output(index, submit, text, reports, answer))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
         parts.calls.enter(stream)
         try:
@@ -230,20 +235,25 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _text(self, valid: ValidGeneration, stops: StopAutomaton | None, prompt_ids: list[int]) -> OutputText | None:
         """Text is made where it is wanted or searched."""
         tokenizer = self._parts.tokenizer
-        if tokenizer is None or not (valid.want_text or stops is not None):
+        if tokenizer is None or not (valid.want_text or stops is not None or valid.turn is not None):
             return None
-        detokenizer = tokenizer.detokenizer(skip_special_tokens=valid.skip_special_tokens, prompt=prompt_ids)
+        detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=valid.skip_special_tokens,
+            prompt=prompt_ids,
+            shown=frozenset() if valid.turn is None else valid.turn.format.markers,
+        )
         return OutputText(detokenizer, stops, valid.include_stop, valid.min_tokens)
 
-    async def _controls(self, valid: ValidGeneration, context: Context) -> LogitControls | None:
+    async def _controls(self, valid: ValidGeneration, start: ReasoningStart, context: Context) -> LogitControls | None:
         """With bad words, which only a tokenizer can make ids of, and the grammar, which must be compiled."""
         parts, controls = self._parts, valid.controls
         if valid.bad_words and parts.tokenizer is not None:
             vocab_size = parts.model.limits.vocab_size
             words = await bad_word_ids(valid.bad_words, parts.tokenizer, vocab_size, self._client(context))
             controls = msgspec.structs.replace(controls or LogitControls(), bad_words=words)
-        if valid.language is not None:
-            grammar = await compiled(valid.language, parts.grammars, self._client(context))
+        language = valid.language if valid.turn is None else valid.turn.language(valid.language, start)
+        if language is not None:
+            grammar = await compiled(language, parts.grammars, self._client(context))
             controls = msgspec.structs.replace(controls or LogitControls(), grammar=grammar)
         return controls
 
@@ -272,25 +282,3 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _close(self, stream: RequestStream) -> None:
         stream.close()
         self._parts.calls.leave(stream)
-
-
-def _join(messages: list[pb.StreamGenerateResponse], n: int, want_text: bool) -> pb.GenerateResponse:
-    """One answer from a whole stream."""
-    response = pb.GenerateResponse()
-    completions = [response.outputs.add() for _ in range(n)]
-    for message in messages:
-        match message.WhichOneof("event"):
-            case "started":
-                response.started.CopyFrom(message.started)
-            case "prompt_tokens":
-                response.prompt_tokens.extend(message.prompt_tokens.tokens)
-            case "delta":
-                completions[message.delta.output].tokens.extend(message.delta.tokens)
-            case "finished":
-                completions[message.finished.output].finished.CopyFrom(message.finished)
-            case "usage":
-                response.usage.CopyFrom(message.usage)
-    if want_text:
-        for completion in completions:
-            completion.text = b"".join([token.text for token in completion.tokens]).decode()
-    return response

@@ -17,8 +17,10 @@ from pagewire.scheduler_svc.frontend.limits import (
     ModelLimits,
     check_model,
 )
+from pagewire.scheduler_svc.frontend.request.chat_turn import describe_format, model_format
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_status import EngineStatus
+from pagewire.scheduler_svc.frontend.text.chat_format import ChatFormat, ReasoningFormat, ToolCallFormat
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.v1 import model_pb2 as pb
 from pagewire.v1 import model_pb2_grpc
@@ -63,6 +65,7 @@ class ServedModel:
         spec, limits = self.spec, self.limits
         has_text = spec.tokenizer_file is not None
         has_chat = has_text and (spec.chat_template is not None or spec.tool_use_template is not None)
+        chat_format = model_format(spec) if has_chat else ChatFormat()
         return pb.Model(
             name=spec.name,
             architecture=spec.decoder.architecture,
@@ -87,6 +90,8 @@ class ServedModel:
                 logprobs=limits.no_logits is None,
                 penalties=limits.no_logits is None,
                 constraints=can_constrain(spec, self._launch.device),
+                reasoning=chat_format.reasoning is not ReasoningFormat.NONE,
+                tool_calls=chat_format.tool_calls is not ToolCallFormat.NONE,
             ),
             tokenizer_digest=spec.tokenizer_digest,
             weights_digest=spec.weights_digest,
@@ -94,6 +99,7 @@ class ServedModel:
                 **{field.name: getattr(spec.sampling, field.name) for field in pb.DefaultSampling.DESCRIPTOR.fields}
             ),
             eos_token_ids=spec.eos_token_ids,
+            chat_format=describe_format(chat_format) if has_chat else None,
         )
 
 

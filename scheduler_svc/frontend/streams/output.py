@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from pagewire.scheduler_svc.frontend.streams.logprobs import TokenReports
+from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts
 from pagewire.scheduler_svc.frontend.text.output_text import OutputText
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.columns import pack
@@ -26,10 +27,15 @@ _REASONS = {
 class Output:
     """One sequence: what the engine was asked for, what it has sent, and the text still held back."""
 
-    __slots__ = ("index", "is_finished", "is_started", "received", "reports", "submit", "text")
+    __slots__ = ("index", "is_finished", "is_started", "parts", "received", "reports", "submit", "text")
 
     def __init__(
-        self, index: int, submit: Submit, text: OutputText | None, reports: TokenReports | None = None
+        self,
+        index: int,
+        submit: Submit,
+        text: OutputText | None,
+        reports: TokenReports | None = None,
+        parts: AnswerParts | None = None,
     ) -> None:
         self.index = index
         self.submit = submit
@@ -39,7 +45,9 @@ class Output:
         """Whether its first step has been planned."""
         self.is_finished = False
         self.text = text
-        """None where text is neither wanted nor searched."""
+        """None where text is neither wanted, searched nor read."""
+        self.parts = parts
+        """None where it is no chat's answer whose parts are wanted."""
         self.reports = reports
         """None where no log-probabilities come with its tokens."""
 

@@ -14,22 +14,16 @@ one Finished; Usage is last; no message is ever repeated; a stream that holds mo
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError, ResourceExhausted
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport
+from pagewire.scheduler_svc.frontend.streams.messages import MessageQueue
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
 from pagewire.wire.requests import FinishKind, PromptLogprobs, SeqFinished, SeqStarted, Submit
-
-MAX_TOKENS_PER_DELTA = 4096
-"""Keeps a message far below any client's limit on message size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +42,6 @@ class StreamSettings:
     than the model takes."""
 
 
-class _OpenDelta(NamedTuple):
-    """A message in the queue that more tokens of its output may join."""
-
-    message: StreamGenerateResponse
-    tokens: RepeatedCompositeFieldContainer[pb.Token]
-
-
 class RequestStream:
     """The messages of one call."""
 
@@ -71,18 +58,14 @@ class RequestStream:
         self._clock = clock
         self._close_handles = close_handles
         self._reader = reader
-        self._loop = asyncio.get_running_loop()
         self.outputs: list[Output] = []
         """Filled by whoever opens the stream, before the first sequence is submitted."""
-        self._queue: deque[tuple[StreamGenerateResponse, int | None]] = deque()  # with the output of a delta
-        self._open_deltas: dict[int, _OpenDelta] = {}  # by output
+        self._queue = MessageQueue()
         self._num_waiting = 0
         self._num_finished = 0
-        self._waiter: asyncio.Future[None] | None = None
         self.has_started = False
         """Whether Started has been put into the queue."""
         self._is_ended = False
-        self._is_collected = False
         self.error: RequestError | None = None
         """Why the stream failed, if it did."""
         self._submitted_s = clock()
@@ -95,6 +78,11 @@ class RequestStream:
     def request_id(self) -> str:
         """Names the request in logs."""
         return self._settings.request_id
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether its outputs come as parts too."""
+        return any(output.parts is not None for output in self.outputs)
 
     # The engine's side: synchronous, called while a batch is applied.
 
@@ -115,7 +103,7 @@ class RequestStream:
         self.has_started = True
         message = StreamGenerateResponse()
         self._describe_start(message.started)
-        self._put(message)
+        self._queue.put(message)
         if self._settings.prompt_report is not None:
             self._put_prompt(self._settings.prompt_report.first())
 
@@ -137,7 +125,7 @@ class RequestStream:
 
     def _put_prompt(self, tokens: list[pb.Token]) -> None:
         if tokens:
-            self._put(StreamGenerateResponse(prompt_tokens=pb.PromptTokens(tokens=tokens)))
+            self._queue.put(StreamGenerateResponse(prompt_tokens=pb.PromptTokens(tokens=tokens)))
 
     def take(self, output: Output, token: int, now_s: float) -> bool:
         """One more token of an output. True when its text completed a stop string: the output has ended, and the engine
@@ -182,19 +170,17 @@ class RequestStream:
         """One decided token of an output."""
         if self._is_ended:
             return
-        index = output.index
-        delta = self._open_deltas.get(index)
-        if delta is None or len(delta.tokens) >= MAX_TOKENS_PER_DELTA:
+        delta = self._queue.open_delta(output.index)
+        if delta is None:
             self._start()
-            message = StreamGenerateResponse()
-            message.delta.output = index
-            delta = self._open_deltas[index] = _OpenDelta(message, message.delta.tokens)
-            self._put(message, index)
+            delta = self._queue.new_delta(output.index)
         entry = delta.tokens.add()
         if self._settings.want_token_ids:
             entry.id = token
         if self._settings.want_text:
             entry.text = text
+        if output.parts is not None:
+            output.parts.take(text, delta.parts)
         if output.reports is not None:
             output.reports.take(entry)
         if self._first_token_s is None:
@@ -215,16 +201,20 @@ class RequestStream:
         output.is_finished = True
         if self._is_ended:
             return
-        self._open_deltas.pop(output.index, None)
+        if output.parts is not None and (parts := output.parts.end()):
+            self._start()
+            delta = self._queue.open_delta(output.index) or self._queue.new_delta(output.index)
+            output.parts.put(parts, delta.parts)
+        self._queue.close_delta(output.index)
         self._start()
-        self._put(StreamGenerateResponse(finished=finished))
+        self._queue.put(StreamGenerateResponse(finished=finished))
         self._num_finished += 1
         if self._num_finished == len(self.outputs):
             message = StreamGenerateResponse()
             self._describe_usage(message.usage)
             self._is_ended = True
-            self._put(message)
-            self._wake()
+            self._queue.put(message)
+            self._queue.wake()
 
     def _describe_usage(self, into: pb.Usage) -> None:
         into.prompt_tokens = self._settings.num_prompt_tokens
@@ -243,53 +233,33 @@ class RequestStream:
         self.error = error
         self._queue.clear()
         self._end_sequences()
-        if self._waiter is not None:
-            self._wake()
+        if self._queue.is_waited_for:
+            self._queue.wake()
         elif self._reader is not None:
             # It waits inside a write that flow control may hold for ever.
             self._reader.cancel()
-
-    def _put(self, message: StreamGenerateResponse, delta_of: int | None = None) -> None:
-        self._queue.append((message, delta_of))
-        if not self._is_collected:
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     # The call's side.
 
     async def next(self) -> StreamGenerateResponse | None:
         """The next message, none after the last. Raises the RequestError that the stream failed with."""
-        while not self._queue:
+        while (message := self._queue.pop()) is None:
             if self.error is not None:
                 raise self.error
             if self._is_ended:
                 return None
-            await self._wait()
-        message, delta_of = self._queue.popleft()
-        if delta_of is not None:
-            self._num_waiting -= len(message.delta.tokens)
-            if (delta := self._open_deltas.get(delta_of)) is not None and delta.message is message:
-                del self._open_deltas[delta_of]
+            await self._queue.wait()
+        self._num_waiting -= len(message.delta.tokens)
         return message
 
     async def collect(self) -> list[StreamGenerateResponse]:
         """Every message at once, without waking for each. Raises the RequestError that the stream failed with."""
-        self._is_collected = True
+        self._queue.is_collected = True
         while not self._is_ended:
-            await self._wait()
+            await self._queue.wait()
         if self.error is not None:
             raise self.error
-        return [message for message, _ in self._queue]
-
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._queue.all()
 
     def close(self) -> None:
         """The call is over, however it ended: sequences that still run are ended in the engine."""

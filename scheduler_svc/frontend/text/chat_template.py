@@ -71,8 +71,8 @@ class ChatTemplate:
         """End every process; renderings under way are given up."""
         await self._renderers.close()
 
-    async def render(self, variables: Variables, client: str = "", *, has_tools: bool = False) -> str:
-        """The text; clients that wait have their turns one after the other. Raises TemplateRefusedError,
+    async def render(self, variables: Variables, client: str = "", *, has_tools: bool = False) -> Rendered:
+        """Once; clients that wait have their turns one after the other. Raises TemplateRefusedError,
         InvalidArgument for wrong JSON, ResourceExhausted if too many wait."""
         name = _TOOL_USE if has_tools and _TOOL_USE in self._sources else _DEFAULT
         try:
@@ -84,7 +84,7 @@ class ChatTemplate:
             ) from error
         match answer:
             case Rendered():
-                return answer.text
+                return answer
             case Refused():
                 raise TemplateRefusedError(answer.message)
             case Invalid():

@@ -53,6 +53,13 @@ class TokenTexts:
     strip_left: int
     """How many spaces at the start of a text its decoder takes off (SentencePiece: 1)."""
 
+    def showing(self, ids: Iterable[int], full: "TokenTexts") -> "TokenTexts":
+        """The same with these ids as `full` shows them."""
+        raw, whole = self.raw.copy(), self.whole.copy()
+        for token in ids:
+            raw[token], whole[token] = full.raw[token], full.whole[token]
+        return TokenTexts(raw, whole, self.strip_left)
+
 
 class Detokenizer:
     """One output's bytes that do not make a character yet."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import llguidance
 import msgspec
 
-from pagewire.scheduler_svc.frontend.text.grammar_text import GrammarTextError, grammar_text
+from pagewire.scheduler_svc.frontend.text.grammar_text import grammar_text
 from pagewire.scheduler_svc.frontend.text.helper_process import (
     Prepared,
     Refused,
@@ -22,7 +22,7 @@ from pagewire.scheduler_svc.frontend.text.helper_process import (
     limit_memory,
     serve,
 )
-from pagewire.scheduler_svc.frontend.text.languages import Language
+from pagewire.scheduler_svc.frontend.text.languages import GrammarTextError, Language
 from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.grammar import GrammarTokenizer, parser_limits
 from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
@@ -62,7 +62,6 @@ FromCompiler = Prepared | Compiled | Refused
 class _AddedToken(msgspec.Struct, frozen=True):
     id: int
     content: str
-    special: bool = False
 
 
 class _Definition(msgspec.Struct, frozen=True):
@@ -71,17 +70,33 @@ class _Definition(msgspec.Struct, frozen=True):
     added_tokens: list[_AddedToken] = []
 
 
-class SpecialTokens:
-    """Those of one tokenizer, as they are written."""
+def added_tokens(definition: bytes) -> dict[str, int]:
+    """A tokenizer's, as they are written. Raises WireError for a definition that cannot be read."""
+    return {token.content: token.id for token in decode_json(definition, _Definition).added_tokens}
 
-    def __init__(self, definition: bytes, eos_token_ids: tuple[int, ...]) -> None:
-        """Raises WireError for a definition that cannot be read."""
-        added = decode_json(definition, _Definition).added_tokens
-        self._ids = {token.content: token.id for token in added if token.special and token.content}
+
+class SpecialTokens:
+    """Those of one tokenizer, as they are written: the tokens that the library takes for no text. That is more than the
+    definition says: <think> and its like too."""
+
+    def __init__(self, added: dict[str, int], tokenizer: GrammarTokenizer, eos_token_ids: tuple[int, ...]) -> None:
+        self._added = added
+        is_special = tokenizer.of_library.is_special_token
+        self._ids = {
+            content: token
+            for content, token in self._added.items()
+            if content and token < tokenizer.num_ids and is_special(token)
+        }
         self._eos_token_ids = eos_token_ids
+        self.ids = frozenset((*self._ids.values(), *eos_token_ids))
+        """All of them, and those that end an output."""
         # The longest first, so that none is taken for another's beginning.
         written = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
         self._pattern = re.compile(f"({written})" if written else r"(?!)()")
+
+    def token(self, text: str) -> int | None:
+        """The one added token, special or not, that is this text."""
+        return self._added.get(text)
 
     def pieces(self, text: str) -> Iterator[str | int]:
         """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that
@@ -116,7 +131,8 @@ class Compiler:
         os.nice(_NICENESS)
         try:
             tokenizer = GrammarTokenizer.read(request.tokenizer_file, request.eos_token_ids, request.vocab_size)
-            special = SpecialTokens(Path(request.tokenizer_file).read_bytes(), request.eos_token_ids)
+            added = added_tokens(Path(request.tokenizer_file).read_bytes())
+            special = SpecialTokens(added, tokenizer, request.eos_token_ids)
         except (OSError, ValueError, WireError) as error:
             return Refused(_one_line(str(error)))
         self._model = tokenizer, special
@@ -128,7 +144,7 @@ class Compiler:
 def compile_language(language: Language, tokenizer: GrammarTokenizer, special: SpecialTokens) -> Compiled | Refused:
     """The grammar, from which something may be generated; or why not."""
     try:
-        grammar = grammar_text(language, special.pieces)
+        grammar = grammar_text(language, special)
     except GrammarTextError as error:
         return Refused(_one_line(str(error)))
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:

@@ -5,15 +5,19 @@ are written in them; it compiles nothing.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark
 
+from pagewire.scheduler_svc.frontend.text.answer_grammar import answer_text
+from pagewire.scheduler_svc.frontend.text.grammar_writer import GrammarWriter, SpecialTokens, written
 from pagewire.scheduler_svc.frontend.text.languages import (
+    Answer,
     Choice,
+    Content,
     Grammar,
+    GrammarTextError,
     JsonObject,
     JsonSchema,
     Language,
@@ -33,26 +37,39 @@ _JSON: "JsonCompileOptions" = {"whitespace_pattern": _WHITESPACE, "lenient": Fal
 _ANY_OBJECT = '{"type": "object"}'
 _BOOLEANS = {"true": "{}", "false": '{"enum": []}'}
 
-SpecialTokens = Callable[[str], Iterator[str | int]]
-"""Cuts a text at special tokens: its other pieces, and the ids of these."""
 
-
-class GrammarTextError(Exception):
-    """It is no text of its kind; the message says why."""
-
-
-def grammar_text(language: Language, special_tokens: SpecialTokens) -> str:
+def grammar_text(language: Language, special: SpecialTokens) -> str:
     """In the library's form. Raises GrammarTextError."""
     match language:
+        case Answer():
+            content = language.content
+            writer = GrammarWriter(special, lambda schema: _part(JsonSchema(schema)))
+            return answer_text(language, writer, lambda name: [] if content is None else _named(content, name, special))
         case StructuralTags():
-            return _tags_text(language, special_tokens)
+            return json.dumps({"grammars": _tags(language, special)}, ensure_ascii=False)
         case Choice():
-            options = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(language.texts))
-            return f"start: {options}"
+            return _choice(language)
         case Grammar():
             return _lark(language.text)
         case _:
             return _whole_text(language)
+
+
+def _named(content: Content, name: str, special: SpecialTokens) -> list[dict[str, Any]]:
+    """As grammars that another may refer to by this name."""
+    match content:
+        case StructuralTags():
+            first, *others = _tags(content, special)
+            return [{**first, "name": name}, *others]
+        case Choice():
+            return [{"lark_grammar": _choice(content), "name": name}]
+        case _:
+            return [{**_part(content), "name": name}]
+
+
+def _choice(choice: Choice) -> str:
+    options = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(choice.texts))
+    return f"start: {options}"
 
 
 def _whole_text(part: JsonSchema | JsonObject | Regex) -> str:
@@ -88,7 +105,7 @@ def _lark(text: str) -> str:
     return lark
 
 
-def _tags_text(language: StructuralTags, special_tokens: SpecialTokens) -> str:
+def _tags(language: StructuralTags, special: SpecialTokens) -> list[dict[str, Any]]:
     """Free text up to a trigger, then what one of its tags says, and again; last free text."""
     by_trigger: dict[str, list[int]] = {}
     for index, tag in enumerate(language.tags):
@@ -97,24 +114,19 @@ def _tags_text(language: StructuralTags, special_tokens: SpecialTokens) -> str:
     rules = [f"start: ({parts})* TEXT", r"TEXT: /(.|\n)*/"]
     for part, (trigger, indices) in enumerate(by_trigger.items()):
         options = " | ".join(f"tag_{index}" for index in indices)
-        first, *others = special_tokens(trigger)
+        first, *others = special.pieces(trigger)
         if isinstance(first, int):
-            rules.append(f"part_{part}: TEXT {_written([first, *others])} ({options})")
+            rules.append(f"part_{part}: TEXT {written([first, *others])} ({options})")
         else:
             # Lazy: free text ends where the trigger is first complete.
-            rules.append(f"head_{part}[lazy]: TEXT {_written([first])}")
-            rules.append(f"part_{part}: head_{part} {_written(others)} ({options})")
+            rules.append(f"head_{part}[lazy]: TEXT {written([first])}")
+            rules.append(f"part_{part}: head_{part} {written(others)} ({options})")
     for index, tag in enumerate(language.tags):
-        rest = _written(special_tokens(tag.begin[len(tag.trigger) :]))
-        rules.append(f"tag_{index}: {rest} @content_{index} {_written(special_tokens(tag.end))}")
+        rest = written(special.pieces(tag.begin[len(tag.trigger) :]))
+        rules.append(f"tag_{index}: {rest} @content_{index} {written(special.pieces(tag.end))}")
     grammars: list[dict[str, Any]] = [{"lark_grammar": "\n".join(rules)}]
     grammars += [{**_content(tag, index), "name": f"content_{index}"} for index, tag in enumerate(language.tags)]
-    return json.dumps({"grammars": grammars}, ensure_ascii=False)
-
-
-def _written(pieces: Iterable[str | int]) -> str:
-    """As Lark has them: a special token by its id."""
-    return " ".join(f"<[{each}]>" if isinstance(each, int) else json.dumps(each, ensure_ascii=False) for each in pieces)
+    return grammars
 
 
 def _content(tag: Tag, index: int) -> dict[str, Any]:

@@ -2,6 +2,12 @@
 
 import msgspec
 
+from pagewire.scheduler_svc.frontend.text.chat_format import ToolCallFormat
+
+
+class GrammarTextError(Exception):
+    """A language is no text of its kind, or cannot be held to; the message says why."""
+
 
 class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
     """JSON of a schema."""
@@ -50,4 +56,48 @@ class StructuralTags(msgspec.Struct, frozen=True, tag="structural_tags"):
     tags: tuple[Tag, ...]
 
 
-Language = JsonSchema | JsonObject | Regex | Grammar | Choice | StructuralTags
+Content = JsonSchema | JsonObject | Regex | Grammar | Choice | StructuralTags
+
+
+class AnswerReasoning(msgspec.Struct, frozen=True):
+    """Reasoning at a chat answer's beginning."""
+
+    begin: str
+    end: str
+    is_open: bool
+    """The prompt has begun it; else it may begin, or not."""
+    max_tokens: int | None
+
+
+class CallableTool(msgspec.Struct, frozen=True):
+    """A tool."""
+
+    index: int
+    """Among the request's."""
+    name: str
+    schema: str | None
+    """Of its arguments; none where it has none."""
+
+
+class Calls(msgspec.Struct, frozen=True):
+    """Calls of tools."""
+
+    format: ToolCallFormat
+    tools: tuple[CallableTool, ...]
+    """What they are held to; empty where they are as free as other text."""
+    is_required: bool
+    """Nothing else may stand in their place."""
+    is_single: bool
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """A chat's answer: reasoning, then content or calls."""
+
+    content: Content | None
+    """None where it may be any text."""
+    reasoning: AnswerReasoning | None
+    calls: Calls | None
+    """None where there are no tools to call."""
+
+
+Language = Content | Answer

@@ -59,9 +59,11 @@ class Render(msgspec.Struct, frozen=True, tag="render"):
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
-    """The text."""
+    """The text, and what was asked for besides."""
 
     text: str
+    parameter_types: dict[str, dict[str, list[str]]] = {}
+    """By tool and parameter."""
 
 
 ToRenderer = Prepare | Render
@@ -143,9 +145,11 @@ def render(compiled: CompiledTemplate, variables: Variables, max_output_bytes: i
     """Render in the first form of the variables that the template takes; where it takes none, the first's refusal."""
     refusals: list[Refused] = []
     try:
-        for form in TemplateForms(variables).forms(compiled.asks_for_none):
+        forms = TemplateForms(variables)
+        types = forms.parameter_types() if variables.wants_parameter_types else {}
+        for form in forms.forms(compiled.asks_for_none):
             try:
-                return _render_form(compiled.template, form, max_output_bytes)
+                return _render_form(compiled.template, form, max_output_bytes, types)
             except MemoryError:
                 raise
             except Exception as error:  # whatever a template does is its request's fault, and ends nothing else
@@ -158,7 +162,9 @@ def render(compiled: CompiledTemplate, variables: Variables, max_output_bytes: i
     return refusals[0]
 
 
-def _render_form(template: jinja2.Template, values: dict[str, Any], max_output_bytes: int) -> Rendered | Refused:
+def _render_form(
+    template: jinja2.Template, values: dict[str, Any], max_output_bytes: int, types: dict[str, dict[str, list[str]]]
+) -> Rendered | Refused:
     """Piece by piece, so that an output over the limit is noticed before it is whole."""
     pieces: list[str] = []
     size = 0
@@ -167,7 +173,7 @@ def _render_form(template: jinja2.Template, values: dict[str, Any], max_output_b
         if size > max_output_bytes:
             return Refused(f"the chat template's output is over the limit of {max_output_bytes} bytes")
         pieces.append(piece)
-    return Rendered("".join(pieces))
+    return Rendered("".join(pieces), types)
 
 
 class _Renderer:

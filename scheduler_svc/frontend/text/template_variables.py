@@ -21,6 +21,7 @@ import msgspec
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import quote
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
+from pagewire.scheduler_svc.frontend.text.parameter_types import parameter_types
 
 
 class JsonText(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ class Variables(msgspec.Struct, frozen=True):
     template_arguments: JsonText | None = None
     reserved: list[str] = []
     """Names that template_arguments may not set."""
+    wants_parameter_types: bool = False
+    """Whether what the tools' parameters may be is asked for."""
 
 
 class CallArguments(dict[str, Any]):
@@ -107,6 +110,11 @@ class TemplateForms:
                     yield self._values
                 else:
                     yield self._values | {"messages": [_without_none(message, content) for message in messages]}
+
+    def parameter_types(self) -> dict[str, dict[str, list[str]]]:
+        """Of the tools' parameters, by tool."""
+        functions = [tool["function"] for tool in self._values.get("tools") or ()]
+        return {function["name"]: parameter_types(function.get("parameters")) for function in functions}
 
     def _place(self, where: JsonText, value: object) -> None:
         holder: Any = self._values

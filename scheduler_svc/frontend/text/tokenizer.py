@@ -78,6 +78,9 @@ class TextTokenizer:
         vocab_size = spec.decoder.vocab_size
         self._texts_without_special = token_bytes.texts(written, special, vocab_size)
         self._texts_with_special = token_bytes.texts(written, frozenset(), vocab_size)
+        self._special = {written[token]: token for token in special if token < vocab_size}
+        self._texts_with_some: dict[frozenset[int], TokenTexts] = {}
+        """Without special tokens but these; as many as there are formats of chats."""
 
     async def encode(self, text: str, *, add_special_tokens: bool, client: str = "") -> list[int]:
         """Tokenize; special tokens written in the text are recognized. `add_special_tokens` also puts in front and
@@ -126,12 +129,21 @@ class TextTokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def _texts(self, skip_special_tokens: bool) -> TokenTexts:
-        return self._texts_without_special if skip_special_tokens else self._texts_with_special
+    def _texts(self, skip_special_tokens: bool, shown: frozenset[str] = frozenset()) -> TokenTexts:
+        if not skip_special_tokens:
+            return self._texts_with_special
+        ids = frozenset(self._special[text] for text in shown if text in self._special)
+        if not ids:
+            return self._texts_without_special
+        if ids not in self._texts_with_some:
+            self._texts_with_some[ids] = self._texts_without_special.showing(ids, self._texts_with_special)
+        return self._texts_with_some[ids]
 
-    def detokenizer(self, *, skip_special_tokens: bool, prompt: Sequence[int]) -> Detokenizer:
-        """For one output of the prompt with these ids."""
-        return Detokenizer(self._texts(skip_special_tokens), after=prompt)
+    def detokenizer(
+        self, *, skip_special_tokens: bool, prompt: Sequence[int], shown: frozenset[str] = frozenset()
+    ) -> Detokenizer:
+        """For one output of the prompt with these ids. `shown`: special tokens that are not skipped."""
+        return Detokenizer(self._texts(skip_special_tokens, shown), after=prompt)
 
     def bytes_of(self, token: int) -> bytes:
         """A token's own bytes, which need not be valid UTF-8; none of an id that the tokenizer lacks."""

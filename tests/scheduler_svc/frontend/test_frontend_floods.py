@@ -22,6 +22,7 @@ from support.tiny_tokenizer import make_spec
 from pagewire.scheduler_svc.frontend import app as app_module
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate
 from pagewire.scheduler_svc.frontend.text.detokenizer import UnsupportedTokenizerError
+from pagewire.scheduler_svc.frontend.text.template_process import Rendered
 from pagewire.scheduler_svc.frontend.text.tokenizer import LONG_CHARACTERS, TextTokenizer
 from pagewire.v1 import generation_pb2, inference_pb2, model_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
@@ -206,7 +207,10 @@ def chat_request(unused: int, content: str = "hi") -> inference_pb2.StreamGenera
     """A chat with so many bytes of tools that its template does not look at."""
     message = generation_pb2.ChatMessage(role=generation_pb2.CHAT_ROLE_USER, content=content)
     sizes = [min(MAX_JSON, unused - done) for done in range(0, unused, MAX_JSON)]
-    tools = [generation_pb2.Tool(name="unused", parameters=json.dumps({"text": "x" * size})) for size in sizes]
+    tools = [
+        generation_pb2.Tool(name=f"unused_{index}", parameters=json.dumps({"text": "x" * size}))
+        for index, size in enumerate(sizes)
+    ]
     chat = generation_pb2.Chat(messages=[message], tools=tools)
     return inference_pb2.StreamGenerateRequest(
         generation=generation_pb2.Generation(prompt=generation_pb2.Prompt(chat=chat))
@@ -249,9 +253,9 @@ def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
     async def test() -> None:
         rendered = asyncio.Event()
 
-        async def render(*_: object, **__: object) -> str:
+        async def render(*_: object, **__: object) -> Rendered:
             await rendered.wait()
-            return "hi"
+            return Rendered("hi")
 
         monkeypatch.setattr(ChatTemplate, "render", render)
         changes = {"api_keys_file": str(tmp_path / "keys"), "max_request_bytes_in_flight": 1_000_000}

@@ -212,7 +212,7 @@ def test_every_field_of_a_generation_is_read_or_refused(spec: ModelSpec) -> None
     read = {
         "Sampling": {"temperature", "top_k", "top_p", "seed", "min_p"},
         "Stopping": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop"},
-        "Output": {"text", "token_ids", "skip_special_tokens", "processed_logprobs"},
+        "Output": {"text", "token_ids", "skip_special_tokens", "processed_logprobs", "parts"},
     }
     needs_logits = {field.split(".")[1] for field, _ in NO_LOGITS if "." in field}
     for message in (pb.Sampling, pb.Stopping, pb.Output):

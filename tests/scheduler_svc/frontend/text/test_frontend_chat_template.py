@@ -79,7 +79,7 @@ def test_a_rendering_that_takes_too_long_is_ended_and_the_next_one_works(run: Ru
         template = ChatTemplate(source, limits)
         await template.start()
         try:
-            assert await template.render(Variables({"messages": ""})) == "done"
+            assert (await template.render(Variables({"messages": ""}))).text == "done"
             began = time.monotonic()
             beats = 0
             looping = asyncio.create_task(template.render(Variables({"messages": "loop"})))
@@ -90,15 +90,15 @@ def test_a_rendering_that_takes_too_long_is_ended_and_the_next_one_works(run: Ru
             with pytest.raises(TemplateRefusedError, match=r"longer than 0\.3 s"):
                 await looping
             assert time.monotonic() - began < 5
-            assert await template.render(Variables({"messages": ""})) == "done"
+            assert (await template.render(Variables({"messages": ""}))).text == "done"
             with pytest.raises(TemplateRefusedError, match="memory"):
                 await template.render(Variables({"messages": "memory"}))
-            assert await template.render(Variables({"messages": ""})) == "done"
+            assert (await template.render(Variables({"messages": ""}))).text == "done"
 
             abandoned = asyncio.create_task(template.render(Variables({"messages": ""})))
             await asyncio.sleep(0)
             abandoned.cancel()
-            assert await template.render(Variables({"messages": ""})) == "done"
+            assert (await template.render(Variables({"messages": ""}))).text == "done"
 
             waiting = [asyncio.create_task(template.render(Variables({"messages": "loop"}))) for _ in range(2)]
             await asyncio.sleep(0)
@@ -125,7 +125,7 @@ def test_renderings_that_nobody_waits_for_any_more_hold_nobody_up(run: Run) -> N
             for rendering in abandoned:
                 rendering.cancel()
             async with asyncio.timeout(10):  # the first had begun; all of them would take 30 s
-                assert await template.render(Variables({"messages": ""})) == "x"
+                assert (await template.render(Variables({"messages": ""}))).text == "x"
         finally:
             await template.close()
 

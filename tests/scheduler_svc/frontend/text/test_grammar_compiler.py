@@ -12,7 +12,7 @@ import pytest
 from support.tiny_tokenizer import make_spec, make_tokenizer
 
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler, LanguageRefusedError
-from pagewire.scheduler_svc.frontend.text.grammar_process import Compiled, SpecialTokens, compile_language
+from pagewire.scheduler_svc.frontend.text.grammar_process import Compiled, SpecialTokens, added_tokens, compile_language
 from pagewire.scheduler_svc.frontend.text.helper_process import Refused
 from pagewire.scheduler_svc.frontend.text.languages import (
     Choice,
@@ -44,7 +44,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     spec = make_spec(tmp_path_factory.mktemp("spec"))
     assert spec.tokenizer_file is not None
     tokenizer = GrammarTokenizer.read(spec.tokenizer_file, spec.eos_token_ids, spec.decoder.vocab_size)
-    return Known(tokenizer, SpecialTokens(Path(spec.tokenizer_file).read_bytes(), spec.eos_token_ids))
+    return Known(
+        tokenizer, SpecialTokens(added_tokens(Path(spec.tokenizer_file).read_bytes()), tokenizer, spec.eos_token_ids)
+    )
 
 
 def is_whole(language: Language, text: str, known: Known) -> bool:

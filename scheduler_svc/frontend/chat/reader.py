@@ -1,0 +1,273 @@
+"""The reader of one answer: text as it comes → parts, as the chat's format has them.
+
+    reasoning    at the beginning, between its markers, or from the prompt on where that began it
+    content      up to a call's marker, and behind a call
+    calls        handed on as they come; one that goes wrong is told as text with the reason, and reading goes on
+
+Invariants: the parts do not depend on how the text was cut; every character is in a part, but for markers, layout
+beside them, and what a well-formed call's own writing takes; nothing that a model writes raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pagewire.scheduler_svc.frontend.chat.json_calls import OpenCall, read_arguments, read_object
+from pagewire.scheduler_svc.frontend.chat.parameter_calls import read_function
+from pagewire.scheduler_svc.frontend.chat.parts import Content, Malformed, MalformedCallError, Part, Reasoning
+from pagewire.scheduler_svc.frontend.chat.source import LAYOUT, Source, Steps, open_length
+from pagewire.scheduler_svc.frontend.text.chat_format import (
+    ARGUMENTS_MARKER,
+    CALL_BEGINS,
+    CALL_END,
+    CALL_ID_MARKER,
+    REASONING_MARKERS,
+    ChatFormat,
+    ReasoningStart,
+    ToolCallFormat,
+)
+from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
+
+_BARE_CALL = "{"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerForm:
+    """What a chat's answers are made of."""
+
+    format: ChatFormat = field(default_factory=ChatFormat)
+    """Of calls: none where no tool may be called."""
+    reasoning: ReasoningStart = ReasoningStart.NONE
+    tools: Mapping[str, ParameterTypes] = field(default_factory=dict)
+    """Those that may be called, by name, with what their parameters may be."""
+
+
+class AnswerReader:
+    """Reads one answer. Feed it the text in order, then end it."""
+
+    def __init__(self, form: AnswerForm) -> None:
+        self._form = form
+        self._source = Source()
+        self._parts: list[Part] = []
+        self._num_calls = 0
+        self._begins = CALL_BEGINS[form.format.tool_calls]
+        self._steps = self._answer()
+
+    def take(self, text: str) -> list[Part]:
+        """What it now turns out to say."""
+        self._source.feed(text)
+        return self._step()
+
+    def end(self) -> list[Part]:
+        """No more text comes: what was held back."""
+        self._source.is_ended = True
+        return self._step()
+
+    def _step(self) -> list[Part]:
+        next(self._steps, None)
+        parts, self._parts = self._parts, []
+        return parts
+
+    def _answer(self) -> Steps[None]:
+        if (yield from self._begins_reasoning()):
+            markers = REASONING_MARKERS[self._form.format.reasoning]
+            yield from self._source.skip_space()
+            if (yield from self._text(Reasoning, (markers.end,))) is not None:
+                self._source.advance(len(markers.end))
+                yield from self._source.skip_space()
+        if self._form.format.tool_calls is ToolCallFormat.LLAMA3:
+            yield from self._bare_calls()
+        while (marker := (yield from self._text(Content, self._begins))) is not None:
+            yield from self._calls(marker)
+            yield from self._source.skip_space()
+
+    def _begins_reasoning(self) -> Steps[bool]:
+        if self._form.reasoning is not ReasoningStart.MAY_BEGIN:
+            return self._form.reasoning is ReasoningStart.OPEN
+        begin = REASONING_MARKERS[self._form.format.reasoning].begin
+        while True:
+            rest = self._source.rest
+            text = rest.lstrip(LAYOUT)
+            if text.startswith(begin):
+                self._source.advance(len(rest) - len(text) + len(begin))
+                return True
+            if self._source.is_ended or not begin.startswith(text):
+                return False
+            yield
+
+    def _text(self, kind: type[Content | Reasoning], ends: tuple[str, ...]) -> Steps[str | None]:
+        """Tell text up to the first of these, which is not read, or to the end of the answer, and which it was. Layout
+        before it is dropped."""
+        source = self._source
+        while True:
+            rest = source.rest
+            found = min(((rest.find(end), end) for end in ends if end in rest), default=None)
+            if found is not None:
+                self._tell(kind, source.advance(found[0]).rstrip(LAYOUT))
+                return found[1]
+            kept = 0 if source.is_ended or not ends else open_length(rest, ends)
+            said = rest[: len(rest) - kept]
+            if ends and not source.is_ended:
+                said = said.rstrip(LAYOUT)
+            self._tell(kind, source.advance(len(said)))
+            if source.is_ended:
+                return None
+            yield
+
+    def _tell(self, kind: type[Content | Reasoning], text: str) -> None:
+        if text:
+            self._parts.append(kind(text))
+
+    # Calls.
+
+    def _calls(self, marker: str) -> Steps[None]:
+        """Those that a marker begins."""
+        match self._form.format.tool_calls:
+            case ToolCallFormat.QWEN3 | ToolCallFormat.QWEN3_CODER:
+                yield from self._call(lambda call: self._tagged(marker, call), CALL_END)
+            case ToolCallFormat.LLAMA3:
+                yield from self._objects(marker)
+            case _:
+                self._source.record()
+                self._source.advance(len(marker))
+                yield from self._source.skip_space()
+                is_array = (yield from self._source.peek()) == "["
+                marker += self._source.recorded()[len(marker) :]
+                if is_array:
+                    yield from self._array(marker)
+                else:
+                    yield from self._call(self._named, None, read_before=marker)
+
+    def _call(
+        self, read: Callable[[OpenCall], Steps[None]], end: str | None, *, read_before: str = "", is_bare: bool = False
+    ) -> Steps[bool]:
+        """One call; whether it was one. One that is none is told with what follows it, up to its end or to where
+        another may begin. `is_bare`: nothing but its own writing shows that it is one."""
+        source = self._source
+        call = OpenCall(self._num_calls, self._form.tools, lambda part: self._parts.append(part))
+        source.record()
+        try:
+            yield from read(call)
+        except MalformedCallError as error:
+            if is_bare and not call.is_begun:
+                self._tell(Content, source.recorded())
+                return False
+            yield from self._skip(end)
+            index = call.index if call.is_begun else None
+            self._num_calls += call.is_begun
+            self._parts.append(Malformed(read_before + source.recorded(), str(error), index))
+            return False
+        source.recorded()
+        self._num_calls += 1
+        call.complete()
+        return True
+
+    def _skip(self, end: str | None) -> Steps[None]:
+        found = (yield from self._source.until(*self._begins, *([end] if end else [])))[1]
+        if found is not None and found == end:
+            self._source.advance(len(end))
+
+    def _tagged(self, marker: str, call: OpenCall) -> Steps[None]:
+        """<tool_call>…</tool_call>; a function's own end is enough where its outer marker was left out, and the end of
+        the answer where its outer end was."""
+        source = self._source
+        is_enclosed = marker == self._begins[0]
+        if is_enclosed:
+            source.advance(len(marker))
+            yield from source.skip_space()
+        is_function = self._form.format.tool_calls is ToolCallFormat.QWEN3_CODER
+        if is_function:
+            yield from read_function(source, call, self._form.tools)
+        else:
+            yield from read_object(source, call)
+        if (yield from self._is_closed()) or not is_enclosed:
+            return
+        # Several functions may stand in one enclosure.
+        if not is_function or (yield from source.begins_with(*self._begins[1:])) is None:
+            raise MalformedCallError(f"something else than {CALL_END} follows it")
+
+    def _is_closed(self) -> Steps[bool]:
+        source = self._source
+        yield from source.skip_space()
+        if (yield from source.begins_with(CALL_END)) is not None:
+            source.advance(len(CALL_END))
+            return True
+        return source.is_ended and not source.rest
+
+    def _named(self, call: OpenCall) -> Steps[None]:
+        """name[ARGS]{…}, also with an id between, and without the marker."""
+        source = self._source
+        name, end = yield from source.until(ARGUMENTS_MARKER, CALL_ID_MARKER, "{", *self._begins)
+        if end is None or end in self._begins:
+            raise MalformedCallError("its name does not end")
+        call.name(name.strip())
+        if end == CALL_ID_MARKER:
+            end = (yield from source.until(ARGUMENTS_MARKER, "{"))[1]
+        if end == ARGUMENTS_MARKER:
+            source.advance(len(end))
+        yield from source.skip_space()
+        yield from read_arguments(source, call)
+
+    def _array(self, marker: str) -> Steps[None]:
+        """[{…}, {…}]"""
+        source = self._source
+        before, wanted = marker, "["
+        while True:
+            separated = wanted
+
+            def read(call: OpenCall, separated: str = separated) -> Steps[None]:
+                yield from source.skip_space()
+                if (yield from source.peek()) != separated:
+                    raise MalformedCallError("neither comma nor bracket stands behind a call")
+                source.advance(1)
+                yield from source.skip_space()
+                yield from read_object(source, call)
+
+            if not (yield from self._call(read, None, read_before=before)):
+                return
+            yield from source.skip_space()
+            if (yield from source.peek()) in ("]", ""):
+                source.advance(len((yield from source.peek())))
+                return
+            before, wanted = "", ","
+
+    def _objects(self, marker: str) -> Steps[None]:
+        """{…}; {…} behind a marker."""
+        source = self._source
+
+        def read(call: OpenCall) -> Steps[None]:
+            source.advance(len(marker))
+            yield from source.skip_space()
+            yield from read_object(source, call)
+
+        if (yield from self._call(read, None)):
+            yield from self._further()
+
+    def _bare_calls(self) -> Steps[None]:
+        """{…}; {…} where an answer begins with it, and it is a call."""
+        source = self._source
+        while not (text := source.rest.lstrip(LAYOUT)) and not source.is_ended:
+            yield
+        if text.startswith(_BARE_CALL):
+
+            def read(call: OpenCall) -> Steps[None]:
+                yield from source.skip_space()
+                yield from read_object(source, call)
+
+            if (yield from self._call(read, None, is_bare=True)):
+                yield from self._further()
+
+    def _further(self) -> Steps[None]:
+        """; {…} behind a call."""
+        source = self._source
+
+        def read(call: OpenCall) -> Steps[None]:
+            source.advance(1)
+            yield from source.skip_space()
+            yield from read_object(source, call)
+
+        while True:
+            yield from source.skip_space()
+            if (yield from source.peek()) != ";" or not (yield from self._call(read, None)):
+                return

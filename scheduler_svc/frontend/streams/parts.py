@@ -1,0 +1,121 @@
+"""Parts on their way to the client: an answer's text as it leaves becomes messages of the contract.
+
+It knows the messages, and of what text says only what the reader tells.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+from pagewire.scheduler_svc.frontend.chat.parts import (
+    CallArguments,
+    CallBegun,
+    CallComplete,
+    Content,
+    Malformed,
+    Part,
+    Reasoning,
+)
+from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.v1 import inference_pb2
+from pagewire.wire.requests import Submit
+
+_ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ID_LENGTH = 9
+"""What Mistral's templates take, and no other minds."""
+
+Parts = RepeatedCompositeFieldContainer[pb.Part]
+
+
+class AnswerParts:
+    """One output's parts."""
+
+    __slots__ = ("_reader", "_submit")
+
+    def __init__(self, reader: AnswerReader, submit: Submit) -> None:
+        self._reader = reader
+        self._submit = submit
+
+    def take(self, text: bytes, into: Parts) -> None:
+        """Add what this text, whole characters, turns out to say."""
+        if text:
+            self.put(self._reader.take(text.decode()), into)
+
+    def end(self) -> list[Part]:
+        """What was held back."""
+        return self._reader.end()
+
+    def put(self, parts: Iterable[Part], into: Parts) -> None:
+        """Add parts, each joined to the last where it goes on."""
+        for part in parts:
+            last = into[-1] if into else None
+            match part:
+                case Content():
+                    entry = last if last is not None and last.HasField("content") else into.add()
+                    entry.content += part.text
+                case Reasoning():
+                    entry = last if last is not None and last.HasField("reasoning") else into.add()
+                    entry.reasoning += part.text
+                case CallBegun():
+                    call = into.add().tool_call
+                    call.index, call.id, call.name = part.index, call_id(self._submit, part.index), part.name
+                case CallArguments():
+                    _call_entry(last, into, part.index).arguments += part.text
+                case CallComplete():
+                    _call_entry(last, into, part.index).is_complete = True
+                case Malformed():
+                    into.add(malformed_call=pb.MalformedCall(text=part.text, reason=part.reason, index=part.index))
+
+
+def _call_entry(last: pb.Part | None, into: Parts, index: int) -> pb.ToolCallPart:
+    if last is not None and last.HasField("tool_call") and last.tool_call.index == index:
+        return last.tool_call
+    call = into.add().tool_call
+    call.index = index
+    return call
+
+
+def call_id(submit: Submit, index: int) -> str:
+    """A call's name: the same whenever the same request is made, another in every other place of a conversation."""
+    digest = hashlib.blake2b(submit.prompt, digest_size=16)
+    digest.update(submit.sampling.seed.to_bytes(8, "little") + index.to_bytes(4, "little"))
+    number = int.from_bytes(digest.digest(), "little")
+    letters = []
+    for _ in range(_ID_LENGTH):
+        number, letter = divmod(number, len(_ID_ALPHABET))
+        letters.append(_ID_ALPHABET[letter])
+    return "".join(letters)
+
+
+def join_parts(parts: Iterable[pb.Part], into: inference_pb2.Completion) -> None:
+    """The whole answer from all of its parts."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, pb.ToolCall] = {}
+    arguments: dict[int, list[str]] = {}
+    for part in parts:
+        match part.WhichOneof("kind"):
+            case "content":
+                content.append(part.content)
+            case "reasoning":
+                reasoning.append(part.reasoning)
+            case "tool_call":
+                piece = part.tool_call
+                if piece.HasField("name"):
+                    calls[piece.index] = pb.ToolCall(id=piece.id, name=piece.name)
+                arguments.setdefault(piece.index, []).append(piece.arguments)
+            case "malformed_call":
+                into.malformed_calls.add().CopyFrom(part.malformed_call)
+                if part.malformed_call.HasField("index"):
+                    del calls[part.malformed_call.index]
+    message = into.message
+    message.role = pb.CHAT_ROLE_ASSISTANT
+    for index, call in calls.items():
+        call.arguments = "".join(arguments[index])
+        message.tool_calls.add().CopyFrom(call)
+    if reasoning:
+        message.reasoning_content = "".join(reasoning)
+    if content or not (calls or reasoning):
+        message.content = "".join(content)
