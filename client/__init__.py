@@ -27,7 +27,7 @@ from pagewire.client.errors import (
     Unavailable,
 )
 from pagewire.client.local import local, local_async
-from pagewire.client.prompts import Chat, Message, Parameters, Tag, Tool, ToolCall
+from pagewire.client.prompts import Chat, ChatFormat, Message, NamedTool, Parameters, Tag, Tool, ToolCall
 from pagewire.client.retry import NO_RETRY, RetryPolicy
 from pagewire.client.sync import Client
 from pagewire.client.sync_stream import Stream
@@ -35,18 +35,23 @@ from pagewire.client.transport import Tls
 from pagewire.client.types import (
     Candidate,
     Completion,
+    ContentPart,
     Delta,
     Event,
     Finished,
     FinishReason,
     HealthStatus,
+    MalformedCall,
     Model,
+    Part,
     PromptTokens,
+    ReasoningPart,
     Result,
     Started,
     Timings,
     Token,
     Tokenized,
+    ToolCallPart,
     Usage,
 )
 
@@ -58,8 +63,10 @@ __all__ = [
     "Cancelled",
     "Candidate",
     "Chat",
+    "ChatFormat",
     "Client",
     "Completion",
+    "ContentPart",
     "DeadlineExceeded",
     "Delta",
     "Event",
@@ -68,15 +75,19 @@ __all__ = [
     "HealthStatus",
     "InvalidRequest",
     "LaunchError",
+    "MalformedCall",
     "Message",
     "Model",
+    "NamedTool",
     "NotFound",
     "Overloaded",
     "PagewireError",
     "Parameters",
+    "Part",
     "PermissionDenied",
     "PromptTokens",
     "ProtocolError",
+    "ReasoningPart",
     "Result",
     "RetryPolicy",
     "ServerError",
@@ -89,6 +100,7 @@ __all__ = [
     "Tokenized",
     "Tool",
     "ToolCall",
+    "ToolCallPart",
     "Unauthenticated",
     "Unavailable",
     "Usage",

@@ -17,7 +17,7 @@ from pagewire.client import requests, responses
 from pagewire.client.aio_stream import AsyncConnection, AsyncStream, told_apart
 from pagewire.client.calls import Cancellable
 from pagewire.client.errors import PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolLike
+from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolChoiceLike, ToolLike
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
 from pagewire.client.types import HealthStatus, Model, Result, Tokenized
@@ -113,12 +113,25 @@ class AsyncClient:
         messages: Sequence[MessageLike],
         *,
         tools: Sequence[ToolLike] = (),
+        tool_choice: ToolChoiceLike | None = None,
+        parallel_tool_calls: bool | None = None,
+        max_reasoning_tokens: int | None = None,
+        continue_final_message: bool | None = None,
         template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Result:
-        """The answer to a conversation. `stream(Chat(messages, …))` streams it."""
-        prompt = Chat(messages, tools, template_arguments)
+        """The answer to a conversation, whose `message` may be put behind the others. `stream(Chat(messages, …))`
+        streams it."""
+        prompt = Chat(
+            messages,
+            tools,
+            template_arguments,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            max_reasoning_tokens=max_reasoning_tokens,
+            continue_final_message=continue_final_message,
+        )
         return await self._generate(prompt, timeout_s, parameters)
 
     @overload

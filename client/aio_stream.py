@@ -19,7 +19,7 @@ from pagewire.client.resume import Answer, Ask, Resumption
 from pagewire.client.retry import Attempts
 from pagewire.client.transcript import Diverged, Transcript
 from pagewire.client.transport import Transport
-from pagewire.client.types import Delta, Event, Result
+from pagewire.client.types import Delta, Event, Part, Result
 from pagewire.v1 import inference_pb2, inference_pb2_grpc, model_pb2_grpc
 
 T = TypeVar("T")
@@ -119,6 +119,15 @@ class AsyncStream(AsyncIterator[Event]):
             match event:
                 case Delta(output=0) if event.text:
                     yield event.text
+
+    @property
+    async def parts(self) -> AsyncIterator[Part]:
+        """Iterates over what the first output of a chat says instead, piece by piece."""
+        async for event in self:
+            match event:
+                case Delta(output=0):
+                    for part in event.parts:
+                        yield part
 
     async def result(self) -> Result:
         """Read to the end; the whole generation, what was iterated over before included."""

@@ -60,6 +60,12 @@ def tool(value: object, path: str) -> Tool:
     return Tool(_name(function, path), _text(function, "description", f"{path}.function"), parameters)
 
 
+def chosen_tool(value: Mapping[str, object], path: str) -> str:
+    """The name in {"type": "function", "function": {"name": …}}. Raises InvalidRequest."""
+    entry = _mapping(value, path, "a mapping", frozenset({"type", "function"}))
+    return _name(_function(entry, path, frozenset({"name"})), path)
+
+
 def items(value: object, path: str) -> Sequence[object]:
     """What should be a sequence; None is an empty one. Raises InvalidRequest."""
     if value is None:

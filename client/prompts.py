@@ -81,14 +81,44 @@ TagLike: TypeAlias = Tag | Mapping[str, object]
 """A tag, or a mapping with the keys that `Tag` has."""
 
 
+ReasoningFormat = Literal["none", "think", "mistral"]
+ToolCallFormat = Literal["none", "qwen3", "qwen3_coder", "llama3", "mistral", "mistral_args"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a model writes its reasoning and its calls; None: as its template shows."""
+
+    reasoning: ReasoningFormat | None = None
+    tool_calls: ToolCallFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTool:
+    """The choice of one tool, which the model must call."""
+
+    name: str
+
+
+ToolChoiceLike: TypeAlias = Literal["auto", "none", "required"] | NamedTool | Mapping[str, object]
+"""Whether the model calls tools; a mapping is {"type": "function", "function": {"name": …}}, as OpenAI's clients have
+it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation with what its template needs besides the messages."""
+    """A conversation, and what bears on its answer besides the messages."""
 
     messages: Sequence[MessageLike]
     tools: Sequence[ToolLike] = ()
     template_arguments: Json | None = None
     add_generation_prompt: bool | None = None
+    tool_choice: ToolChoiceLike | None = None
+    parallel_tool_calls: bool | None = None
+    max_reasoning_tokens: int | None = None
+    continue_final_message: bool | None = None
+    """Go on with the last message, the assistant's."""
+    format: ChatFormat | None = None
 
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[MessageLike] | Chat
@@ -139,6 +169,8 @@ class Parameters(TypedDict, total=False):
     """Ids whose log-probabilities come with every token."""
     processed_logprobs: bool | None
     """Log-probabilities after bias, penalties and bans instead of before."""
+    return_parts: bool | None
+    """Tell a chat's content, reasoning and calls apart; as if true."""
     prompt_logprobs: bool | None
     num_prompt_candidates: int | None
     skip_special_tokens: bool | None

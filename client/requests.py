@@ -13,8 +13,8 @@ from typing import TypeVar, cast
 
 from google.protobuf import duration_pb2
 
-from pagewire.client import openai_shapes
-from pagewire.client.constraints import constraint, json_or_none
+from pagewire.client.chats import chat_message
+from pagewire.client.constraints import constraint
 from pagewire.client.errors import BatchError, InvalidRequest, PagewireError, brief
 from pagewire.client.messages import build_message
 from pagewire.client.prompts import Chat, Message, MessageLike, Parameters, Prompt, Prompts
@@ -23,12 +23,6 @@ from pagewire.v1 import inference_pb2
 
 T = TypeVar("T")
 
-_ROLES: Mapping[str, pb.ChatRole] = {
-    "system": pb.CHAT_ROLE_SYSTEM,
-    "user": pb.CHAT_ROLE_USER,
-    "assistant": pb.CHAT_ROLE_ASSISTANT,
-    "tool": pb.CHAT_ROLE_TOOL,
-}
 _SAMPLING = tuple(pb.Sampling.DESCRIPTOR.fields_by_name)
 """Parameters of the contract's own names."""
 
@@ -56,6 +50,7 @@ def generation(prompt: Prompt, parameters: Parameters) -> pb.Generation:
         token_ids=get("return_token_ids"),
         logprobs=get("logprobs"),
         num_candidates=get("num_candidates"),
+        parts=get("return_parts"),
         prompt_logprobs=get("prompt_logprobs"),
         num_prompt_candidates=get("num_prompt_candidates"),
         skip_special_tokens=get("skip_special_tokens"),
@@ -85,9 +80,9 @@ def prompt_message(prompt: object, path: str) -> pb.Prompt:
         case str():
             return build_message(pb.Prompt, path, text=prompt)
         case Chat():
-            return pb.Prompt(chat=_chat(prompt, f"{path}.chat"))
+            return pb.Prompt(chat=chat_message(prompt, f"{path}.chat"))
         case [Message() | Mapping(), *_]:
-            return pb.Prompt(chat=_chat(Chat(cast(Sequence[MessageLike], prompt)), f"{path}.chat"))
+            return pb.Prompt(chat=chat_message(Chat(cast(Sequence[MessageLike], prompt)), f"{path}.chat"))
         case [int(), *_]:
             return pb.Prompt(token_ids=build_message(pb.TokenIds, f"{path}.token_ids", ids=prompt))
         case _:
@@ -155,52 +150,6 @@ def detokenize(
     return build_message(
         inference_pb2.DetokenizeRequest, "", model=model, ids=ids, skip_special_tokens=skip_special_tokens
     )
-
-
-def _chat(chat: Chat, path: str) -> pb.Chat:
-    messages = openai_shapes.items(chat.messages, f"{path}.messages")
-    tools = openai_shapes.items(chat.tools, f"{path}.tools")
-    return build_message(
-        pb.Chat,
-        path,
-        messages=[_chat_message(message, f"{path}.messages[{i}]") for i, message in enumerate(messages)],
-        tools=[_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(tools)],
-        template_arguments=json_or_none(chat.template_arguments, f"{path}.template_arguments"),
-        add_generation_prompt=chat.add_generation_prompt,
-    )
-
-
-def _chat_message(given: object, path: str) -> pb.ChatMessage:
-    message = openai_shapes.message(given, path)
-    if message.role not in _ROLES:
-        field = f"{path}.role"
-        raise InvalidRequest(f"{field} is {brief(message.role)}; it must be one of {', '.join(_ROLES)}", field=field)
-    return build_message(
-        pb.ChatMessage,
-        path,
-        role=_ROLES[message.role],
-        content=message.content,
-        name=message.name,
-        tool_calls=[
-            _tool_call(call, f"{path}.tool_calls[{i}]")
-            for i, call in enumerate(openai_shapes.items(message.tool_calls, f"{path}.tool_calls"))
-        ],
-        tool_call_id=message.tool_call_id,
-        reasoning_content=message.reasoning_content,
-    )
-
-
-def _tool_call(given: object, path: str) -> pb.ToolCall:
-    call = openai_shapes.tool_call(given, path)
-    return build_message(
-        pb.ToolCall, path, id=call.id, name=call.name, arguments=json_or_none(call.arguments, f"{path}.arguments")
-    )
-
-
-def _tool(given: object, path: str) -> pb.Tool:
-    tool = openai_shapes.tool(given, path)
-    parameters = json_or_none(tool.parameters, f"{path}.parameters")
-    return build_message(pb.Tool, path, name=tool.name, description=tool.description, parameters=parameters)
 
 
 def _duration(seconds: object, path: str) -> duration_pb2.Duration | None:

@@ -11,11 +11,14 @@ from dataclasses import fields
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2
 
+from pagewire.client.chat_formats import format_value
 from pagewire.client.errors import ProtocolError
+from pagewire.client.prompts import Message, ToolCall
 from pagewire.client.types import (
     Candidate,
     Capabilities,
     Completion,
+    ContentPart,
     DefaultSampling,
     Delta,
     Event,
@@ -23,13 +26,17 @@ from pagewire.client.types import (
     FinishReason,
     HealthStatus,
     Limits,
+    MalformedCall,
     Model,
+    Part,
     PromptTokens,
+    ReasoningPart,
     Result,
     Started,
     Timings,
     Token,
     Tokenized,
+    ToolCallPart,
     Usage,
 )
 from pagewire.v1 import generation_pb2 as pb
@@ -52,7 +59,8 @@ def event(message: inference_pb2.StreamGenerateResponse) -> Event:
         case "prompt_tokens":
             return PromptTokens(_tokens(message.prompt_tokens.tokens))
         case "delta":
-            return Delta(message.delta.output, _tokens(message.delta.tokens))
+            parts = tuple(map(_part, message.delta.parts))
+            return Delta(message.delta.output, _tokens(message.delta.tokens), parts)
         case "finished":
             return finished(message.finished)
         case "usage":
@@ -93,7 +101,9 @@ def result(message: inference_pb2.GenerateResponse) -> Result:
     for output in message.outputs:
         end = finished(output.finished)
         text = output.text if output.HasField("text") else None
-        outputs.append(Completion(text, _tokens(output.tokens), end.reason, end.matched))
+        answer = _message(output.message) if output.HasField("message") else None
+        malformed = tuple(map(_malformed, output.malformed_calls))
+        outputs.append(Completion(text, _tokens(output.tokens), end.reason, end.matched, answer, malformed))
     if not outputs:
         raise ProtocolError("the answer has no output")
     start = started(message.started)
@@ -115,6 +125,7 @@ def model(message: model_pb2.Model) -> Model:
             **{each.name: getattr(sampling, each.name) for each in fields(DefaultSampling)}
         ),
         eos_token_ids=tuple(message.eos_token_ids),
+        chat_format=format_value(message.chat_format) if message.HasField("chat_format") else None,
     )
 
 
@@ -126,6 +137,41 @@ def tokenized(message: inference_pb2.TokenizeResponse) -> Tokenized:
 def health(message: health_pb2.HealthCheckResponse) -> HealthStatus:
     """The answer of grpc.health.v1."""
     return HealthStatus(health_pb2.HealthCheckResponse.ServingStatus.Name(message.status))
+
+
+def _part(message: pb.Part) -> Part:
+    match message.WhichOneof("kind"):
+        case "content":
+            return ContentPart(message.content)
+        case "reasoning":
+            return ReasoningPart(message.reasoning)
+        case "tool_call":
+            call = message.tool_call
+            return ToolCallPart(
+                call.index,
+                call.id if call.HasField("id") else None,
+                call.name if call.HasField("name") else None,
+                call.arguments,
+                call.is_complete,
+            )
+        case "malformed_call":
+            return _malformed(message.malformed_call)
+        case _:
+            raise ProtocolError("the stream has a part that this client does not know")
+
+
+def _malformed(message: pb.MalformedCall) -> MalformedCall:
+    return MalformedCall(message.text, message.reason, message.index if message.HasField("index") else None)
+
+
+def _message(message: pb.ChatMessage) -> Message:
+    """An assistant's."""
+    return Message(
+        role="assistant",
+        content=message.content if message.HasField("content") else None,
+        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls),
+        reasoning_content=message.reasoning_content if message.HasField("reasoning_content") else None,
+    )
 
 
 def _tokens(messages: Iterable[pb.Token]) -> tuple[Token, ...]:

@@ -8,12 +8,13 @@ with the seed that the server reported brings the same tokens. Two ways:
 - repeat: the same request from its beginning, whose tokens up to the break are generated again.
 
 Continuing is exact only where nothing but token ids is carried across the seam. Presence and frequency penalties count
-generated tokens apart from the prompt's (repetition penalty and bad words look at both alike), a constraint's state
-begins at the output's start, and text may be held back at the seam: bytes of an unfinished character, or the start of a
-stop string. So constraints, presence and frequency penalties, and several outputs are repeated, and the seam lies where
-the delivered text is all the text that its tokens have, which the server's Detokenize says; where no such place is near
-the end, the request is repeated. The seam lies at least one token
-before the break, so that the first tokens on the new connection can be compared with what was delivered (`transcript`).
+generated tokens apart from the prompt's (repetition penalty and bad words look at both alike), a constraint's state and
+what a chat's parts are read with begin at the answer's start, and text may be held back at the seam: bytes of an
+unfinished character, or the start of a stop string. So constraints, presence and frequency penalties, chats with parts
+and several outputs are repeated, and the seam lies where the delivered text is all the text that its tokens have, which
+the server's Detokenize says; where no such place is near the end, the request is repeated. The seam lies at least one
+token before the break, so that the first tokens on the new connection can be compared with what was delivered
+(`transcript`).
 
 "The same tokens" holds as far as the same logits do. Those of a prefill may differ in their last bits from those of the
 decode that it replaces; in bfloat16 that can flip a near tie after the seam, as preemption inside the engine can. What
@@ -148,4 +149,6 @@ class Resumption:
 def _can_continue(request: inference_pb2.StreamGenerateRequest) -> bool:
     generation = request.generation
     penalized = generation.sampling.presence_penalty or generation.sampling.frequency_penalty
-    return generation.n in (0, 1) and not generation.HasField("constraint") and not penalized
+    options = generation.output
+    has_parts = generation.prompt.HasField("chat") and (options.parts or not options.HasField("parts"))
+    return generation.n in (0, 1) and not generation.HasField("constraint") and not penalized and not has_parts

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from pagewire.client import requests, responses
 from pagewire.client.calls import Calls, Cancellable, each_of
 from pagewire.client.errors import Cancelled, PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolLike
+from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolChoiceLike, ToolLike
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.sync_stream import Connection, Stream
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
@@ -115,12 +115,25 @@ class Client:
         messages: Sequence[MessageLike],
         *,
         tools: Sequence[ToolLike] = (),
+        tool_choice: ToolChoiceLike | None = None,
+        parallel_tool_calls: bool | None = None,
+        max_reasoning_tokens: int | None = None,
+        continue_final_message: bool | None = None,
         template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Result:
-        """The answer to a conversation. `stream(Chat(messages, …))` streams it."""
-        prompt = Chat(messages, tools, template_arguments)
+        """The answer to a conversation, whose `message` may be put behind the others. `stream(Chat(messages, …))`
+        streams it."""
+        prompt = Chat(
+            messages,
+            tools,
+            template_arguments,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            max_reasoning_tokens=max_reasoning_tokens,
+            continue_final_message=continue_final_message,
+        )
         return self._generate(prompt, timeout_s, parameters, Calls())
 
     @overload

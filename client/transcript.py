@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pagewire.client.errors import ProtocolError
+from pagewire.client.parts import PartsDiffer, PartsRecord
 from pagewire.client.types import Completion, Delta, Event, Finished, PromptTokens, Result, Started, Token, Usage
 
 
@@ -24,6 +25,8 @@ class Transcript:
         self.started: Started | None = None
         self.tokens: tuple[list[Token], ...] = tuple([] for _ in range(num_outputs))
         self.prompt_tokens: list[Token] = []
+        self._parts = [PartsRecord() for _ in range(num_outputs)]
+        self._has_parts = False
         self._finished: dict[int, Finished] = {}
         self._usage: Usage | None = None
         self._position = [0] * num_outputs
@@ -45,6 +48,8 @@ class Transcript:
         self._prompt_position = 0
         self._position = [0] * len(self.tokens)
         self._position[0] = generated
+        for parts in self._parts:
+            parts.rewind()
 
     def accept(self, event: Event) -> Event | None:
         """Record an event; what of it the reader has not seen, or none.
@@ -72,7 +77,9 @@ class Transcript:
             without_text = any(token.text is None for token in tokens)
             text = None if without_text else "".join(token.text or "" for token in tokens)
             end = self._finished[index]
-            outputs.append(Completion(text, tuple(tokens), end.reason, end.matched))
+            parts = self._parts[index]
+            message = parts.message() if self._has_parts else None
+            outputs.append(Completion(text, tuple(tokens), end.reason, end.matched, message, parts.malformed_calls))
         start = self.started
         return Result(start.request_id, start.seed, tuple(outputs), self._usage, tuple(self.prompt_tokens))
 
@@ -97,11 +104,16 @@ class Transcript:
         output = self._output(event.output)
         new = _append(self.tokens[output], event.tokens, self._position[output], f"output {output}")
         self._position[output] += len(event.tokens)
-        return Delta(output, new) if new else None
+        self._has_parts |= bool(event.parts)
+        try:
+            parts = self._parts[output].accept(event.parts)
+        except PartsDiffer as error:
+            raise Diverged(f"output {output} differs: {error}") from error
+        return Delta(output, new, parts) if new or parts else None
 
     def _accept_finished(self, event: Finished) -> Finished | None:
         output = self._output(event.output)
-        if self._position[output] < len(self.tokens[output]):
+        if self._position[output] < len(self.tokens[output]) or self._parts[output].is_behind:
             raise Diverged(f"output {output} ends after {self._position[output]} tokens")
         if output not in self._finished:
             self._finished[output] = event

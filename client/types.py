@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from pagewire.client.prompts import ChatFormat, Message
+
 
 class FinishReason(StrEnum):
     """Why an output ended."""
@@ -62,11 +64,55 @@ class PromptTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class ContentPart:
+    """More of what a chat's answer says."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPart:
+    """More of its reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """More of a call of a tool."""
+
+    index: int
+    """Which of the answer's calls, from 0."""
+    id: str | None
+    """With the call's first part alone, as the name."""
+    name: str | None
+    arguments: str
+    """JSON text: an object once all of it has come."""
+    is_complete: bool
+    """The call is whole and well-formed: only now run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedCall:
+    """What was to be a call and is none: text, and why."""
+
+    text: str
+    reason: str
+    index: int | None = None
+    """The call that it was taken for, of which everything is void; None where nothing came of it."""
+
+
+Part: TypeAlias = ContentPart | ReasoningPart | ToolCallPart | MalformedCall
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New tokens of one output."""
+    """New tokens of one output, and what they turn out to say; there may be parts without tokens at its end."""
 
     output: int
     tokens: tuple[Token, ...]
+    parts: tuple[Part, ...] = ()
+    """Of a chat, unless `return_parts` is false."""
 
     @property
     def text(self) -> str:
@@ -113,6 +159,10 @@ class Completion:
     tokens: tuple[Token, ...]
     finish_reason: FinishReason
     matched: str | int | None = None
+    message: Message | None = None
+    """The answer of a chat, which may be put behind the others as it is. None where `return_parts` is false."""
+    malformed_calls: tuple[MalformedCall, ...] = ()
+    """What was to be a call of the message and is none."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -140,6 +190,13 @@ class Result:
     def token_ids(self) -> tuple[int, ...]:
         """The first output's token ids."""
         return self.outputs[0].token_ids
+
+    @property
+    def message(self) -> Message:
+        """The first output's answer to a chat. Raises ValueError where no parts came: it was no chat."""
+        if self.outputs[0].message is None:
+            raise ValueError("there is no message: the prompt was no chat, or return_parts is false")
+        return self.outputs[0].message
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -182,6 +239,8 @@ class Capabilities:
     logprobs: bool
     constraints: bool
     penalties: bool
+    reasoning: bool
+    tool_calls: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +268,8 @@ class Model:
     weights_digest: str
     default_sampling: DefaultSampling
     eos_token_ids: tuple[int, ...]
+    chat_format: ChatFormat | None = None
+    """None for a model without a chat template."""
 
 
 class HealthStatus(StrEnum):

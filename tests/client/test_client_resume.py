@@ -111,7 +111,8 @@ def test_token_prompts_are_not_tokenized_again(read: Read, policy: RetryPolicy) 
 def test_a_conversation_is_tokenized_as_one(read: Read, policy: RetryPolicy) -> None:
     with ScriptedService(ANSWER) as service:
         service.break_after = [40]
-        _, result = read(service, policy, Chat([Message("user", "hi")]), {"model": "scripted"})
+        parameters: Parameters = {"model": "scripted", "return_parts": False}
+        _, result = read(service, policy, Chat([Message("user", "hi")]), parameters)
         assert result.text == ANSWER
         (tokenize,) = service.requests(inference_pb2.TokenizeRequest)
         assert tokenize.prompt.chat.messages[0].content == "hi"

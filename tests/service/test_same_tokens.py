@@ -1,8 +1,8 @@
 """The same request with the same seed gives the same answer, whatever happens around it.
 
-SmolLM2 in fp32 behind the whole service. Every class of request is asked alone, one after the other; then all at once,
-36 at a time and in other orders; in memory so small that sequences are preempted; and while the worker or the engine is
-killed. Tokens, texts, log-probabilities and ends must be equal to the last bit.
+SmolLM2 in fp32 behind the whole service. Every class of request is asked alone, one after the other; then all at once
+in other orders; in memory so small that sequences are preempted; and while the worker or the engine is killed. Tokens,
+texts, log-probabilities, parts of chats and ends must be equal to the last bit.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.service import LIMIT_S, Service, generation, serve
 
+from pagewire.scheduler_svc.frontend.streams.parts import join_parts
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
@@ -32,6 +33,12 @@ SCHEMA = {
     },
     "required": ["name", "lines"],
 }
+TOOLS = [pb.Tool(name="find", parameters=json.dumps(SCHEMA)), pb.Tool(name="now")]
+CHAT: dict[str, Any] = {
+    "messages": [pb.ChatMessage(role=pb.CHAT_ROLE_USER, content="Find it.")],
+    "tools": TOOLS,
+    "format": pb.ChatFormat(reasoning=pb.REASONING_FORMAT_THINK, tool_calls=pb.TOOL_CALL_FORMAT_QWEN3),
+}
 CLASSES: dict[str, dict[str, Any]] = {
     "plain": {},
     "penalized": {"sampling": PENALTIES},
@@ -40,6 +47,12 @@ CLASSES: dict[str, dict[str, Any]] = {
     "stop text": {"stopping": {"stop_strings": [" the", "\n\n", ". T"], "min_tokens": 5}},
     "n": {"n": 4, "sampling": PENALTIES},
     "constrained": {"constraint": pb.Constraint(json_schema=json.dumps(SCHEMA)), "n": 2, "sampling": PENALTIES},
+    "tools": {"chat": CHAT, "n": 2},
+    "required tools": {
+        "chat": {**CHAT, "tool_choice": pb.ToolChoice(required=pb.RequiredToolChoice())},
+        "n": 2,
+        "sampling": PENALTIES,
+    },
     "log-probabilities": {
         "output": {"logprobs": True, "num_candidates": 5, "logprob_token_ids": [260, 7], "prompt_logprobs": True}
     },
@@ -65,7 +78,8 @@ class Asked:
         stopping = {"max_tokens": MAX_TOKENS, **asked.get("stopping", {})}  # type: ignore[dict-item]
         return inference_pb2.StreamGenerateRequest(
             generation=generation(
-                text=TEXTS[self.number % len(TEXTS)],
+                text=None if "chat" in asked else TEXTS[self.number % len(TEXTS)],
+                chat=pb.Chat(**asked["chat"]) if "chat" in asked else None,  # type: ignore[arg-type]
                 n=asked.get("n", 1),
                 sampling=sampling,
                 stopping=stopping,
@@ -85,6 +99,7 @@ Answer = tuple[tuple[object, ...], ...]
 def read(call: Iterator[inference_pb2.StreamGenerateResponse]) -> Answer:
     prompt: list[bytes] = []
     outputs: dict[int, list[bytes]] = {}
+    parts: dict[int, list[pb.Part]] = {}
     ends: dict[int, bytes] = {}
     for event in call:
         match event.WhichOneof("event"):
@@ -94,9 +109,14 @@ def read(call: Iterator[inference_pb2.StreamGenerateResponse]) -> Answer:
                 outputs.setdefault(event.delta.output, []).extend(
                     token.SerializeToString(deterministic=True) for token in event.delta.tokens
                 )
+                parts.setdefault(event.delta.output, []).extend(event.delta.parts)
             case "finished":
                 assert event.finished.output not in ends, "an output ended twice"
                 ends[event.finished.output] = event.finished.SerializeToString(deterministic=True)
+    for index, told in parts.items():
+        whole = inference_pb2.Completion()
+        join_parts(told, whole)
+        outputs[index].append(whole.SerializeToString(deterministic=True))
     return (tuple(prompt), *((tuple(outputs.get(index, ())), ends[index]) for index in sorted(ends)))
 
 
@@ -149,9 +169,9 @@ def test_alone_and_again(service: Service, alone: dict[Asked, Answer]) -> None:
 
 
 @pytest.mark.parametrize("order", range(2))
-def test_in_a_batch_of_36_in_any_order(service: Service, alone: dict[Asked, Answer], order: int) -> None:
+def test_in_a_batch_in_any_order(service: Service, alone: dict[Asked, Answer], order: int) -> None:
     draw = random.Random(order)
-    assert len(ALL) == 36
+    assert len(ALL) == 44
     assert unlike(ask_all(service, draw.sample(ALL, len(ALL)), draw=draw), alone) == []
 
 

@@ -115,9 +115,17 @@ def serve(model: str = SIM_MODEL, **settings: object) -> Iterator[Service]:
                 member.kill()
 
 
-def generation(ids: list[int] | None = None, *, text: str | None = None, **fields: Any) -> generation_pb2.Generation:
+def generation(
+    ids: list[int] | None = None,
+    *,
+    text: str | None = None,
+    chat: generation_pb2.Chat | None = None,
+    **fields: Any,
+) -> generation_pb2.Generation:
     """A request; `stopping` and `sampling` may be given as dictionaries."""
     prompt = generation_pb2.Prompt(text=text) if text is not None else None
+    if chat is not None:
+        prompt = generation_pb2.Prompt(chat=chat)
     if prompt is None:
         prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids or [1, 2, 3]))
     if "stopping" in fields:

@@ -107,6 +107,7 @@ def join_parts(parts: Iterable[pb.Part], into: inference_pb2.Completion) -> None
                     calls[piece.index] = pb.ToolCall(id=piece.id, name=piece.name)
                 arguments.setdefault(piece.index, []).append(piece.arguments)
             case "malformed_call":
+                # What came of the call that it was taken for is void.
                 into.malformed_calls.add().CopyFrom(part.malformed_call)
                 if part.malformed_call.HasField("index"):
                     del calls[part.malformed_call.index]
