@@ -94,3 +94,9 @@ def _tool(given: object, path: str) -> pb.Tool:
     tool = openai_shapes.tool(given, path)
     parameters = json_or_none(tool.parameters, f"{path}.parameters")
     return build_message(pb.Tool, path, name=tool.name, description=tool.description, parameters=parameters)
+
+
+def wants_parts(generation: pb.Generation) -> bool:
+    """Whether content, reasoning and calls come as parts of their own."""
+    output = generation.output
+    return generation.prompt.HasField("chat") and (output.parts or not output.HasField("parts"))

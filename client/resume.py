@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TypeAlias
 
+from pagewire.client.chats import wants_parts
 from pagewire.client.errors import PagewireError, Unavailable
 from pagewire.client.transcript import Transcript
 from pagewire.client.types import Started, Token
@@ -149,6 +150,5 @@ class Resumption:
 def _can_continue(request: inference_pb2.StreamGenerateRequest) -> bool:
     generation = request.generation
     penalized = generation.sampling.presence_penalty or generation.sampling.frequency_penalty
-    options = generation.output
-    has_parts = generation.prompt.HasField("chat") and (options.parts or not options.HasField("parts"))
-    return generation.n in (0, 1) and not generation.HasField("constraint") and not penalized and not has_parts
+    is_held = generation.HasField("constraint") or penalized or wants_parts(generation)
+    return generation.n in (0, 1) and not is_held

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from pagewire.client import responses
+from pagewire.client.chats import wants_parts
 from pagewire.client.errors import PagewireError, Unavailable, from_rpc_error
 from pagewire.client.resume import Answer, Ask, Resumption
 from pagewire.client.retry import Attempts
@@ -65,7 +66,8 @@ class Stream(Iterator[Event]):
         self._ended = True  # until a call is under way
         self._connection = connection
         self._attempts = attempts
-        self._transcript = Transcript(request.generation.n or 1)
+        generation = request.generation
+        self._transcript = Transcript(generation.n or 1, has_parts=wants_parts(generation))
         self._resumption = Resumption(request, self._transcript, resume)
         self._call = connection.start(request, attempts)
         self._ended = False

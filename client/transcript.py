@@ -21,12 +21,13 @@ class Diverged(Exception):
 class Transcript:
     """The record of one stream of `num_outputs` outputs."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_outputs: int, *, has_parts: bool = False) -> None:
+        """`has_parts`: its outputs are a chat's, told in parts too."""
         self.started: Started | None = None
         self.tokens: tuple[list[Token], ...] = tuple([] for _ in range(num_outputs))
         self.prompt_tokens: list[Token] = []
         self._parts = [PartsRecord() for _ in range(num_outputs)]
-        self._has_parts = False
+        self._has_parts = has_parts
         self._finished: dict[int, Finished] = {}
         self._usage: Usage | None = None
         self._position = [0] * num_outputs
@@ -104,7 +105,6 @@ class Transcript:
         output = self._output(event.output)
         new = _append(self.tokens[output], event.tokens, self._position[output], f"output {output}")
         self._position[output] += len(event.tokens)
-        self._has_parts |= bool(event.parts)
         try:
             parts = self._parts[output].accept(event.parts)
         except PartsDiffer as error:

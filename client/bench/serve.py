@@ -22,7 +22,7 @@ from pagewire.client.bench.workload import (
     random_ids,
     with_shared_prefix,
 )
-from pagewire.client.cli import inputs
+from pagewire.client.cli import inputs, tools
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.local import DEFAULT_MODEL
 from pagewire.client.prompts import Prompt
@@ -195,7 +195,13 @@ def _given_prompts(args: argparse.Namespace, found: Service) -> list[Prompt]:
     if not args.prompts:
         return []
     source = argparse.Namespace(
-        prompts=[], file=args.prompts, ids=None, raw=args.raw, system=None, template_arguments=None
+        prompts=[],
+        file=args.prompts,
+        ids=None,
+        raw=args.raw,
+        system=None,
+        template_arguments=None,
+        **dict.fromkeys(tools.CHAT_FLAGS),
     )
     return [inputs.dress(prompt, source, found.model.capabilities) for prompt in inputs.gather(source)]
 

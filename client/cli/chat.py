@@ -1,7 +1,8 @@
 """`pagewire chat`: a conversation, at a terminal or line by line from a pipe.
 
-Ctrl-C stops the answer, which stays in the conversation as far as it came, and not the program. Nothing of the
-conversation is kept after the program ends but the lines that were typed, for the arrow keys.
+Ctrl-C stops the answer, which stays in the conversation as far as it came, and not the program. Calls of tools that
+have a command are answered by it, and the model goes on with what it said. Nothing of the conversation is kept after
+the program ends but the lines that were typed, for the arrow keys.
 """
 
 from __future__ import annotations
@@ -13,23 +14,37 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from pagewire.client.cli import connection, interrupt, parameters
+from pagewire.client.cli import connection, interrupt, parameters, tools
+from pagewire.client.cli.answer import AnswerPrinter
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.printing import complain, note, write
 from pagewire.client.errors import InvalidRequest, PagewireError
-from pagewire.client.prompts import Chat, Message
-from pagewire.client.types import Result
+from pagewire.client.prompts import Message, ToolCall
+from pagewire.client.types import Delta, Result
 
 _MARK = "> "
 _HISTORY_LINES = 1000
+_MAX_CALLING_ANSWERS = 16
+"""Of one question, before the model must do without tools."""
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command and its flags."""
     parser = commands.add_parser("chat", help="talk with a model", description=f"Talk with a model. {_HELP}.")
+    parser.add_argument(
+        "--tool",
+        dest="commands",
+        action="append",
+        default=[],
+        type=tools.tool_command,
+        metavar="NAME=COMMAND",
+        help="answer calls of this tool with what the command prints; it gets the arguments as JSON on its standard "
+        "input; may be repeated; --tools may describe the tool",
+    )
     parameters.add_flags(parser)
+    tools.add_flags(parser)
     connection.add_model_flags(parser)
     parser.set_defaults(run=run)
 
@@ -62,16 +77,23 @@ def run(args: argparse.Namespace) -> int:
         return 1 if failed and not interactive else 0
 
 
+_Exchange = tuple[Message, ...]
+"""A question, the calls that were made for it with their answers, and the answer."""
+
+
 class Conversation:
     """The exchanges so far: questions, each with the answer that it got. So the next question always follows an answer,
     and none of them is empty: templates refuse what they do not expect, and would refuse it for ever."""
 
     def __init__(self, connected: Connected, args: argparse.Namespace) -> None:
+        """Raises InvalidRequest for flags that cannot be."""
         self._connected = connected
         self._args = args
         self._parameters = parameters.parameters(args, connected.model.name)
+        self._commands = {command.name: command for command in args.commands}
+        self._undescribed = tools.undescribed(args.commands, tools.read_tools(args.tools))
         self._system = [Message("system", args.system)] if args.system is not None else []
-        self._exchanges: list[tuple[Message, Message]] = []
+        self._exchanges: list[_Exchange] = []
 
     def reset(self) -> None:
         """Back to the system's message, where there is one."""
@@ -84,46 +106,68 @@ class Conversation:
         A conversation that the service does not take any more, as when the context is full, loses its older half until
         it is taken; one that is not taken even without its past stays as it is.
         """
-        question = Message("user", text)
+        exchange = [Message("user", text)]
         kept = self._exchanges
-        answer: list[str] = []
         while True:
+            printer = AnswerPrinter()
             try:
-                result = self._answer(kept, question, answer)
-                break
+                result = self._answer(kept, exchange, printer)
             except PagewireError as error:
-                if answer:
+                if printer.content:
                     write("\n")
                 elif kept and isinstance(error, InvalidRequest):
                     kept = kept[(len(kept) + 1) // 2 :]
                     continue
                 complain(str(error))
                 return False
-        write("\n")
-        if result is not None:
-            print_logprobs(result)
+            write("\n")
+            if result is not None:
+                print_logprobs(result)
+                if len(exchange) < 2 * _MAX_CALLING_ANSWERS and (answers := self._call(result)):
+                    exchange += [result.message, *answers]
+                    continue
+            break
         forgotten = len(self._exchanges) - len(kept)
         if forgotten:
             complain(f"the conversation was too long for the service; its {forgotten} oldest questions are forgotten")
-        if "".join(answer).strip():
-            self._exchanges = [*kept, (question, Message("assistant", "".join(answer)))]
+        said = "".join(printer.content)
+        if said.strip():
+            reasoning = result.message.reasoning_content if result is not None else None
+            self._exchanges = [*kept, (*exchange, Message("assistant", said, reasoning_content=reasoning))]
         else:
             self._exchanges = kept
             note("[no answer; the question is not kept]")
         return True
 
-    def _answer(self, past: list[tuple[Message, Message]], question: Message, answer: list[str]) -> Result | None:
-        """Fill `answer` until the model or Ctrl-C ends it; the whole where the model did. Raises PagewireError."""
-        messages = [*self._system, *chain.from_iterable(past), question]
-        prompt = Chat(messages, template_arguments=self._args.template_arguments)
+    def _call(self, result: Result) -> list[Message]:
+        """Answers to the calls of an answer; none where it made none, or one that no command answers."""
+        calls = [call for call in result.message.tool_calls if isinstance(call, ToolCall)]
+        if not all(call.name in self._commands for call in calls):
+            return []
+        answers = []
+        ctrl_c = interrupt.EndsAnswer()  # the terminal ends the command
+        with ctrl_c.hears():
+            for call in calls:
+                answer = self._commands[call.name].answer(call)
+                if ctrl_c.pressed:
+                    note("[stopped]")
+                    return []
+                note(answer)
+                answers.append(Message("tool", answer, name=call.name, tool_call_id=call.id))
+        return answers
+
+    def _answer(self, past: list[_Exchange], exchange: list[Message], printer: AnswerPrinter) -> Result | None:
+        """Print it until the model or Ctrl-C ends it; the whole where the model did. Raises PagewireError."""
+        messages = [*self._system, *chain.from_iterable(past), *exchange]
+        prompt = tools.chat(messages, self._args, self._undescribed)
         ctrl_c = interrupt.EndsAnswer()
         with ctrl_c.hears():
             try:
                 with self._connected.client.stream(prompt, timeout_s=self._args.timeout, **self._parameters) as stream:
                     ctrl_c.closes(stream)
-                    for piece in stream.text:
-                        answer.append(piece)
-                        write(piece)
+                    for event in stream:
+                        if isinstance(event, Delta):
+                            printer.show(event)
                     if not ctrl_c.pressed:
                         return stream.result()
             except PagewireError:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pagewire.client.cli import connection, inputs, parameters
+from pagewire.client.cli import connection, inputs, parameters, tools
+from pagewire.client.cli.answer import AnswerPrinter, as_text
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.measure import Measured, as_json, measure
 from pagewire.client.cli.printing import complain, note, write, write_json
 from pagewire.client.errors import InvalidRequest, PagewireError
-from pagewire.client.prompts import Parameters, Prompt
+from pagewire.client.prompts import Chat, Parameters, Prompt
+from pagewire.client.types import Delta
 
 DEFAULT_CONCURRENCY = 16
 
@@ -38,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"prompts under way at once ({DEFAULT_CONCURRENCY})",
     )
     parameters.add_flags(parser)
+    tools.add_flags(parser)
     connection.add_model_flags(parser)
     parser.set_defaults(run=run)
 
@@ -58,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
 def _one(connected: Connected, prompt: Prompt, chosen: Parameters, args: argparse.Namespace) -> int:
     streams_text = not args.json and connected.model.capabilities.text and (args.n or 1) == 1
     started = time.monotonic()
+    printer = AnswerPrinter()
+    show = printer.show if isinstance(prompt, Chat) else printer.show_text
     with connected.client.stream(prompt, timeout_s=args.timeout, **chosen) as stream:
-        measured = measure(stream, started, write if streams_text else _ignore)
+        measured = measure(stream, started, show if streams_text else _ignore)
     if args.json:
         write_json(as_json(measured, connected.model.name))
     else:
@@ -123,7 +128,10 @@ def _print_outputs(measured: Measured) -> None:
     for index, output in enumerate(measured.result.outputs):
         if index:
             write("\n---\n")
-        write(" ".join(map(str, output.token_ids)) if output.text is None else output.text)
+        if output.message is not None:
+            write(as_text(output.message))
+        else:
+            write(" ".join(map(str, output.token_ids)) if output.text is None else output.text)
 
 
 def _summary(measured: Measured) -> str:
@@ -141,5 +149,5 @@ def _title(prompt: str | Prompt) -> str:
     return text if len(text) <= _TITLE_CHARACTERS else f"{text[: _TITLE_CHARACTERS - 1]}…"
 
 
-def _ignore(_text: str) -> None:
+def _ignore(_delta: Delta) -> None:
     pass

@@ -9,13 +9,25 @@ from dataclasses import replace
 from typing import cast
 
 from pagewire.client import requests
+from pagewire.client.cli import tools
 from pagewire.client.errors import InvalidRequest, brief
 from pagewire.client.json_text import NotJson, from_json
-from pagewire.client.prompts import Chat, Json, Message, MessageLike, Prompt, ToolLike
+from pagewire.client.prompts import Chat, Json, Message, MessageLike, Prompt, ToolChoiceLike, ToolLike
 from pagewire.client.types import Capabilities
 
 _KINDS = ("prompt", "messages", "token_ids")
-_CHAT_KEYS = frozenset({"messages", "tools", "template_arguments", "add_generation_prompt"})
+_CHAT_KEYS = frozenset(
+    {
+        "messages",
+        "tools",
+        "template_arguments",
+        "add_generation_prompt",
+        "tool_choice",
+        "parallel_tool_calls",
+        "max_reasoning_tokens",
+        "continue_final_message",
+    }
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +38,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--file",
         metavar="FILE",
         help="one prompt per line; in a .jsonl file one object with prompt, token_ids or messages per line; beside "
-        "messages may stand tools, template_arguments and add_generation_prompt",
+        "messages may stand tools, tool_choice, parallel_tool_calls, max_reasoning_tokens, template_arguments, "
+        "add_generation_prompt and continue_final_message",
     )
     source.add_argument("--ids", type=_ids, metavar="1,2,3", help="a prompt of token ids")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
@@ -63,17 +76,19 @@ def dress(prompt: str | Prompt, args: argparse.Namespace, can: Capabilities) -> 
     """
     if isinstance(prompt, Chat):
         _refuse_flag(args, "system", "a conversation has its own system message")
+        for name in tools.CHAT_FLAGS:
+            _refuse_flag(args, name, "a conversation says it itself")
         if args.template_arguments is None:
             return prompt
         if prompt.template_arguments is not None:
             _refuse_flag(args, "template_arguments", "a conversation has template_arguments of its own")
         return replace(prompt, template_arguments=args.template_arguments)
     if not isinstance(prompt, str) or args.raw or not can.chat:
-        for name in ("system", "template_arguments"):
+        for name in ("system", "template_arguments", *tools.CHAT_FLAGS):
             _refuse_flag(args, name, "it needs text, a model with a chat template, and no --raw")
         return prompt
     system = [Message("system", args.system)] if args.system is not None else []
-    return Chat([*system, Message("user", prompt)], template_arguments=args.template_arguments)
+    return tools.chat([*system, Message("user", prompt)], args)
 
 
 def _refuse_flag(args: argparse.Namespace, name: str, why: str) -> None:
@@ -128,6 +143,10 @@ def _chat(entry: Mapping[str, object], where: str) -> Chat:
         cast(Sequence[ToolLike], entry.get("tools", ())),
         cast(Json | None, entry.get("template_arguments")),
         cast(bool | None, entry.get("add_generation_prompt")),
+        cast(ToolChoiceLike | None, entry.get("tool_choice")),
+        cast(bool | None, entry.get("parallel_tool_calls")),
+        cast(int | None, entry.get("max_reasoning_tokens")),
+        cast(bool | None, entry.get("continue_final_message")),
     )
     try:
         requests.prompt_message(chat, "prompt")

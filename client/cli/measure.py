@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pagewire.client.prompts import Message, ToolCall
 from pagewire.client.sync_stream import Stream
 from pagewire.client.types import Completion, Delta, Result, Token
 
@@ -33,9 +34,10 @@ class Measured:
 
 
 def measure(
-    stream: Stream, started_s: float, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    stream: Stream, started_s: float, show: Callable[[Delta], None], clock: Callable[[], float] = time.monotonic
 ) -> Measured:
-    """Read a stream to its end. `show` gets the first output's text as it comes; `started_s` is when it was opened."""
+    """Read a stream to its end. `show` gets the first output's deltas as they come; `started_s` is when it was
+    opened."""
     first: float | None = None
     last = started_s
     later_tokens = 0
@@ -47,8 +49,8 @@ def measure(
                     first = last
                 else:
                     later_tokens += len(event.tokens)
-                if event.output == 0 and event.text:
-                    show(event.text)
+                if event.output == 0:
+                    show(event)
     return Measured(
         result=stream.result(),
         total_s=clock() - started_s,
@@ -95,8 +97,26 @@ def _output_json(output: Completion) -> dict[str, object]:
         "finish_reason": output.finish_reason.value,
         "matched": output.matched,
     }
+    if output.message is not None:
+        shape["message"] = _message_json(output.message)
+    if output.malformed_calls:
+        shape["malformed_calls"] = [{"text": each.text, "reason": each.reason} for each in output.malformed_calls]
     if any(has_logprobs(token) for token in output.tokens):
         shape["tokens"] = [_token_json(token) for token in output.tokens]
+    return shape
+
+
+def _message_json(message: Message) -> dict[str, object]:
+    """In OpenAI's shape."""
+    shape: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        shape["reasoning_content"] = message.reasoning_content
+    calls = [call for call in message.tool_calls if isinstance(call, ToolCall)]
+    if calls:
+        shape["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ]
     return shape
 
 

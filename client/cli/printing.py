@@ -30,8 +30,22 @@ def complain(message: str) -> None:
 
 def write(text: str) -> None:
     """A model's text, at once. A terminal gets no control characters: a model can be made to write any."""
-    sys.stdout.write(_UNSAFE.sub("", text) if sys.stdout.isatty() else text)
+    sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def write_dim(text: str) -> bool:
+    """The same, dimmed, to a terminal; nothing elsewhere. Whether it was written."""
+    if not sys.stdout.isatty():
+        return False
+    sys.stdout.write(f"\x1b[2m{clean(text)}\x1b[0m")
+    sys.stdout.flush()
+    return True
+
+
+def clean(text: str) -> str:
+    """Without control characters."""
+    return _UNSAFE.sub("", text)
 
 
 def write_json(value: object) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
-from pagewire.client import Chat, InvalidRequest, Message, Tag, Tool, ToolCall, requests
+from pagewire.client import Chat, ChatFormat, InvalidRequest, Message, NamedTool, Tag, Tool, ToolCall, requests
+from pagewire.client.chat_formats import REASONING_FORMATS, TOOL_CALL_FORMATS, format_message, format_value
 from pagewire.client.prompts import Parameters
 from pagewire.v1 import generation_pb2 as pb
 
@@ -363,3 +367,65 @@ def test_arguments_of_openais_clients_that_are_empty_are_none() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": ""}}
     message = requests.prompt_message([{"role": "assistant", "content": None, "tool_calls": [call]}], "prompt")
     assert not message.chat.messages[0].tool_calls[0].HasField("arguments")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (None, None),
+        ("auto", pb.ToolChoice(auto=pb.AutoToolChoice())),
+        ("none", pb.ToolChoice(none=pb.NoToolChoice())),
+        ("required", pb.ToolChoice(required=pb.RequiredToolChoice())),
+        (NamedTool("f"), pb.ToolChoice(named="f")),
+        ({"type": "function", "function": {"name": "f"}}, pb.ToolChoice(named="f")),
+    ],
+)
+def test_what_bears_on_an_answer_reaches_its_field(choice: Any, message: pb.ToolChoice | None) -> None:
+    chat = Chat(
+        [Message("user", "x")],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        max_reasoning_tokens=0,
+        continue_final_message=True,
+        format=ChatFormat("think", "qwen3_coder"),
+    )
+    expected = pb.Chat(
+        messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content="x")],
+        tool_choice=message,
+        parallel_tool_calls=False,
+        max_reasoning_tokens=0,
+        continue_final_message=True,
+        format=pb.ChatFormat(reasoning=pb.REASONING_FORMAT_THINK, tool_calls=pb.TOOL_CALL_FORMAT_QWEN3_CODER),
+    )
+    assert requests.prompt_message(chat, "prompt").chat == expected
+    assert {field.name for field in pb.Chat.DESCRIPTOR.fields} == {field.name for field in dataclasses.fields(Chat)}
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("prompt.chat.tool_choice", {"tool_choice": "f"}),
+        ("prompt.chat.tool_choice", {"tool_choice": 3}),
+        ("prompt.chat.tool_choice.function.name", {"tool_choice": {"type": "function", "function": {}}}),
+        ("prompt.chat.tool_choice.type", {"tool_choice": {"type": "custom", "function": {"name": "f"}}}),
+        ("prompt.chat.format.reasoning", {"format": ChatFormat("thinking")}),  # type: ignore[arg-type]
+        ("prompt.chat.format.tool_calls", {"format": ChatFormat(tool_calls="xml")}),  # type: ignore[arg-type]
+        ("prompt.chat.max_reasoning_tokens", {"max_reasoning_tokens": -1}),
+        ("prompt.chat.parallel_tool_calls", {"parallel_tool_calls": "no"}),
+    ],
+)
+def test_what_cannot_bear_on_an_answer_is_named(field: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        requests.prompt_message(Chat([Message("user", "x")], **fields), "prompt")
+    assert refused.value.field == field
+
+
+def test_formats_are_those_of_the_contract() -> None:
+    for kind, names in (("reasoning", REASONING_FORMATS), ("tool_calls", TOOL_CALL_FORMATS)):
+        enum = pb.ChatFormat.DESCRIPTOR.fields_by_name[kind].enum_type
+        prefix = {"reasoning": "REASONING_FORMAT_", "tool_calls": "TOOL_CALL_FORMAT_"}[kind]
+        known = [value.name.removeprefix(prefix).lower() for value in enum.values if value.number]
+        assert list(names) == known
+        for name in names:
+            given = ChatFormat(**{kind: name})
+            assert format_value(format_message(given, "format")) == given

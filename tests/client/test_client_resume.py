@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from support.scripted_service import PROMPT_IDS, SEED, ScriptedService, unavailable
+from support.scripted_service import PROMPT_IDS, SEED, Responses, ScriptedService, Stream, unavailable
 from support.tcp_proxy import TcpProxy
 
 from pagewire.client import (
@@ -264,3 +264,35 @@ def test_a_cut_connection(policy: RetryPolicy) -> None:
                     proxy.cut()
             assert text == ANSWER
         assert len(service.requests(inference_pb2.StreamGenerateRequest)) > 1
+
+
+def test_a_chat_that_breaks_after_every_token_is_told_once(policy: RetryPolicy) -> None:
+    """Its parts are told again from the beginning, and delivered once."""
+    with ScriptedService(ANSWER) as service, Client(service.address, retry=policy) as client:
+        chat = Chat([Message("user", "hi")])
+        whole = client.stream(chat)
+        expected = list(whole)
+        assert whole.result().message == Message("assistant", ANSWER)
+        for tokens in range(0, NUM_TOKENS + 1, 3):
+            service.break_after = [tokens]
+            stream = client.stream(chat)
+            assert list(stream) == expected, f"broken after {tokens} tokens"
+            assert stream.result() == whole.result()
+        assert service.requests(inference_pb2.TokenizeRequest) == []
+
+
+def test_a_chat_whose_parts_differ_after_a_break_is_no_answer(read: Read, policy: RetryPolicy) -> None:
+    def script(text: str, *, breaks: bool) -> Stream:
+        def stream(_request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+            yield inference_pb2.StreamGenerateResponse(started=pb.Started(request_id="x", seed=1, prompt_tokens=3))
+            delta = pb.Delta(tokens=[pb.Token(id=1, text=b"?")], parts=[pb.Part(content=text)])
+            yield inference_pb2.StreamGenerateResponse(delta=delta)
+            if breaks:
+                context.abort_with_status(unavailable())
+
+        return stream
+
+    with ScriptedService(ANSWER) as service:
+        service.streams = [script("one", breaks=True), script("other", breaks=False)]
+        with pytest.raises(Unavailable, match="differs"):
+            read(service, policy, Chat([Message("user", "hi")]), {})

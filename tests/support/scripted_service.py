@@ -30,6 +30,12 @@ EOS = 999
 SEED = 7
 
 
+def has_parts(generation: pb.Generation) -> bool:
+    """Whether a request asks for them."""
+    output = generation.output
+    return generation.prompt.HasField("chat") and (output.parts or not output.HasField("parts"))
+
+
 def status(code: grpc.StatusCode, message: str, *details: Any) -> Any:
     """What a real server passes to `context.abort_with_status`."""
     described = status_pb2.Status(code=code.value[0], message=message)
@@ -149,7 +155,11 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
                     texts[event.delta.output] = texts.get(event.delta.output, b"") + joined
                 case "finished":
                     response.outputs[event.finished.output].finished.CopyFrom(event.finished)
-                    response.outputs[event.finished.output].text = texts[event.finished.output].decode()
+                    text = texts[event.finished.output].decode()
+                    response.outputs[event.finished.output].text = text
+                    if has_parts(request.generation):
+                        message = pb.ChatMessage(role=pb.CHAT_ROLE_ASSISTANT, content=text)
+                        response.outputs[event.finished.output].message.CopyFrom(message)
                 case "usage":
                     response.usage.CopyFrom(event.usage)
         return response
@@ -205,7 +215,10 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
             for token in self.answer[start:end]:
                 text = texts.take(token)
                 entry = pb.Token(id=token, text=text.encode())
-                yield inference_pb2.StreamGenerateResponse(delta=pb.Delta(output=output, tokens=[entry]))
+                delta = pb.Delta(output=output, tokens=[entry])
+                if text and has_parts(generation):
+                    delta.parts.add(content=text)
+                yield inference_pb2.StreamGenerateResponse(delta=delta)
                 stopped = texts.stopped
                 if stopped:
                     break

@@ -37,7 +37,9 @@ def begin_then_hang(service: ScriptedService) -> None:
         service.watch(context)
         yield inference_pb2.StreamGenerateResponse(started=pb.Started(request_id="x", seed=1, prompt_tokens=3))
         yield inference_pb2.StreamGenerateResponse(
-            delta=pb.Delta(tokens=[pb.Token(id=byte, text=bytes([byte])) for byte in b"Hel"])
+            delta=pb.Delta(
+                tokens=[pb.Token(id=byte, text=bytes([byte])) for byte in b"Hel"], parts=[pb.Part(content="Hel")]
+            )
         )
         service.hang(context)
 
@@ -62,6 +64,26 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(service: ScriptedService, envi
         assert terminal.process.wait(10) == 0
     second = service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat
     assert [message.content for message in second.messages] == ["one", "Hel", "two"]
+
+
+def test_a_terminal_shows_reasoning_dimmed_and_no_control_characters(
+    service: ScriptedService, environ: Mapping[str, str]
+) -> None:
+    def script(_request: inference_pb2.StreamGenerateRequest, _context: grpc.ServicerContext) -> object:
+        yield inference_pb2.StreamGenerateResponse(started=pb.Started(request_id="x", seed=1, prompt_tokens=3))
+        parts = [pb.Part(reasoning="Hm\x1b[31m"), pb.Part(content="Yes")]
+        yield inference_pb2.StreamGenerateResponse(delta=pb.Delta(tokens=[pb.Token(id=1, text=b"?")], parts=parts))
+        yield inference_pb2.StreamGenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_EOS))
+        yield inference_pb2.StreamGenerateResponse(usage=pb.Usage(prompt_tokens=3))
+
+    service.streams = [script]  # type: ignore[list-item]
+    with Terminal([*COMMAND, "chat"], environ) as terminal:
+        terminal.wait_for("> ")
+        terminal.type("one\n")
+        terminal.wait_for("\x1b[2mHm[31m\x1b[0m\r\nYes\r\n")
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(10) == 0
 
 
 def test_ctrl_c_before_the_first_word_leaves_no_trace(service: ScriptedService, environ: Mapping[str, str]) -> None:
