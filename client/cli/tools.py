@@ -76,11 +76,15 @@ def read_tools(file: str | None) -> list[ToolLike]:
         return []
     try:
         with open(file, encoding="utf-8-sig") as text:
-            value = from_json(text.read())
+            return tools_of(text.read())
     except (OSError, UnicodeDecodeError, NotJson) as error:
         raise InvalidRequest(f"--tools {file!r} cannot be read: {error}") from error
-    tools = value if isinstance(value, list) else [value]
-    return cast(list[ToolLike], tools)
+
+
+def tools_of(text: str) -> list[ToolLike]:
+    """The same of a file's text. Raises NotJson."""
+    value = from_json(text)
+    return cast(list[ToolLike], value if isinstance(value, list) else [value])
 
 
 @dataclass(frozen=True, slots=True)

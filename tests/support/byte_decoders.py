@@ -14,6 +14,7 @@ import msgspec
 
 from pagewire.client.cli import inputs
 from pagewire.client.cli.parameters import _json_object
+from pagewire.client.cli.tools import tools_of
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.json_text import NotJson, from_json
 from pagewire.scheduler_svc.engine.admission import read_submission
@@ -339,6 +340,11 @@ def _client() -> Iterator[ByteDecoder]:
         return _json_object(content.decode(errors="replace"))
 
     yield ByteDecoder("client/cli/parameters.py", parameter, (ArgumentTypeError,), (b'{"type": "object"}',))
+
+    def tools_file(content: bytes) -> object:
+        return tools_of(content.decode(errors="replace"))
+
+    yield ByteDecoder("client/cli/tools.py", tools_file, (NotJson,), (b'[{"type": "function"}]',))
 
 
 def _through_a_lifeline(content: bytes) -> object:
