@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 
 from pagewire.scheduler_svc.frontend.chat.json_calls import ENDED, OpenCall
 from pagewire.scheduler_svc.frontend.chat.parts import MalformedCallError
-from pagewire.scheduler_svc.frontend.chat.source import Source, Steps, open_length
+from pagewire.scheduler_svc.frontend.chat.source import Source, Steps, find_first, open_length
 from pagewire.scheduler_svc.frontend.limits import quote
 from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
 
@@ -93,7 +93,7 @@ def _text(source: Source, call: OpenCall) -> Steps[None]:
     ends = (_LINE_END + _PARAMETER_END, _PARAMETER_END)
     while True:
         rest = source.rest
-        found = min(((rest.find(end), end) for end in ends if end in rest), default=None)
+        found = find_first(rest, ends)
         if found is not None:
             call.arguments(_escaped(source.advance(found[0])))
             source.advance(len(found[1]))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pagewire.scheduler_svc.frontend.chat.json_calls import OpenCall, read_arguments, read_object
 from pagewire.scheduler_svc.frontend.chat.parameter_calls import read_function
 from pagewire.scheduler_svc.frontend.chat.parts import Content, Malformed, MalformedCallError, Part, Reasoning
-from pagewire.scheduler_svc.frontend.chat.source import LAYOUT, Source, Steps, open_length
+from pagewire.scheduler_svc.frontend.chat.source import LAYOUT, Source, Steps, find_first, open_length
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     ARGUMENTS_MARKER,
     CALL_BEGINS,
@@ -30,6 +30,8 @@ from pagewire.scheduler_svc.frontend.text.chat_format import (
 from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
 
 _BARE_CALL = "{"
+_MAX_LAYOUT = 64
+"""Before what begins an answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +91,10 @@ class AnswerReader:
         while True:
             rest = self._source.rest
             text = rest.lstrip(LAYOUT)
-            if text.startswith(begin):
+            if len(rest) - len(text) <= _MAX_LAYOUT and text.startswith(begin):
                 self._source.advance(len(rest) - len(text) + len(begin))
                 return True
-            if self._source.is_ended or not begin.startswith(text):
+            if self._source.is_ended or len(rest) - len(text) > _MAX_LAYOUT or not begin.startswith(text):
                 return False
             yield
 
@@ -100,19 +102,24 @@ class AnswerReader:
         """Tell text up to the first of these, which is not read, or to the end of the answer, and which it was. Layout
         before it is dropped."""
         source = self._source
+        layout: list[str] = []  # of which it is not known yet
         while True:
             rest = source.rest
-            found = min(((rest.find(end), end) for end in ends if end in rest), default=None)
-            if found is not None:
-                self._tell(kind, source.advance(found[0]).rstrip(LAYOUT))
+            if (found := find_first(rest, ends)) is not None:
+                if said := source.advance(found[0]).rstrip(LAYOUT):
+                    self._tell(kind, "".join(layout) + said)
                 return found[1]
-            kept = 0 if source.is_ended or not ends else open_length(rest, ends)
-            said = rest[: len(rest) - kept]
-            if ends and not source.is_ended:
-                said = said.rstrip(LAYOUT)
-            self._tell(kind, source.advance(len(said)))
-            if source.is_ended:
-                return None
+            if source.is_ended or not ends:
+                self._tell(kind, "".join(layout) + source.advance(len(rest)))
+                if source.is_ended:
+                    return None
+            else:
+                text = source.advance(len(rest) - open_length(rest, ends))
+                if said := text.rstrip(LAYOUT):
+                    self._tell(kind, "".join(layout) + said)
+                    layout.clear()
+                if said != text:
+                    layout.append(text[len(said) :])
             yield
 
     def _tell(self, kind: type[Content | Reasoning], text: str) -> None:
@@ -247,9 +254,9 @@ class AnswerReader:
     def _bare_calls(self) -> Steps[None]:
         """{…}; {…} where an answer begins with it, and it is a call."""
         source = self._source
-        while not (text := source.rest.lstrip(LAYOUT)) and not source.is_ended:
+        while not (text := source.rest.lstrip(LAYOUT)) and len(source.rest) <= _MAX_LAYOUT and not source.is_ended:
             yield
-        if text.startswith(_BARE_CALL):
+        if text.startswith(_BARE_CALL) and len(source.rest) - len(text) <= _MAX_LAYOUT:
 
             def read(call: OpenCall) -> Steps[None]:
                 yield from source.skip_space()

@@ -89,7 +89,7 @@ class Source:
         pieces: list[str] = []
         while True:
             rest = self.rest
-            found = min(((rest.find(end), end) for end in ends if end in rest), default=None)
+            found = find_first(rest, ends)
             if found is not None:
                 pieces.append(self.advance(found[0]))
                 return "".join(pieces), found[1]
@@ -100,11 +100,24 @@ class Source:
             yield
 
 
+def find_first(text: str, markers: tuple[str, ...]) -> tuple[int, str] | None:
+    """Where the first of these stands, and which it is; of those at one place the one named first."""
+    first: tuple[int, str] | None = None
+    for marker in markers:
+        at = text.find(marker)
+        if at >= 0 and (first is None or at < first[0]):
+            first = at, marker
+    return first
+
+
 def open_length(text: str, markers: tuple[str, ...]) -> int:
     """How many of the last characters may be the beginning of a marker."""
-    longest = min(len(text), max(map(len, markers), default=1) - 1)
-    for size in range(longest, 0, -1):
-        tail = text[-size:]
-        if any(marker.startswith(tail) for marker in markers):
-            return size
-    return 0
+    longest = 0
+    for marker in markers:
+        at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+        while at >= 0:
+            if marker.startswith(text[at:]):
+                longest = max(longest, len(text) - at)
+                break
+            at = text.find(marker[0], at + 1)
+    return longest
