@@ -68,6 +68,7 @@ def _served_table(target: str, models: list[Model]) -> Table:
         takes = ["token ids"]
         takes += ["text"] if model.capabilities.text else []
         takes += ["chat"] if model.capabilities.chat else []
+        takes += ["tools"] if model.capabilities.tool_calls else []
         table.add_row(
             model.name, model.architecture, model.dtype, f"{model.limits.max_model_len:,} tokens", ", ".join(takes)
         )
