@@ -17,7 +17,17 @@ from pagewire.client import requests, responses
 from pagewire.client.aio_stream import AsyncConnection, AsyncStream, told_apart
 from pagewire.client.calls import Cancellable
 from pagewire.client.errors import PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolChoiceLike, ToolLike
+from pagewire.client.prompts import (
+    Chat,
+    ChatFormat,
+    Json,
+    MessageLike,
+    Parameters,
+    Prompt,
+    Prompts,
+    ToolChoiceLike,
+    ToolLike,
+)
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
 from pagewire.client.types import HealthStatus, Model, Result, Tokenized
@@ -117,6 +127,7 @@ class AsyncClient:
         parallel_tool_calls: bool | None = None,
         max_reasoning_tokens: int | None = None,
         continue_final_message: bool | None = None,
+        format: ChatFormat | None = None,
         template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
@@ -131,6 +142,7 @@ class AsyncClient:
             parallel_tool_calls=parallel_tool_calls,
             max_reasoning_tokens=max_reasoning_tokens,
             continue_final_message=continue_final_message,
+            format=format,
         )
         return await self._generate(prompt, timeout_s, parameters)
 

@@ -16,7 +16,17 @@ from grpc_health.v1 import health_pb2
 from pagewire.client import requests, responses
 from pagewire.client.calls import Calls, Cancellable, each_of
 from pagewire.client.errors import Cancelled, PagewireError, from_rpc_error
-from pagewire.client.prompts import Chat, Json, MessageLike, Parameters, Prompt, Prompts, ToolChoiceLike, ToolLike
+from pagewire.client.prompts import (
+    Chat,
+    ChatFormat,
+    Json,
+    MessageLike,
+    Parameters,
+    Prompt,
+    Prompts,
+    ToolChoiceLike,
+    ToolLike,
+)
 from pagewire.client.retry import Attempts, RetryPolicy
 from pagewire.client.sync_stream import Connection, Stream
 from pagewire.client.transport import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_TARGET, Tls, Transport
@@ -119,6 +129,7 @@ class Client:
         parallel_tool_calls: bool | None = None,
         max_reasoning_tokens: int | None = None,
         continue_final_message: bool | None = None,
+        format: ChatFormat | None = None,
         template_arguments: Json | None = None,
         timeout_s: float | None = None,
         **parameters: Unpack[Parameters],
@@ -133,6 +144,7 @@ class Client:
             parallel_tool_calls=parallel_tool_calls,
             max_reasoning_tokens=max_reasoning_tokens,
             continue_final_message=continue_final_message,
+            format=format,
         )
         return self._generate(prompt, timeout_s, parameters, Calls())
 

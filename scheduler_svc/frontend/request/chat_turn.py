@@ -131,6 +131,8 @@ def chat_turn(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -
     if is_required or is_single:
         path = f"{_PATH}.{'tool_choice' if is_required else 'parallel_tool_calls'}"
         _check(generation, spec, limits, path, wants_parts)
+    if is_required and generation.HasField("constraint"):
+        raise InvalidArgument("generation.constraint", f"is set beside {_PATH}.tool_choice, which leaves no content")
     if is_required or is_single or generation.HasField("constraint"):
         tools = tuple(msgspec.structs.replace(tool, schema=_schema(chat.tools[tool.index])) for tool in tools)
         _check_schemas(chat, tools)

@@ -144,7 +144,11 @@ def _value(writer: GrammarWriter, rule: str, schema: Any, shared: dict[str, Any]
         return f"({' | '.join(writer.text(each + end) for each in choices)})"
     for key in sorted(keywords - {"minLength", "maxLength"}):
         raise GrammarTextError(f"has {what}, whose keyword {key} this model's calls cannot be held to")
-    length = f"{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    for each in (least, most):
+        if not (isinstance(each, int) and each >= 0) and each is not None:
+            raise GrammarTextError(f"has {what}, whose minLength or maxLength is no length")
+    length = f"{{{least},{'' if most is None else most}}}"
     # One terminal with its end: a terminal alone would take the end's beginning for more of its text.
     without_end = f"~/(.|\\n)*{escaped(_PARAMETER_END)}(.|\\n)*/"
     writer.rule(rule.upper(), f"(/(.|\\n){length}/ & {without_end}) /{escaped(end)}/")

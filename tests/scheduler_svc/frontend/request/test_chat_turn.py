@@ -62,6 +62,10 @@ REFUSED = {
     "prompt.chat.tool_choice": chat(tools=[TOOL], tool_choice=pb.ToolChoice()),
     "prompt.chat.tool_choice.required": chat(tool_choice=REQUIRED),
     "prompt.chat.tool_choice.named": chat(tools=[TOOL], tool_choice=pb.ToolChoice(named="g")),
+    "constraint": pb.Generation(
+        prompt=pb.Prompt(chat=pb.Chat(messages=[USER], tools=[TOOL], tool_choice=REQUIRED)),
+        constraint=pb.Constraint(regex="a"),
+    ),
     "prompt.chat.parallel_tool_calls": chat(parallel_tool_calls=False),
     "prompt.chat.tools[1].name": chat(tools=[TOOL, TOOL]),
     "prompt.chat.format.reasoning": chat(format=pb.ChatFormat(reasoning=99)),  # type: ignore[arg-type]

@@ -254,6 +254,11 @@ def test_content_of_a_language_stands_beside_calls(model: Model) -> None:
             "tools[1].parameters.properties.a, whose type",
         ),
         (ToolCallFormat.QWEN3_CODER, CallableTool(1, "f", '{"minProperties": 1}'), "whose keyword minProperties"),
+        (
+            ToolCallFormat.QWEN3_CODER,
+            CallableTool(1, "f", '{"properties": {"a": {"type": "string", "maxLength": "3}/ | /x"}}}'),
+            "whose minLength or maxLength is no length",
+        ),
         (ToolCallFormat.QWEN3_CODER, CallableTool(1, "f", '{"required": ["a"]}'), "requires 'a' and says nothing"),
         (ToolCallFormat.MISTRAL_ARGS, CallableTool(1, "f[", None), "tools[1].name, which this model's calls cannot"),
     ],
