@@ -2,7 +2,7 @@
 
 FOLDER is `json/tests/draft2020-12` of the suite, which jsonschema's source package holds. Every schema is asked for, of
 SmolLM2 at temperature 1: how many are accepted; why the others are not; and whether every output that is complete is of
-its schema, by jsonschema (`pip install jsonschema`).
+its schema, by jsonschema.
 """
 
 import argparse
