@@ -16,6 +16,8 @@ from pagewire.client import (
     AsyncClient,
     BatchError,
     Cancelled,
+    Chat,
+    ContentPart,
     DeadlineExceeded,
     Delta,
     HealthStatus,
@@ -60,6 +62,12 @@ def test_every_method(run: Run, service: ScriptedService) -> None:
         tool = {"type": "function", "function": {"name": "t"}}
         assert (await client.chat([mapping], tools=[tool], max_tokens=5)).text == "Hello"
         assert [piece async for piece in client.stream("hi").text] == list(ANSWER)
+        stream = client.stream(Chat([Message("user", "hi")]))
+        assert [part async for part in stream.parts] == [ContentPart(letter) for letter in ANSWER]
+        assert (await stream.result()).message == Message("assistant", ANSWER)
+        assert (await client.chat([Message("user", "hi")])).message == Message("assistant", ANSWER)
+        with pytest.raises(ValueError, match="the prompt was no chat"):
+            _ = (await client.generate("hi")).message
         events = [event async for event in client.stream("hi")]
         assert "".join(event.text for event in events if isinstance(event, Delta)) == ANSWER
         assert (await client.stream("hi").result()).text == ANSWER

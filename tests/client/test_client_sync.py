@@ -20,6 +20,7 @@ from pagewire.client import (
     Cancelled,
     Chat,
     Client,
+    ContentPart,
     DeadlineExceeded,
     Delta,
     Event,
@@ -380,3 +381,6 @@ def test_a_cut_connection_without_resumption(service: ScriptedService) -> None:
 def test_a_conversation_can_be_streamed(client: Client, service: ScriptedService) -> None:
     assert "".join(client.stream(Chat([Message("user", "hi")])).text) == ANSWER
     assert service.seen[0].generation.prompt.chat.messages[0].content == "hi"
+    stream = client.stream(Chat([Message("user", "hi")]))
+    assert list(stream.parts) == [ContentPart(letter) for letter in ANSWER]
+    assert stream.result().message == Message("assistant", ANSWER)
