@@ -159,7 +159,7 @@ class Conversation:
     def _answer(self, past: list[_Exchange], exchange: list[Message], printer: AnswerPrinter) -> Result | None:
         """Print it until the model or Ctrl-C ends it; the whole where the model did. Raises PagewireError."""
         messages = [*self._system, *chain.from_iterable(past), *exchange]
-        prompt = tools.chat(messages, self._args, self._undescribed)
+        prompt = tools.chat(messages, self._args, self._undescribed, is_called=len(exchange) > 1)
         ctrl_c = interrupt.EndsAnswer()
         with ctrl_c.hears():
             try:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import IO, cast
 
 from pagewire.client.chat_formats import REASONING_FORMATS, TOOL_CALL_FORMATS
 from pagewire.client.errors import InvalidRequest
@@ -29,7 +32,7 @@ from pagewire.client.prompts import (
 )
 
 _LIMIT_S = 120.0
-_MAX_ANSWER_CHARACTERS = 100_000
+_MAX_ANSWER_BYTES = 100_000
 CHAT_FLAGS = (
     "tools",
     "tool_choice",
@@ -52,18 +55,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tool-call-format", choices=TOOL_CALL_FORMATS, help="instead of the template's")
 
 
-def chat(messages: Sequence[MessageLike], args: argparse.Namespace, more: Sequence[ToolLike] = ()) -> Chat:
-    """A conversation with what the flags say of its answer, and further tools. Raises InvalidRequest."""
-    choice = args.tool_choice
+def chat(
+    messages: Sequence[MessageLike],
+    args: argparse.Namespace,
+    more: Sequence[ToolLike] = (),
+    *,
+    is_called: bool = False,
+) -> Chat:
+    """A conversation with what the flags say of its answer, and further tools. `is_called`: a call was made and
+    answered, so none must be made any more. Raises InvalidRequest."""
+    choice: str | None = None if is_called and args.tool_choice != "none" else args.tool_choice
     chat_format = ChatFormat(
         cast(ReasoningFormat | None, args.reasoning_format), cast(ToolCallFormat | None, args.tool_call_format)
     )
-    named = choice is not None and choice not in ("auto", "none", "required")
+    is_kind = choice in (None, "auto", "none", "required")
     return Chat(
         messages,
         tools=[*read_tools(args.tools), *more],
         template_arguments=args.template_arguments,
-        tool_choice=NamedTool(choice) if named else cast(ToolChoiceLike | None, choice),
+        tool_choice=cast(ToolChoiceLike | None, choice) if is_kind else NamedTool(str(choice)),
         parallel_tool_calls=False if args.single_tool_call else None,
         max_reasoning_tokens=args.max_reasoning_tokens,
         format=None if chat_format == ChatFormat() else chat_format,
@@ -95,16 +105,40 @@ class ToolCommand:
     words: tuple[str, ...]
 
     def answer(self, call: ToolCall) -> str:
-        """What the command makes of the arguments; where it fails, how."""
+        """What the command makes of the arguments, the beginning of it where it is long; where it fails, how."""
         given = call.arguments if isinstance(call.arguments, str) else "{}"
+        pipe = subprocess.PIPE
         try:
-            done = subprocess.run(
-                self.words, input=given, capture_output=True, text=True, timeout=_LIMIT_S, errors="replace", check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
+            process = subprocess.Popen(self.words, stdin=pipe, stdout=pipe, stderr=pipe)
+        except OSError as error:
             return f"error: {error}"
-        said = done.stdout if done.returncode == 0 else f"error: exit status {done.returncode}\n{done.stderr}"
-        return said[:_MAX_ANSWER_CHARACTERS].strip()
+        ends = threading.Timer(_LIMIT_S, process.kill)
+        ends.start()
+        with process, ThreadPoolExecutor(2) as readers:
+            answer, complaint = (readers.submit(_beginning, each) for each in (process.stdout, process.stderr))
+            with suppress(OSError):  # it need not read them
+                _given(process).write(given.encode())
+            with suppress(OSError):
+                _given(process).close()
+            said, complained, status = answer.result(), complaint.result(), process.wait()
+        if not ends.is_alive():
+            return f"error: it took more than {_LIMIT_S:g} s"
+        ends.cancel()
+        is_cut = len(said) == _MAX_ANSWER_BYTES  # which ends whoever goes on writing
+        text = said if status == 0 or is_cut else f"error: exit status {status}\n".encode() + complained
+        return text.decode(errors="replace").strip()
+
+
+def _given(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin
+
+
+def _beginning(pipe: IO[bytes] | None) -> bytes:
+    """As much as is kept; the pipe is closed."""
+    assert pipe is not None
+    with pipe:
+        return pipe.read(_MAX_ANSWER_BYTES)
 
 
 def tool_command(text: str) -> ToolCommand:

@@ -145,6 +145,8 @@ def test_a_command_answers_the_calls_of_its_tool(
     ("command", "answer"),
     [
         (f"f={sys.executable} -c 'import sys; sys.exit(\"no\")'", "error: exit status 1\nno"),
+        (f"f={sys.executable} -c 'while True: print(1234567)'", ("1234567\n" * 12_500).strip()),
+        (f"f={sys.executable} -c 'import os; os.close(0); print(5)'", "5"),
         ("f=/nonexistent/tool", "error: [Errno 2] No such file or directory: '/nonexistent/tool'"),
     ],
 )
@@ -153,8 +155,11 @@ def test_a_command_that_fails_is_an_answer_too(
 ) -> None:
     piped(monkeypatch, "one\n")
     service.streams = [says(*calls("f", "{}"))]
-    assert main(["chat", "--tool", command]) == 0
-    assert service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat.messages[2].content == answer
+    assert main(["chat", "--tool", command, "--tool-choice", "f"]) == 0
+    first, second = (each.generation.prompt.chat for each in service.requests(inference_pb2.StreamGenerateRequest))
+    assert second.messages[2].content == answer
+    # Once it is answered, a call need not be made again.
+    assert (first.tool_choice.named, second.HasField("tool_choice")) == ("f", False)
 
 
 def test_a_call_that_no_command_answers_is_shown(
