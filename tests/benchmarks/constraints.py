@@ -150,17 +150,19 @@ def first_token(rounds: int) -> None:
 
 
 def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
-    kinds = [
-        pb.Constraint(json_schema='{"a":' * 20_000 + "1" + "}" * 20_000),
-        pb.Constraint(json_schema='{"type": "nothing"}'),
-        pb.Constraint(regex="(" * 100_000 + "a" + ")" * 100_000),
-        pb.Constraint(regex="(a{1,1000}){1,1000}("),
-        pb.Constraint(regex="("),
-        pb.Constraint(grammar="start: " + "(" * 60_000 + '"a"' + ")" * 60_000),
-        pb.Constraint(grammar="root ::= " + "(" * 60_000),
-        pb.Constraint(grammar="start: start"),
-        pb.Constraint(choice=pb.Choices()),
-    ]
+    def bad_ones() -> Iterator[pb.Constraint]:
+        """No two alike."""
+        for number in itertools.count():
+            yield pb.Constraint(json_schema=f'{{"a{number}":' + '{"a":' * 20_000 + "1" + "}" * 20_001)
+            yield pb.Constraint(json_schema=f'{{"type": "nothing {number}"}}')
+            yield pb.Constraint(regex="(" * 60_000 + f"a{number}" + ")" * 60_000)
+            yield pb.Constraint(regex=f"(a{{1,1000}}){{1,1000}}{number}(")
+            yield pb.Constraint(regex=f"{number}(")
+            yield pb.Constraint(grammar="start: " + "(" * 60_000 + f'"a{number}"' + ")" * 60_000)
+            yield pb.Constraint(grammar=f"root{number} ::= " + "(" * 60_000)
+            yield pb.Constraint(grammar=f'start: start "{number}"')
+            yield pb.Constraint(choice=pb.Choices())
+
     # In fp32, where a stream's tokens do not depend on what is computed beside it.
     settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 512}
     with serve(model="smollm2-135m", device="cpu", **settings) as service:
@@ -189,7 +191,7 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
             return texts, gaps
 
         def refuse(stop: threading.Event, slowest: list[float], count: list[int]) -> None:
-            for constraint in itertools.cycle(kinds):
+            for constraint in bad_ones():
                 if stop.is_set() and count[0] >= num_bad:
                     return
                 request = generation(text="x", constraint=constraint, stopping={"max_tokens": 5})

@@ -192,3 +192,33 @@ def test_a_model_whose_tokenizer_cannot_be_read_says_so(tmp_path: Path) -> None:
         await compiler.close()
 
     asyncio.run(test())
+
+
+def test_a_language_that_comes_again_is_not_compiled_again(tmp_path: Path, run: Run) -> None:
+    async def test() -> None:
+        compiler = GrammarCompiler(make_spec(tmp_path), CompileLimits(max_remembered_characters=300_000))
+        asked: list[Language] = []
+        ask = compiler._compilers.ask
+
+        async def counted(request: Any, client: str) -> Any:
+            asked.append(request.language)
+            return await ask(request, client)
+
+        compiler._compilers.ask = counted  # type: ignore[method-assign]
+        try:
+            first = await compiler.compile(Choice(("yes", "no")), "a")
+            assert await compiler.compile(Choice(("yes", "no")), "b") == first
+            for _ in range(2):
+                with pytest.raises(LanguageRefusedError, match="cannot be compiled"):
+                    await compiler.compile(Regex("("), "a")
+            assert asked == [Choice(("yes", "no")), Regex("(")]
+            # Others are not it, however alike; and what was not asked for lately makes room.
+            assert await compiler.compile(Choice(("no", "yes")), "a") != first
+            for size in (40_000, 40_001, 40_002, 40_003):
+                await compiler.compile(Choice(("x" * size,)), "a")
+            assert await compiler.compile(Choice(("yes", "no")), "a") == first
+            assert asked[-1] == Choice(("yes", "no"))
+        finally:
+            await compiler.close()
+
+    run(test())
