@@ -16,6 +16,8 @@ from pagewire.client.cli import inputs
 from pagewire.client.cli.parameters import _json_object
 from pagewire.client.cli.tools import tools_of
 from pagewire.client.errors import InvalidRequest
+from pagewire.client.gateway.bodies import ChatBody
+from pagewire.client.gateway.bodies import read as read_body
 from pagewire.client.json_text import NotJson, from_json
 from pagewire.scheduler_svc.engine.admission import read_submission
 from pagewire.scheduler_svc.engine.bench import EngineWorkload
@@ -340,6 +342,12 @@ def _client() -> Iterator[ByteDecoder]:
         return _json_object(content.decode(errors="replace"))
 
     yield ByteDecoder("client/cli/parameters.py", parameter, (ArgumentTypeError,), (b'{"type": "object"}',))
+
+    def body(content: bytes) -> object:
+        return read_body(content, ChatBody)
+
+    chat_body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2, "stop": ["a"]}'
+    yield ByteDecoder("client/gateway/bodies.py", body, (InvalidRequest,), (chat_body,))
 
     def tools_file(content: bytes) -> object:
         return tools_of(content.decode(errors="replace"))

@@ -74,6 +74,8 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
         """Of each stream in turn, how many tokens it sends before it breaks; later ones do not break."""
         self.streams: list[Stream] = []
         """Replies to streams in turn, each instead of the default."""
+        self.hangs = False
+        """Whether Generate never answers."""
         self.failures: list[Any] = []
         """Statuses that the next calls, of whatever method, end with before anything else."""
         self.seen: list[Any] = []
@@ -141,6 +143,9 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
         self, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GenerateResponse:
         self._saw(request, context)
+        if self.hangs:
+            self.watch(context)
+            self.hang(context)
         response = inference_pb2.GenerateResponse()
         texts: dict[int, bytes] = {}
         for event in self._generate(request.generation):

@@ -1,0 +1,77 @@
+"""`pagewire gateway`: OpenAI's endpoints in front of a service."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+
+from pagewire.client import installed
+from pagewire.client.cli import connection
+from pagewire.client.cli.printing import say
+from pagewire.client.errors import InvalidRequest, LaunchError
+
+DEFAULT_LISTEN = "127.0.0.1:8000"
+
+_ADDRESS = re.compile(r"\[?(?P<host>[^\[\]]*?)\]?:(?P<port>\d{1,5})")
+_GRACE_S = 30
+"""For what runs when the gateway is told to end."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command and its flags."""
+    parser = commands.add_parser(
+        "gateway",
+        help="OpenAI's endpoints in front of a service",
+        description="Serve /v1/chat/completions, /v1/completions and /v1/models over HTTP, and answer from a Pagewire "
+        "service. A caller's API key goes on to the service; --api-key is for those who bring none.",
+    )
+    parser.add_argument(
+        "--listen",
+        default=DEFAULT_LISTEN,
+        metavar="HOST:PORT",
+        help=f"where to listen; port 0 is any ({DEFAULT_LISTEN})",
+    )
+    connection.add_target_flags(parser)
+    parser.set_defaults(run=run, hears_signals=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when it was told to end."""
+    if missing := installed.missing("gateway"):
+        raise LaunchError(f"gateway needs {', '.join(missing)}: pip install 'pagewire[gateway]'")
+    import uvicorn
+
+    from pagewire.client.aio import AsyncClient
+    from pagewire.client.gateway.app import Gateway
+
+    tls = connection.tls(args)
+
+    def open_client(api_key: str | None) -> AsyncClient:
+        return AsyncClient(args.target, api_key=api_key or args.api_key, tls=tls)
+
+    listener = _listener(args.listen)
+    config = uvicorn.Config(
+        Gateway(open_client).application(),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+    )
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"pagewire: http://{shown}:{port}/v1 answers from {args.target}\n")
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listener(address: str) -> socket.socket:
+    """Bound and listening. Raises InvalidRequest for what is no address, LaunchError for one that is taken."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"]) > 65535:
+        raise InvalidRequest(f"--listen is {address!r}; it must be HOST:PORT")
+    try:
+        family = socket.AF_INET6 if ":" in found["host"] else socket.AF_INET
+        return socket.create_server((found["host"], int(found["port"])), family=family, backlog=1024)
+    except OSError as error:
+        raise LaunchError(f"--listen {address} cannot be used: {error.strerror or error}") from error
