@@ -27,7 +27,9 @@ TOOL_CALL_FORMATS = tuple(_TOOL_CALLS)
 
 
 def format_message(given: ChatFormat, path: str) -> pb.ChatFormat:
-    """As the contract has it. Raises InvalidRequest for a name that is not known."""
+    """As the contract has it. Raises InvalidRequest for what is none, and for a name that is not known."""
+    if not isinstance(given, ChatFormat):
+        raise InvalidRequest(f"{path} is {brief(given)}; it must be a ChatFormat", field=path)
     message = pb.ChatFormat()
     if given.reasoning is not None:
         _check(given.reasoning, REASONING_FORMATS, f"{path}.reasoning")

@@ -148,11 +148,14 @@ class Conversation:
         ctrl_c = interrupt.EndsAnswer()  # the terminal ends the command
         with ctrl_c.hears():
             for call in calls:
-                answer = self._commands[call.name].answer(call)
+                answer = self._commands[call.name].answer(call, self._args.timeout)
                 if ctrl_c.pressed:
                     note("[stopped]")
                     return []
-                note(answer)
+                if answer.startswith(tools.FAILED):
+                    complain(f"{call.name}: {answer}")
+                else:
+                    note(answer)
                 answers.append(Message("tool", answer, name=call.name, tool_call_id=call.id))
         return answers
 

@@ -31,6 +31,8 @@ from pagewire.client.prompts import (
     ToolLike,
 )
 
+FAILED = "error: "
+"""What an answer begins with that is none."""
 _LIMIT_S = 120.0
 _MAX_ANSWER_BYTES = 100_000
 CHAT_FLAGS = (
@@ -104,15 +106,17 @@ class ToolCommand:
     name: str
     words: tuple[str, ...]
 
-    def answer(self, call: ToolCall) -> str:
-        """What the command makes of the arguments, the beginning of it where it is long; where it fails, how."""
+    def answer(self, call: ToolCall, limit_s: float | None = None) -> str:
+        """What the command makes of the arguments, the beginning of it where it is long; where it fails or takes longer
+        than `limit_s`, how, behind `FAILED`."""
+        limit_s = _LIMIT_S if limit_s is None else limit_s
         given = call.arguments if isinstance(call.arguments, str) else "{}"
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(self.words, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            return f"error: {error}"
-        ends = threading.Timer(_LIMIT_S, process.kill)
+            return f"{FAILED}{error}"
+        ends = threading.Timer(limit_s, process.kill)
         ends.start()
         with process, ThreadPoolExecutor(2) as readers:
             answer, complaint = (readers.submit(_beginning, each) for each in (process.stdout, process.stderr))
@@ -122,10 +126,10 @@ class ToolCommand:
                 _given(process).close()
             said, complained, status = answer.result(), complaint.result(), process.wait()
         if not ends.is_alive():
-            return f"error: it took more than {_LIMIT_S:g} s"
+            return f"{FAILED}it took more than {limit_s:g} s"
         ends.cancel()
         is_cut = len(said) == _MAX_ANSWER_BYTES  # which ends whoever goes on writing
-        text = said if status == 0 or is_cut else f"error: exit status {status}\n".encode() + complained
+        text = said if status == 0 or is_cut else f"{FAILED}exit status {status}\n".encode() + complained
         return text.decode(errors="replace").strip()
 
 

@@ -408,6 +408,7 @@ def test_what_bears_on_an_answer_reaches_its_field(choice: Any, message: pb.Tool
         ("prompt.chat.tool_choice", {"tool_choice": 3}),
         ("prompt.chat.tool_choice.function.name", {"tool_choice": {"type": "function", "function": {}}}),
         ("prompt.chat.tool_choice.type", {"tool_choice": {"type": "custom", "function": {"name": "f"}}}),
+        ("prompt.chat.format", {"format": "qwen3"}),
         ("prompt.chat.format.reasoning", {"format": ChatFormat("thinking")}),  # type: ignore[arg-type]
         ("prompt.chat.format.tool_calls", {"format": ChatFormat(tool_calls="xml")}),  # type: ignore[arg-type]
         ("prompt.chat.max_reasoning_tokens", {"max_reasoning_tokens": -1}),

@@ -10,10 +10,10 @@ beside them, and what a well-formed call's own writing takes; nothing that a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from pagewire.scheduler_svc.frontend.chat.json_calls import OpenCall, read_arguments, read_object
+from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
+from pagewire.scheduler_svc.frontend.chat.json_calls import ENDED, OpenCall, read_arguments, read_object
 from pagewire.scheduler_svc.frontend.chat.parameter_calls import read_function
 from pagewire.scheduler_svc.frontend.chat.parts import Content, Malformed, MalformedCallError, Part, Reasoning
 from pagewire.scheduler_svc.frontend.chat.source import LAYOUT, Source, Steps, find_first, open_length
@@ -23,26 +23,13 @@ from pagewire.scheduler_svc.frontend.text.chat_format import (
     CALL_END,
     CALL_ID_MARKER,
     REASONING_MARKERS,
-    ChatFormat,
     ReasoningStart,
     ToolCallFormat,
 )
-from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
 
 _BARE_CALL = "{"
 _MAX_LAYOUT = 64
 """Before what begins an answer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerForm:
-    """What a chat's answers are made of."""
-
-    format: ChatFormat = field(default_factory=ChatFormat)
-    """Of calls: none where no tool may be called."""
-    reasoning: ReasoningStart = ReasoningStart.NONE
-    tools: Mapping[str, ParameterTypes] = field(default_factory=dict)
-    """Those that may be called, by name, with what their parameters may be."""
 
 
 class AnswerReader:
@@ -53,6 +40,8 @@ class AnswerReader:
         self._source = Source()
         self._parts: list[Part] = []
         self._num_calls = 0
+        self._separator: str | None = None
+        """Layout around calls behind content, which belongs to content that follows; none before any was said."""
         self._begins = CALL_BEGINS[form.format.tool_calls]
         self._steps = self._answer()
 
@@ -74,15 +63,36 @@ class AnswerReader:
     def _answer(self) -> Steps[None]:
         if (yield from self._begins_reasoning()):
             markers = REASONING_MARKERS[self._form.format.reasoning]
-            yield from self._source.skip_space()
+            if not self._form.is_continued:
+                yield from self._source.skip_space()
             if (yield from self._text(Reasoning, (markers.end,))) is not None:
                 self._source.advance(len(markers.end))
-                yield from self._source.skip_space()
+                if not self._form.is_content_held:
+                    yield from self._source.skip_space()
+        if self._form.is_content_held and not (yield from self._begins_call()):
+            yield from self._text(Content, ())
+            return
         if self._form.format.tool_calls is ToolCallFormat.LLAMA3:
             yield from self._bare_calls()
         while (marker := (yield from self._text(Content, self._begins))) is not None:
             yield from self._calls(marker)
-            yield from self._source.skip_space()
+            behind = yield from self._source.skip_space()
+            if self._separator == "":
+                self._separator = behind
+
+    def _begins_call(self) -> Steps[bool]:
+        """Whether the next is one, layout before it left out, which is read then."""
+        begins = self._begins or ((_BARE_CALL,) if self._form.format.tool_calls is ToolCallFormat.LLAMA3 else ())
+        while True:
+            rest = self._source.rest
+            text = rest.lstrip(LAYOUT)
+            is_far = len(rest) - len(text) > _MAX_LAYOUT
+            if not is_far and any(text.startswith(begin) for begin in begins):
+                self._source.advance(len(rest) - len(text))
+                return True
+            if self._source.is_ended or is_far or not any(begin.startswith(text) for begin in begins):
+                return False
+            yield
 
     def _begins_reasoning(self) -> Steps[bool]:
         if self._form.reasoning is not ReasoningStart.MAY_BEGIN:
@@ -106,11 +116,19 @@ class AnswerReader:
         while True:
             rest = source.rest
             if (found := find_first(rest, ends)) is not None:
-                if said := source.advance(found[0]).rstrip(LAYOUT):
+                text = source.advance(found[0])
+                if said := text.rstrip(LAYOUT):
                     self._tell(kind, "".join(layout) + said)
+                    layout.clear()
+                if self._separator is not None and not self._separator:
+                    self._separator = "".join(layout) + text[len(said) :]
                 return found[1]
             if source.is_ended or not ends:
-                self._tell(kind, "".join(layout) + source.advance(len(rest)))
+                text = "".join(layout) + source.advance(len(rest))
+                if source.is_ended and kind is Content and self._form.is_call_required and text.strip(LAYOUT):
+                    self._parts.append(Malformed(text, ENDED, None))
+                else:
+                    self._tell(kind, text)
                 if source.is_ended:
                     return None
             else:
@@ -123,6 +141,8 @@ class AnswerReader:
             yield
 
     def _tell(self, kind: type[Content | Reasoning], text: str) -> None:
+        if text and kind is Content:
+            text, self._separator = (self._separator or "") + text, ""
         if text:
             self._parts.append(kind(text))
 
@@ -157,7 +177,7 @@ class AnswerReader:
         try:
             yield from read(call)
         except MalformedCallError as error:
-            if is_bare and not call.is_begun:
+            if is_bare and not call.is_begun and not self._form.is_call_required:
                 self._tell(Content, source.recorded())
                 return False
             yield from self._skip(end)
@@ -200,7 +220,11 @@ class AnswerReader:
         if (yield from source.begins_with(CALL_END)) is not None:
             source.advance(len(CALL_END))
             return True
-        return source.is_ended and not source.rest
+        # Where the answer ended inside it, the call is whole all the same.
+        if source.is_ended and CALL_END.startswith(source.rest):
+            source.advance(len(source.rest))
+            return True
+        return False
 
     def _named(self, call: OpenCall) -> Steps[None]:
         """name[ARGS]{…}, also with an id between, and without the marker."""

@@ -68,10 +68,12 @@ class Source:
             yield
         return self._text[self._at]
 
-    def skip_space(self) -> Steps[None]:
-        """Read blanks and line breaks."""
+    def skip_space(self) -> Steps[str]:
+        """Read blanks and line breaks; which they were."""
+        skipped: list[str] = []
         while (character := (yield from self.peek())) and character in LAYOUT:
-            self.advance(1)
+            skipped.append(self.advance(1))
+        return "".join(skipped)
 
     def begins_with(self, *texts: str) -> Steps[str | None]:
         """Which of these, none of which begins with another, comes next; not read."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from pagewire.scheduler_svc.frontend.chat.reader import AnswerForm
+from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_CONSTRAINT_BYTES,
@@ -79,10 +79,18 @@ class ChatTurn:
             return self.continued
         return reasoning_start(prompt, self.format.reasoning)
 
-    def form(self, start: ReasoningStart, types: Mapping[str, ParameterTypes]) -> AnswerForm:
-        """What the answer is read as; `types` of the tools' parameters, by tool."""
-        tools = {tool.name: types.get(tool.name, {}) for tool in self.tools}
-        return AnswerForm(format=self.format, reasoning=start, tools=tools)
+    def form(
+        self, start: ReasoningStart, types: Mapping[str, ParameterTypes], content: Content | None = None
+    ) -> AnswerForm:
+        """What the answer is read as; `types` of the tools' parameters, by tool; `content` is what it is held to."""
+        return AnswerForm(
+            format=self.format,
+            reasoning=start,
+            tools={tool.name: types.get(tool.name, {}) for tool in self.tools},
+            is_continued=self.continued is not None,
+            is_content_held=content is not None,
+            is_call_required=self.is_call_required,
+        )
 
     def language(self, content: Content | None, start: ReasoningStart) -> Language | None:
         """What the answer is constrained to, with its content's language; none where it may be anything."""

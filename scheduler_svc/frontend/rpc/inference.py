@@ -187,7 +187,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise DeadlineExceeded("the deadline passed before the request reached the engine")
         start = valid.turn.start(read.text or "") if valid.turn is not None else ReasoningStart.NONE
         controls = await self._controls(valid, start, context)
-        form = None if valid.turn is None else valid.turn.form(start, read.parameter_types)
+        form = None if valid.turn is None else valid.turn.form(start, read.parameter_types, valid.language)
         seed = parts.draw_seed() if valid.seed is None else valid.seed
         settings = StreamSettings(
             request_id=request_id,
@@ -220,7 +220,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 prompt_logprobs=valid.prompt_logprobs if index == 0 else None,
             )
             text, reports = self._text(valid, stops, prompt_ids), self._reports(valid)
-            answer = None if form is None else AnswerParts(AnswerReader(form), submit)
+            answer = None if form is None else AnswerParts(AnswerReader(form), submit, self._hidden(valid))
             stream.outputs.append(Output(index, submit, text, reports, answer))
         # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
         parts.calls.enter(stream)
@@ -243,6 +243,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             shown=frozenset() if valid.turn is None else valid.turn.format.markers,
         )
         return OutputText(detokenizer, stops, valid.include_stop, valid.min_tokens)
+
+    def _hidden(self, valid: ValidGeneration) -> frozenset[int]:
+        """Special tokens that are sent as text, and are in no part."""
+        tokenizer = self._parts.tokenizer
+        if tokenizer is None or valid.turn is None or valid.skip_special_tokens:
+            return frozenset()
+        return tokenizer.special_ids(valid.turn.format.markers)
 
     async def _controls(self, valid: ValidGeneration, start: ReasoningStart, context: Context) -> LogitControls | None:
         """With bad words, which only a tokenizer can make ids of, and the grammar, which must be compiled."""

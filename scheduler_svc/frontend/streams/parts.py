@@ -32,15 +32,17 @@ Parts = RepeatedCompositeFieldContainer[pb.Part]
 class AnswerParts:
     """One output's parts."""
 
-    __slots__ = ("_reader", "_submit")
+    __slots__ = ("_hidden", "_reader", "_submit")
 
-    def __init__(self, reader: AnswerReader, submit: Submit) -> None:
+    def __init__(self, reader: AnswerReader, submit: Submit, hidden: frozenset[int] = frozenset()) -> None:
+        """`hidden`: tokens whose text says nothing, where it is sent at all."""
         self._reader = reader
         self._submit = submit
+        self._hidden = hidden
 
-    def take(self, text: bytes, into: Parts) -> None:
-        """Add what this text, whole characters, turns out to say."""
-        if text:
+    def take(self, token: int, text: bytes, into: Parts) -> None:
+        """Add what this token's text, whole characters, turns out to say."""
+        if text and token not in self._hidden:
             self.put(self._reader.take(text.decode()), into)
 
     def end(self) -> list[Part]:

@@ -180,7 +180,7 @@ class RequestStream:
         if self._settings.want_text:
             entry.text = text
         if output.parts is not None:
-            output.parts.take(text, delta.parts)
+            output.parts.take(token, text, delta.parts)
         if output.reports is not None:
             output.reports.take(entry)
         if self._first_token_s is None:

@@ -39,7 +39,11 @@ def answer_text(answer: Answer, writer: GrammarWriter, content: Callable[[str], 
     else:
         writer.rule("layout", f"/{_LAYOUT}{{1,4}}/")
         is_free = answer.content is None and not (answer.calls is not None and answer.calls.is_required)
-        rest = "body" if is_free else "layout? body"
+        rest = "body" if is_free else "after"
+        if not is_free:
+            # Of content that is held, every character counts.
+            kinds = _kinds(answer)
+            writer.rule("after", " | ".join(f"layout? {kind}" if kind == "calls" else kind for kind in kinds))
         _write_reasoning(reasoning, writer)
         if reasoning.is_open:
             writer.rule("start", f"reasoning {rest}")
@@ -53,6 +57,14 @@ def answer_text(answer: Answer, writer: GrammarWriter, content: Callable[[str], 
     first, *others = writer.grammars()
     contents = [] if answer.content is None else content(_CONTENT)
     return json.dumps({"grammars": [first, *contents, *others]}, ensure_ascii=False)
+
+
+def _kinds(answer: Answer) -> list[str]:
+    """What may stand behind reasoning, where it is not free text."""
+    calls = ["calls"] if answer.calls is not None else []
+    if answer.calls is not None and answer.calls.is_required:
+        return calls
+    return [] if answer.content is None else [f"@{_CONTENT}", *calls]
 
 
 def _write_reasoning(reasoning: AnswerReasoning, writer: GrammarWriter) -> None:
@@ -83,10 +95,8 @@ def _limited(reasoning: AnswerReasoning, max_tokens: int, writer: GrammarWriter)
 def _body(answer: Answer, writer: GrammarWriter, prefix: str, text: str) -> str:
     """What stands behind reasoning, or without any; `text` is the terminal of free text's first piece."""
     calls = answer.calls
-    if calls is not None and calls.is_required:
-        return "calls"
-    if answer.content is not None:
-        return f"@{_CONTENT}" if calls is None else f"@{_CONTENT} | calls"
+    if kinds := _kinds(answer):
+        return " | ".join(kinds)
     if calls is None or not calls.is_single:
         ids = [each for marker in _markers(calls) for each in writer.special.pieces(marker) if isinstance(each, int)]
         marker = " | ".join(f"<[{each}]>" for each in ids)

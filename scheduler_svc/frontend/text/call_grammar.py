@@ -90,7 +90,7 @@ def _json_call(before: str, arguments_key: str, after: str) -> Callable[[Grammar
 
 
 def _named_call(writer: GrammarWriter, tool: CallableTool) -> str:
-    if any(each in tool.name for each in "[{"):
+    if any(each in tool.name for each in "[{") or tool.name != tool.name.strip():
         raise GrammarTextError(f"has tools[{tool.index}].name, which this model's calls cannot write: {tool.name!r}")
     return f"{writer.text(tool.name + ARGUMENTS_MARKER)} {_arguments(writer, tool)}"
 

@@ -22,7 +22,7 @@ from pagewire.scheduler_svc.frontend.text.helper_process import (
     limit_memory,
     serve,
 )
-from pagewire.scheduler_svc.frontend.text.languages import GrammarTextError, Language
+from pagewire.scheduler_svc.frontend.text.languages import Answer, GrammarTextError, JsonSchema, Language
 from pagewire.wire.codec import Codec, WireError, decode_json
 from pagewire.wire.grammar import GrammarTokenizer, parser_limits
 from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
@@ -154,12 +154,22 @@ def compile_language(language: Language, tokenizer: GrammarTokenizer, special: S
         grammar, tokenizer.of_library, limits=limits
     )
     if is_wrong:
-        return Refused(f"cannot be compiled: {_one_line(messages[0])}")
+        faulty = _faulty_tool(language, tokenizer, special) if isinstance(language, Answer) else ""
+        return Refused(f"{faulty}cannot be compiled: {_one_line(messages[0])}")
     matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=limits)
     may_come_first = any(matcher.compute_bitmask())
     if matcher.is_error() or not may_come_first:
         return Refused(f"is empty, or cannot be followed: {_one_line(matcher.get_error()) or 'nothing may come first'}")
     return Compiled(grammar)
+
+
+def _faulty_tool(answer: Answer, tokenizer: GrammarTokenizer, special: SpecialTokens) -> str:
+    """Which tool's parameters are what cannot be compiled; empty where it is none of them alone."""
+    for tool in () if answer.calls is None else answer.calls.tools:
+        grammar = grammar_text(JsonSchema(tool.schema or "{}"), special)
+        if llguidance.LLMatcher.validate_grammar(grammar, tokenizer.of_library, limits=parser_limits()):
+            return f"has tools[{tool.index}].parameters, which "
+    return ""
 
 
 def _one_line(message: str) -> str:

@@ -145,6 +145,10 @@ class TextTokenizer:
         """For one output of the prompt with these ids. `shown`: special tokens that are not skipped."""
         return Detokenizer(self._texts(skip_special_tokens, shown), after=prompt)
 
+    def special_ids(self, markers: frozenset[str]) -> frozenset[int]:
+        """Special tokens but these."""
+        return frozenset(token for text, token in self._special.items() if text not in markers)
+
     def bytes_of(self, token: int) -> bytes:
         """A token's own bytes, which need not be valid UTF-8; none of an id that the tokenizer lacks."""
         return self._texts_with_special.raw[token]

@@ -151,13 +151,15 @@ def test_a_command_answers_the_calls_of_its_tool(
     ],
 )
 def test_a_command_that_fails_is_an_answer_too(
-    service: ScriptedService, monkeypatch: pytest.MonkeyPatch, command: str, answer: str
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch, command: str, answer: str
 ) -> None:
     piped(monkeypatch, "one\n")
     service.streams = [says(*calls("f", "{}"))]
     assert main(["chat", "--tool", command, "--tool-choice", "f"]) == 0
     first, second = (each.generation.prompt.chat for each in service.requests(inference_pb2.StreamGenerateRequest))
     assert second.messages[2].content == answer
+    is_failure = answer.startswith("error: ")
+    assert capsys.readouterr().err == (f"pagewire: f: {' '.join(answer.split())}\n" if is_failure else "")
     # Once it is answered, a call need not be made again.
     assert (first.tool_choice.named, second.HasField("tool_choice")) == ("f", False)
 
@@ -191,6 +193,15 @@ def test_generate_prints_calls_and_has_them_in_its_json(service: ScriptedService
         "reasoning_content": "Hm",
         "tool_calls": [{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": '{"a": 2}'}}],
     }
+
+
+def test_a_tool_has_as_long_as_an_answer(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped(monkeypatch, "one\n")
+    service.streams = [says(*calls("f", "{}"))]
+    waits = f"f={sys.executable} -c 'import time; time.sleep(100)'"
+    assert main(["chat", "--tool", waits, "--timeout", "1"]) == 0
+    second = service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat
+    assert second.messages[2].content == "error: it took more than 1 s"
 
 
 @pytest.mark.parametrize(

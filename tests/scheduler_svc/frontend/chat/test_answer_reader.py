@@ -2,6 +2,7 @@
 
 What is no call is text with a reason."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
 from pagewire.scheduler_svc.frontend.chat.parts import (
     CallArguments,
     CallBegun,
@@ -20,7 +22,7 @@ from pagewire.scheduler_svc.frontend.chat.parts import (
     Part,
     Reasoning,
 )
-from pagewire.scheduler_svc.frontend.chat.reader import AnswerForm, AnswerReader
+from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     CALL_BEGINS,
     ChatFormat,
@@ -53,6 +55,9 @@ FORMS = {
     "closed": form(start=ReasoningStart.NONE),
     "mistral_thinks": form(ToolCallFormat.MISTRAL_ARGS, ReasoningFormat.MISTRAL),
     "plain": AnswerForm(),
+    "held": dataclasses.replace(form(), is_content_held=True),
+    "required": dataclasses.replace(form(), is_call_required=True),
+    "continued": dataclasses.replace(form(start=ReasoningStart.OPEN), is_continued=True),
 }
 
 
@@ -309,6 +314,68 @@ def test_calls_of_every_format(name: str, text: str, content: str, calls: list[t
 def test_reasoning(name: str, text: str, reasoning: str, content: str) -> None:
     answer = read(list(text), FORMS[name])
     assert (answer.reasoning, answer.content) == (reasoning, content)
+
+
+@pytest.mark.parametrize(
+    ("calls", "text"),
+    [
+        (ToolCallFormat.QWEN3, '{"a": "use <tool_call> now"}'),
+        (ToolCallFormat.QWEN3, f'\n {{"a": "<tool_call>{WEATHER}</tool_call>"}} \n'),
+        (ToolCallFormat.QWEN3_CODER, '["<function=search></function>"]'),
+        (ToolCallFormat.MISTRAL_ARGS, "use [TOOL_CALLS]search[ARGS]{} now"),
+        (ToolCallFormat.LLAMA3, f'[{{"name": "search"}}, {WEATHER}]'),
+    ],
+)
+def test_content_of_a_language_is_told_to_the_letter(calls: ToolCallFormat, text: str) -> None:
+    """Text in it that looks like a call is none, and no blank is layout."""
+    for before, reasoning in (("", ""), ("<think>Hm</think>", "Hm")):
+        held = dataclasses.replace(form(calls), is_content_held=True)
+        answer = read(list(before + text), held)
+        assert (answer.content, answer.reasoning, answer.calls, answer.malformed) == (text, reasoning, {}, [])
+
+
+def test_a_call_in_place_of_content_of_a_language() -> None:
+    held = dataclasses.replace(form(), is_content_held=True)
+    answer = read(list(f"<think>Hm</think>\n\n<tool_call>{WEATHER}</tool_call>"), held)
+    assert (answer.content, answer.arguments()) == ("", [CALL])
+
+
+def test_an_answer_that_ends_inside_a_call_s_last_marker_has_the_call() -> None:
+    for end in ("", "<", "</tool", "</tool_call"):
+        assert read([f"<tool_call>{WEATHER}\n{end}"], FORMS["qwen3"]).arguments() == [CALL], end
+    coder = "<tool_call><function=search></function>\n</tool_c"
+    assert read([coder], FORMS["qwen3_coder"]).arguments() == [("search", {})]
+
+
+def test_where_only_calls_may_stand_the_beginning_of_one_is_no_content() -> None:
+    required = dataclasses.replace(form(), is_call_required=True)
+    for text, calls in ((f"<tool_call>{WEATHER}</tool_call>\n<tool_", [CALL]), ("<tool", [])):
+        answer = read(list(text), required)
+        assert (answer.content, answer.arguments(), len(answer.malformed)) == ("", calls, 1)
+        assert answer.malformed[0].reason == "the answer ended inside the call"
+    bare = dataclasses.replace(form(ToolCallFormat.LLAMA3), is_call_required=True)
+    answer = read(['{"na'], bare)
+    assert (answer.content, [each.text for each in answer.malformed]) == ("", ['{"na'])
+
+
+def test_what_a_continued_message_begins_with_is_no_layout() -> None:
+    continued = dataclasses.replace(form(start=ReasoningStart.OPEN), is_continued=True)
+    assert read(list(" to the point\n</think>\n\nYes"), continued).reasoning == " to the point"
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"Let me see.\n\n<tool_call>{WEATHER}</tool_call>\nThat is all.", "Let me see.\n\nThat is all."),
+        (f"See.<tool_call>{WEATHER}</tool_call> So.", "See. So."),
+        (f"See.<tool_call>{WEATHER}</tool_call>So.", "See.So."),
+        (f"<tool_call>{WEATHER}</tool_call>\n\nSo.", "So."),
+        (f"See. \n<tool_call>{WEATHER}</tool_call>\n<tool_call>{WEATHER}</tool_call>\n", "See."),
+        ("x = 1\n<tool_call>\nhello\n</tool_call>\ny = 2", "x = 1\ny = 2"),
+    ],
+)
+def test_content_around_calls_keeps_a_blank_between(text: str, content: str) -> None:
+    assert read(list(text), FORMS["qwen3"]).content == content
 
 
 def test_a_text_is_handed_on_as_it_comes() -> None:

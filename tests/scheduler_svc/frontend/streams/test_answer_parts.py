@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.tiny_tokenizer import make_spec, make_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
-from pagewire.scheduler_svc.frontend.chat.reader import AnswerForm, AnswerReader
+from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
+from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.rpc.whole_answer import whole_answer
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts, call_id, join_parts
@@ -153,6 +154,19 @@ def test_a_call_s_id_is_its_place_s() -> None:
     others = [call_id(first, 1), call_id(longer, 0), call_id(other_seed, 0)]
     assert len({call_id(first, 0), *others}) == 4
     assert all(len(each) == 9 and each.isalnum() and each.isascii() for each in others)
+
+
+def test_special_tokens_that_are_sent_are_in_no_part(tokenizer: tuple[Tokenizer, TextTokenizer]) -> None:
+    library, ours = tokenizer
+    hidden = ours.special_ids(FORMAT.markers)
+    parts = AnswerParts(AnswerReader(FORM), submission(1), hidden)
+    delta = pb.Delta()
+    sent = ours.detokenizer(skip_special_tokens=False, prompt=[])
+    for token in [*library.encode(f"Yes{CALL}").ids, library.token_to_id("<|im_end|>")]:
+        parts.take(token, sent.take(token), delta.parts)
+    parts.put(parts.end(), delta.parts)
+    assert [part.WhichOneof("kind") for part in delta.parts] == ["content", "tool_call"]
+    assert delta.parts[0].content == "Yes"
 
 
 def test_markers_that_are_special_tokens_stay_in_a_chat_s_text(tokenizer: tuple[Tokenizer, TextTokenizer]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from support.tiny_tokenizer import make_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
+from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
 from pagewire.scheduler_svc.frontend.chat.parts import (
     CallArguments,
     CallBegun,
@@ -24,7 +25,7 @@ from pagewire.scheduler_svc.frontend.chat.parts import (
     Part,
     Reasoning,
 )
-from pagewire.scheduler_svc.frontend.chat.reader import AnswerForm, AnswerReader
+from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     ChatFormat,
     ReasoningFormat,
@@ -221,7 +222,7 @@ def test_content_of_a_language_stands_beside_calls(model: Model) -> None:
     ):
         language = Answer(content, reasoning, Calls(ToolCallFormat.QWEN3, TOOLS, False, False))
         call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
-        for first in (text, f"<think>Hm</think>\n\n{text}", call, f"<think>Hm</think>\n{call}"):
+        for first in (text, f"<think>Hm</think>{text}", call, f"<think>Hm</think>\n{call}"):
             ids = model.answer(language, 0, first)
             assert model.tokenizer.decode(ids[:-1], skip_special_tokens=False).startswith(first)
         if not isinstance(content, StructuralTags):
@@ -260,6 +261,12 @@ def test_content_of_a_language_stands_beside_calls(model: Model) -> None:
             "whose minLength or maxLength is no length",
         ),
         (ToolCallFormat.QWEN3_CODER, CallableTool(1, "f", '{"required": ["a"]}'), "requires 'a' and says nothing"),
+        (
+            ToolCallFormat.QWEN3,
+            CallableTool(4, "f", '{"not": {}}'),
+            "has tools[4].parameters, which cannot be compiled: Unimplemented keys",
+        ),
+        (ToolCallFormat.MISTRAL_ARGS, CallableTool(1, "  ", None), "tools[1].name, which this model's calls cannot"),
         (ToolCallFormat.MISTRAL_ARGS, CallableTool(1, "f[", None), "tools[1].name, which this model's calls cannot"),
     ],
 )
