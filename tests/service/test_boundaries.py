@@ -58,6 +58,7 @@ ACCEPTED: dict[str, list[object]] = {
     "output.skip_special_tokens": [False, True],
     "output.logprob_token_ids": [[], [0], [VOCAB_SIZE - 1] * 128],
     "output.processed_logprobs": [False, True],
+    "output.parts": [False],
 }
 REFUSED: dict[str, list[object]] = {
     "sampling.temperature": [-1e-45, 100.00001, HUGE, -HUGE, *NOT_NUMBERS],
@@ -83,6 +84,7 @@ REFUSED: dict[str, list[object]] = {
     "stopping.stop_strings": [["x"], [""], ["x" * 257], ["x"] * 17],
     "stopping.stop_token_ids": [[VOCAB_SIZE], [1] * 65, [UINT32_MAX], [1] * 100_000],
     "output.text": [True],
+    "output.parts": [True],
     "output.num_candidates": [21, UINT32_MAX],
     "output.num_prompt_candidates": [21, UINT32_MAX],
     "output.logprob_token_ids": [[VOCAB_SIZE], [1] * 129, [UINT32_MAX], [1] * 100_000],
