@@ -50,7 +50,7 @@ def tool_call(value: object, path: str) -> ToolCall:
 def tool(value: object, path: str) -> Tool:
     """A tool, or {"type": "function", "function": {"name": …, "description": …, "parameters": …}}.
 
-    Raises InvalidRequest, also for `strict`: output is not constrained to a tool's schema.
+    Raises InvalidRequest, also for `strict`: calls that the model makes by itself are not held to a tool's schema.
     """
     if isinstance(value, Tool):
         return value

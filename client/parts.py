@@ -45,8 +45,8 @@ class PartsRecord:
         for part in parts:
             _join(self._again, part)
         beyond = _beyond(self._delivered, self._again)
-        if beyond is not None:
-            self._delivered = list(self._again)
+        if beyond is not None:  # it is past what was delivered, and nothing is compared any more
+            self._delivered, self._again = self._again, None
             return tuple(beyond)
         if _beyond(self._again, self._delivered) is None:
             raise PartsDiffer("its parts are others")

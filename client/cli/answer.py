@@ -51,7 +51,7 @@ class AnswerPrinter:
                 write(part.arguments)
             case MalformedCall():
                 self._end_line()
-                complain(f"a call is malformed, {part.reason}: {clean(part.text)}")
+                complain(clean(f"a call is malformed, {part.reason}: {part.text}"))
 
     def _end_line(self) -> None:
         if not self._is_at_line_start:

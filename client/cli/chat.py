@@ -25,8 +25,6 @@ from pagewire.client.types import Delta, Result
 
 _MARK = "> "
 _HISTORY_LINES = 1000
-_MAX_CALLING_ANSWERS = 16
-"""Of one question, before the model must do without tools."""
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
@@ -106,12 +104,12 @@ class Conversation:
         A conversation that the service does not take any more, as when the context is full, loses its older half until
         it is taken; one that is not taken even without its past stays as it is.
         """
-        exchange = [Message("user", text)]
+        exchange, num_rounds = [Message("user", text)], 0
         kept = self._exchanges
         while True:
             printer = AnswerPrinter()
             try:
-                result = self._answer(kept, exchange, printer)
+                result = self._answer(kept, exchange, num_rounds, printer)
             except PagewireError as error:
                 if printer.content:
                     write("\n")
@@ -123,8 +121,9 @@ class Conversation:
             write("\n")
             if result is not None:
                 print_logprobs(result)
-                if len(exchange) < 2 * _MAX_CALLING_ANSWERS and (answers := self._call(result)):
+                if answers := self._call(result):
                     exchange += [result.message, *answers]
+                    num_rounds += 1
                     continue
             break
         forgotten = len(self._exchanges) - len(kept)
@@ -145,10 +144,10 @@ class Conversation:
         if not all(call.name in self._commands for call in calls):
             return []
         answers = []
-        ctrl_c = interrupt.EndsAnswer()  # the terminal ends the command
+        ctrl_c = interrupt.EndsAnswer()
         with ctrl_c.hears():
             for call in calls:
-                answer = self._commands[call.name].answer(call, self._args.timeout)
+                answer = self._commands[call.name].answer(call, self._args.timeout, ctrl_c.closes)
                 if ctrl_c.pressed:
                     note("[stopped]")
                     return []
@@ -159,10 +158,12 @@ class Conversation:
                 answers.append(Message("tool", answer, name=call.name, tool_call_id=call.id))
         return answers
 
-    def _answer(self, past: list[_Exchange], exchange: list[Message], printer: AnswerPrinter) -> Result | None:
+    def _answer(
+        self, past: list[_Exchange], exchange: list[Message], num_rounds: int, printer: AnswerPrinter
+    ) -> Result | None:
         """Print it until the model or Ctrl-C ends it; the whole where the model did. Raises PagewireError."""
         messages = [*self._system, *chain.from_iterable(past), *exchange]
-        prompt = tools.chat(messages, self._args, self._undescribed, is_called=len(exchange) > 1)
+        prompt = tools.chat(messages, self._args, self._undescribed, num_rounds=num_rounds)
         ctrl_c = interrupt.EndsAnswer()
         with ctrl_c.hears():
             try:

@@ -13,8 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from pagewire.client.sync_stream import Stream
+from typing import Protocol
 
 INTERRUPTED = 130
 """Exit status."""
@@ -52,13 +51,19 @@ def raises() -> Iterator[None]:
         signal.set_wakeup_fd(heard_by)
 
 
+class Closable(Protocol):
+    """Whatever Ctrl-C may end."""
+
+    def close(self) -> None: ...
+
+
 class EndsAnswer:
-    """In its `hears`, Ctrl-C closes the stream that `closes` names, or is going to name."""
+    """In its `hears`, Ctrl-C closes what `closes` names, or is going to name."""
 
     def __init__(self) -> None:
         self.pressed = False
         self._lock = threading.Lock()
-        self._stream: Stream | None = None
+        self._named: Closable | None = None
 
     @contextmanager
     def hears(self) -> Iterator[None]:
@@ -66,20 +71,20 @@ class EndsAnswer:
         with _calls(self._press):
             yield
 
-    def closes(self, stream: Stream) -> None:
-        """Name the stream. It is closed at once where the key was pressed before."""
+    def closes(self, named: Closable) -> None:
+        """Name it. It is closed at once where the key was pressed before."""
         with self._lock:
-            self._stream = stream
+            self._named = named
             pressed = self.pressed
         if pressed:
-            stream.close()
+            named.close()
 
     def _press(self) -> None:
         with self._lock:
             self.pressed = True
-            stream = self._stream
-        if stream is not None:
-            stream.close()
+            named = self._named
+        if named is not None:
+            named.close()
 
 
 @contextmanager

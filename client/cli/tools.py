@@ -6,16 +6,19 @@ A command gets the arguments as JSON on its standard input, and what it prints i
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, cast
 
 from pagewire.client.chat_formats import REASONING_FORMATS, TOOL_CALL_FORMATS
+from pagewire.client.cli.interrupt import Closable
 from pagewire.client.errors import InvalidRequest
 from pagewire.client.json_text import NotJson, from_json
 from pagewire.client.prompts import (
@@ -33,6 +36,8 @@ from pagewire.client.prompts import (
 
 FAILED = "error: "
 """What an answer begins with that is none."""
+MAX_ROUNDS = 16
+"""Of calls for one question."""
 _LIMIT_S = 120.0
 _MAX_ANSWER_BYTES = 100_000
 CHAT_FLAGS = (
@@ -62,11 +67,13 @@ def chat(
     args: argparse.Namespace,
     more: Sequence[ToolLike] = (),
     *,
-    is_called: bool = False,
+    num_rounds: int = 0,
 ) -> Chat:
-    """A conversation with what the flags say of its answer, and further tools. `is_called`: a call was made and
-    answered, so none must be made any more. Raises InvalidRequest."""
-    choice: str | None = None if is_called and args.tool_choice != "none" else args.tool_choice
+    """A conversation with what the flags say of its answer, and further tools. `num_rounds` of calls have been made and
+    answered: behind the first none must be made, and behind `MAX_ROUNDS` none can. Raises InvalidRequest."""
+    choice: str | None = args.tool_choice
+    if num_rounds and choice != "none":
+        choice = "none" if num_rounds >= MAX_ROUNDS else None
     chat_format = ChatFormat(
         cast(ReasoningFormat | None, args.reasoning_format), cast(ToolCallFormat | None, args.tool_call_format)
     )
@@ -106,25 +113,33 @@ class ToolCommand:
     name: str
     words: tuple[str, ...]
 
-    def answer(self, call: ToolCall, limit_s: float | None = None) -> str:
+    def answer(
+        self, call: ToolCall, limit_s: float | None = None, closes: Callable[[Closable], None] = lambda _: None
+    ) -> str:
         """What the command makes of the arguments, the beginning of it where it is long; where it fails or takes longer
-        than `limit_s`, how, behind `FAILED`."""
+        than `limit_s`, how, behind `FAILED`. `closes` is given what ends it before."""
         limit_s = _LIMIT_S if limit_s is None else limit_s
         given = call.arguments if isinstance(call.arguments, str) else "{}"
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(self.words, stdin=pipe, stdout=pipe, stderr=pipe)
+            # A group of its own, which ends with it: what it starts would hold its pipes open.
+            process = subprocess.Popen(self.words, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0)
         except OSError as error:
             return f"{FAILED}{error}"
-        ends = threading.Timer(limit_s, process.kill)
+        running = _Running(process)
+        closes(running)
+        ends = threading.Timer(limit_s, running.close)
         ends.start()
         with process, ThreadPoolExecutor(2) as readers:
-            answer, complaint = (readers.submit(_beginning, each) for each in (process.stdout, process.stderr))
+            answer = readers.submit(_beginning, process.stdout)
+            complaint = readers.submit(_beginning, process.stderr, goes_on=True)
+            assert process.stdin is not None
             with suppress(OSError):  # it need not read them
-                _given(process).write(given.encode())
+                process.stdin.write(given.encode())
             with suppress(OSError):
-                _given(process).close()
+                process.stdin.close()
             said, complained, status = answer.result(), complaint.result(), process.wait()
+            running.is_over = True
         if not ends.is_alive():
             return f"{FAILED}it took more than {limit_s:g} s"
         ends.cancel()
@@ -133,16 +148,29 @@ class ToolCommand:
         return text.decode(errors="replace").strip()
 
 
-def _given(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
+class _Running:
+    """A command that runs, and what it has started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.is_over = False
+
+    def close(self) -> None:
+        """End them all."""
+        if self.is_over:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _beginning(pipe: IO[bytes] | None) -> bytes:
-    """As much as is kept; the pipe is closed."""
+def _beginning(pipe: IO[bytes] | None, *, goes_on: bool = False) -> bytes:
+    """As much as is kept; the pipe is closed then, or read on where its writer `goes_on`."""
     assert pipe is not None
     with pipe:
-        return pipe.read(_MAX_ANSWER_BYTES)
+        kept = pipe.read(_MAX_ANSWER_BYTES)
+        while goes_on and pipe.read(_MAX_ANSWER_BYTES):
+            pass
+        return kept
 
 
 def tool_command(text: str) -> ToolCommand:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -40,6 +40,7 @@ _MAX_CLIENTS = 256
 """Keys with a connection of their own; the one that was used least lately loses its."""
 _NOT_BUILT = ("/v1/responses", "/v1/embeddings", "/v1/moderations", "/v1/images/generations", "/v1/audio/speech")
 
+T = TypeVar("T")
 OpenClient = Callable[[str | None], AsyncClient]
 """A client with this API key."""
 
@@ -104,7 +105,7 @@ class Gateway:
         wanted = of_chat(read(await _body(request), ChatBody))
         client = self._client(request)
         if wanted.is_stream:
-            return await _streamed(client, wanted, "chat.completion", ChatChunks)
+            return await _streamed(request, client, wanted, "chat.completion", ChatChunks)
         (result,) = await _answered(request, client, wanted)
         heading = Heading("chat.completion", _model_name(wanted), result.request_id)
         return _json(chat_answer(heading, result, has_logprobs=wanted.has_logprobs))
@@ -113,7 +114,7 @@ class Gateway:
         wanted = of_completion(read(await _body(request), CompletionBody))
         client = self._client(request)
         if wanted.is_stream:
-            return await _streamed(client, wanted, "text_completion", CompletionChunks)
+            return await _streamed(request, client, wanted, "text_completion", CompletionChunks)
         results = await _answered(request, client, wanted)
         heading = Heading("text_completion", _model_name(wanted), results[0].request_id)
         return _json(completion_answer(heading, results, has_logprobs=wanted.has_logprobs))
@@ -146,19 +147,24 @@ async def _body(request: Request) -> bytes:
 
 async def _answered(request: Request, client: AsyncClient, wanted: Wanted) -> list[Result]:
     """The whole answers; given up when the caller has gone."""
-    generating = asyncio.ensure_future(
-        client.generate(wanted.prompts, **wanted.parameters) if len(wanted.prompts) > 1 else _one(client, wanted)
-    )
+    if len(wanted.prompts) > 1:
+        return await _unless_gone(request, client.generate(wanted.prompts, **wanted.parameters))
+    return await _unless_gone(request, _one(client, wanted))
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer. Raises Cancelled where the caller goes away before it is there, and gives it up."""
+    answering = asyncio.ensure_future(answer)
     gone = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({generating, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not generating.done():
+        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
             raise Cancelled("the caller has gone away")
-        return await generating
+        return await answering
     finally:
-        generating.cancel()
+        answering.cancel()
         gone.cancel()
-        await asyncio.gather(generating, gone, return_exceptions=True)
+        await asyncio.gather(answering, gone, return_exceptions=True)
 
 
 async def _one(client: AsyncClient, wanted: Wanted) -> list[Result]:
@@ -171,12 +177,12 @@ async def _gone(request: Request) -> None:
 
 
 async def _streamed(
-    client: AsyncClient, wanted: Wanted, kind: str, chunks: type[ChatChunks] | type[CompletionChunks]
+    request: Request, client: AsyncClient, wanted: Wanted, kind: str, chunks: type[ChatChunks] | type[CompletionChunks]
 ) -> Response:
     """Server-sent events. An error before the first is a response of its own; one behind it is an event."""
     stream = client.stream(wanted.prompts[0], **wanted.parameters)
     try:
-        started = await anext(stream)
+        started = await _unless_gone(request, stream.__anext__())
     except BaseException:
         stream.close()
         raise

@@ -270,10 +270,18 @@ def test_a_caller_that_goes_away_ends_its_stream(address: str, service: Scripted
     assert service.ended.wait(20)
 
 
-def test_a_caller_that_goes_away_ends_its_call(address: str, service: ScriptedService) -> None:
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_caller_that_goes_away_before_anything_came_ends_its_call(
+    address: str, service: ScriptedService, is_stream: bool
+) -> None:
+    def nothing(_request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+        service.hang(context)
+        yield from ()
+
     service.hangs = True
+    service.streams = [nothing]
     host, port = address.removeprefix("http://").split(":")
-    body = json.dumps({"model": "scripted", "messages": HI}).encode()
+    body = json.dumps({"model": "scripted", "messages": HI, "stream": is_stream}).encode()
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)

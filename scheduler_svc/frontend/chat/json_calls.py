@@ -10,14 +10,16 @@ import json
 from collections.abc import Callable, Collection
 
 from pagewire.scheduler_svc.frontend.chat.parts import CallArguments, CallBegun, CallComplete, MalformedCallError, Part
-from pagewire.scheduler_svc.frontend.chat.source import Source, Steps
+from pagewire.scheduler_svc.frontend.chat.source import LAYOUT, Source, Steps
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
-from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, quote
+from pagewire.scheduler_svc.frontend.limits import MAX_CHAT_PARTS, MAX_JSON_BYTES, MAX_JSON_DEPTH, quote
 from pagewire.scheduler_svc.frontend.text.json_text import JsonReader
 
 _ARGUMENTS_KEYS = ("arguments", "parameters")
 _OTHER_KEYS = ("id", "type")
 """Which some models write as their templates do; the service names calls itself."""
+_OUTSIDE_TEXTS = frozenset(",:+-.0123456789Eaeflnrstu" + LAYOUT)
+"""Beside brackets: commas, colons, numbers, true, false and null."""
 ENDED = "the answer ended inside the call"
 
 
@@ -55,8 +57,10 @@ class OpenCall:
 
     def check_arguments(self) -> None:
         """All of them have come. Raises MalformedCallError for what this service would not take back in a message."""
+        text = "".join(self._arguments)
+        _check(len(text.encode()), MAX_JSON_BYTES, "bytes")
         try:
-            JsonReader("arguments", MAX_CHAT_PARTS - 1).object("".join(self._arguments), "arguments")
+            JsonReader("arguments", MAX_CHAT_PARTS - 1).object(text, "arguments")
         except InvalidArgument as error:
             raise MalformedCallError(f"its {error.field} {error.problem}") from error
 
@@ -68,28 +72,28 @@ class OpenCall:
 
 
 def read_object(source: Source, call: OpenCall) -> Steps[None]:
-    """A call as one object. Raises MalformedCallError."""
-    if (yield from _next(source)) != "{":
+    """A call as one object. Raises MalformedCallError; what it should not have met is not read."""
+    if not (yield from _next(source, "{")):
         raise MalformedCallError("it is no JSON object")
     seen: set[str] = set()
     while True:
-        character = yield from _next(source)
-        if character == "}" and not seen:
+        character = yield from _next(source, '"' if seen else '"}')
+        if character == "}":
             break
-        if character != '"':
-            raise MalformedCallError("a key is missing in its JSON object")
+        if not character:
+            raise MalformedCallError("a key in double quotes is missing in its JSON object")
         key = yield from _string(source)
         kind = "arguments" if key in _ARGUMENTS_KEYS else key
         if kind in seen:
-            raise MalformedCallError(f"it has its {kind} twice")
+            raise MalformedCallError(f"it has its {quote(kind)} twice")
         seen.add(kind)
-        if (yield from _next(source)) != ":":
+        if not (yield from _next(source, ":")):
             raise MalformedCallError(f"a colon is missing behind its key {quote(key)}")
         yield from _member(source, call, kind)
-        character = yield from _next(source)
+        character = yield from _next(source, ",}")
         if character == "}":
             break
-        if character != ",":
+        if not character:
             raise MalformedCallError(f"neither comma nor brace stands behind its {quote(key)}")
     if not call.is_begun:
         raise MalformedCallError("it has no name")
@@ -100,7 +104,7 @@ def _member(source: Source, call: OpenCall, kind: str) -> Steps[None]:
     if kind == "arguments":
         yield from read_arguments(source, call)
     elif kind == "name" or kind in _OTHER_KEYS:
-        if (yield from _next(source)) != '"':
+        if not (yield from _next(source, '"')):
             raise MalformedCallError(f"its {kind} is no text")
         text = yield from _string(source)
         if kind == "name":
@@ -110,10 +114,11 @@ def _member(source: Source, call: OpenCall, kind: str) -> Steps[None]:
 
 
 def read_arguments(source: Source, call: OpenCall) -> Steps[None]:
-    """One JSON object, told as it comes. Raises MalformedCallError."""
+    """One JSON object, told as it comes. Raises MalformedCallError: at once for what no JSON has outside its texts, and
+    for more than a message may have."""
     if (first := (yield from source.peek())) != "{":
         raise MalformedCallError("its arguments are no JSON object" if first else ENDED)
-    depth, in_string, is_escaped = 0, False, False
+    depth, num_commas, size, in_string, is_escaped = 0, 0, 0, False, False
     while True:
         if not (rest := source.rest):
             if source.is_ended:
@@ -132,22 +137,38 @@ def read_arguments(source: Source, call: OpenCall) -> Steps[None]:
                 in_string = True
             elif character in "{[":
                 depth += 1
+                _check(depth, MAX_JSON_DEPTH, "levels")
             elif character in "}]":
                 depth -= 1
                 if depth == 0:
                     call.arguments(source.advance(position + 1))
                     call.check_arguments()
                     return
+            elif character not in _OUTSIDE_TEXTS:
+                call.arguments(source.advance(position))
+                raise MalformedCallError(f"its arguments have {quote(character)} where JSON has nothing such")
+            elif character == ",":
+                num_commas += 1
+                _check(num_commas, MAX_CHAT_PARTS, "values")
+        size += len(rest)
         call.arguments(source.advance(len(rest)))
+        _check(size, MAX_JSON_BYTES, "bytes")
 
 
-def _next(source: Source) -> Steps[str]:
-    """The next character that is no space. Raises MalformedCallError at the end."""
+def _check(count: int, most: int, what: str) -> None:
+    """What arguments come to is read in one go, on the loop that every stream shares."""
+    if count > most:
+        raise MalformedCallError(f"its arguments have more than {most} {what}")
+
+
+def _next(source: Source, wanted: str) -> Steps[str]:
+    """The next character that is no space, read where it is one of these; else nothing, and it is not read. Raises
+    MalformedCallError at the end."""
     yield from source.skip_space()
-    character = yield from source.character()
+    character = yield from source.peek()
     if not character:
         raise MalformedCallError(ENDED)
-    return character
+    return source.advance(1) if character in wanted else ""
 
 
 def _string(source: Source) -> Steps[str]:

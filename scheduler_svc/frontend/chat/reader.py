@@ -28,8 +28,6 @@ from pagewire.scheduler_svc.frontend.text.chat_format import (
 )
 
 _BARE_CALL = "{"
-_MAX_LAYOUT = 64
-"""Before what begins an answer."""
 
 
 class AnswerReader:
@@ -61,52 +59,36 @@ class AnswerReader:
         return parts
 
     def _answer(self) -> Steps[None]:
+        source = self._source
         if (yield from self._begins_reasoning()):
             markers = REASONING_MARKERS[self._form.format.reasoning]
             if not self._form.is_continued:
-                yield from self._source.skip_space()
+                yield from source.skip_space()
             if (yield from self._text(Reasoning, (markers.end,))) is not None:
-                self._source.advance(len(markers.end))
+                source.advance(len(markers.end))
                 if not self._form.is_content_held:
-                    yield from self._source.skip_space()
-        if self._form.is_content_held and not (yield from self._begins_call()):
+                    yield from source.skip_space()
+        is_llama3 = self._form.format.tool_calls is ToolCallFormat.LLAMA3
+        begin = yield from source.behind_layout(*self._begins, *((_BARE_CALL,) if is_llama3 else ()))
+        is_call = begin is not None
+        if begin is not None and begin[1] == _BARE_CALL:
+            is_call = yield from self._bare_calls()
+        if self._form.is_content_held and not is_call:
             yield from self._text(Content, ())
-            return
-        if self._form.format.tool_calls is ToolCallFormat.LLAMA3:
-            yield from self._bare_calls()
         while (marker := (yield from self._text(Content, self._begins))) is not None:
             yield from self._calls(marker)
-            behind = yield from self._source.skip_space()
+            behind = yield from source.skip_space()
             if self._separator == "":
                 self._separator = behind
-
-    def _begins_call(self) -> Steps[bool]:
-        """Whether the next is one, layout before it left out, which is read then."""
-        begins = self._begins or ((_BARE_CALL,) if self._form.format.tool_calls is ToolCallFormat.LLAMA3 else ())
-        while True:
-            rest = self._source.rest
-            text = rest.lstrip(LAYOUT)
-            is_far = len(rest) - len(text) > _MAX_LAYOUT
-            if not is_far and any(text.startswith(begin) for begin in begins):
-                self._source.advance(len(rest) - len(text))
-                return True
-            if self._source.is_ended or is_far or not any(begin.startswith(text) for begin in begins):
-                return False
-            yield
 
     def _begins_reasoning(self) -> Steps[bool]:
         if self._form.reasoning is not ReasoningStart.MAY_BEGIN:
             return self._form.reasoning is ReasoningStart.OPEN
-        begin = REASONING_MARKERS[self._form.format.reasoning].begin
-        while True:
-            rest = self._source.rest
-            text = rest.lstrip(LAYOUT)
-            if len(rest) - len(text) <= _MAX_LAYOUT and text.startswith(begin):
-                self._source.advance(len(rest) - len(text) + len(begin))
-                return True
-            if self._source.is_ended or len(rest) - len(text) > _MAX_LAYOUT or not begin.startswith(text):
-                return False
-            yield
+        found = yield from self._source.behind_layout(REASONING_MARKERS[self._form.format.reasoning].begin)
+        if found is None:
+            return False
+        self._source.advance(found[0] + len(found[1]))
+        return True
 
     def _text(self, kind: type[Content | Reasoning], ends: tuple[str, ...]) -> Steps[str | None]:
         """Tell text up to the first of these, which is not read, or to the end of the answer, and which it was. Layout
@@ -234,7 +216,9 @@ class AnswerReader:
             raise MalformedCallError("its name does not end")
         call.name(name.strip())
         if end == CALL_ID_MARKER:
-            end = (yield from source.until(ARGUMENTS_MARKER, "{"))[1]
+            end = (yield from source.until(ARGUMENTS_MARKER, "{", *self._begins))[1]
+            if end is None or end in self._begins:
+                raise MalformedCallError("it has an id, and no arguments")
         if end == ARGUMENTS_MARKER:
             source.advance(len(end))
         yield from source.skip_space()
@@ -251,9 +235,7 @@ class AnswerReader:
                 yield from source.skip_space()
                 if (yield from source.peek()) != separated:
                     raise MalformedCallError("neither comma nor bracket stands behind a call")
-                source.advance(1)
-                yield from source.skip_space()
-                yield from read_object(source, call)
+                yield from self._object(call, 1)
 
             if not (yield from self._call(read, None, read_before=before)):
                 return
@@ -263,42 +245,28 @@ class AnswerReader:
                 return
             before, wanted = "", ","
 
+    def _object(self, call: OpenCall, before: int) -> Steps[None]:
+        """{…}, behind so many characters."""
+        self._source.advance(before)
+        yield from self._source.skip_space()
+        yield from read_object(self._source, call)
+
     def _objects(self, marker: str) -> Steps[None]:
         """{…}; {…} behind a marker."""
-        source = self._source
-
-        def read(call: OpenCall) -> Steps[None]:
-            source.advance(len(marker))
-            yield from source.skip_space()
-            yield from read_object(source, call)
-
-        if (yield from self._call(read, None)):
+        if (yield from self._call(lambda call: self._object(call, len(marker)), None)):
             yield from self._further()
 
-    def _bare_calls(self) -> Steps[None]:
-        """{…}; {…} where an answer begins with it, and it is a call."""
-        source = self._source
-        while not (text := source.rest.lstrip(LAYOUT)) and len(source.rest) <= _MAX_LAYOUT and not source.is_ended:
-            yield
-        if text.startswith(_BARE_CALL) and len(source.rest) - len(text) <= _MAX_LAYOUT:
-
-            def read(call: OpenCall) -> Steps[None]:
-                yield from source.skip_space()
-                yield from read_object(source, call)
-
-            if (yield from self._call(read, None, is_bare=True)):
-                yield from self._further()
+    def _bare_calls(self) -> Steps[bool]:
+        """{…}; {…} where an answer begins with it; whether it is a call."""
+        is_call = yield from self._call(lambda call: self._object(call, 0), None, is_bare=True)
+        if is_call:
+            yield from self._further()
+        return is_call
 
     def _further(self) -> Steps[None]:
         """; {…} behind a call."""
-        source = self._source
-
-        def read(call: OpenCall) -> Steps[None]:
-            source.advance(1)
-            yield from source.skip_space()
-            yield from read_object(source, call)
-
         while True:
-            yield from source.skip_space()
-            if (yield from source.peek()) != ";" or not (yield from self._call(read, None)):
+            yield from self._source.skip_space()
+            is_next = (yield from self._source.peek()) == ";"
+            if not is_next or not (yield from self._call(lambda call: self._object(call, 1), None)):
                 return

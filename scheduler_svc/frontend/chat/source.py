@@ -11,6 +11,8 @@ Steps: TypeAlias = Generator[None, None, _T]
 """A reader: suspended for more text, until it has its result."""
 LAYOUT = " \t\r\n"
 """What may stand beside a marker and says nothing."""
+MAX_LAYOUT = 64
+"""Characters of it before what begins an answer."""
 
 
 class Source:
@@ -83,6 +85,21 @@ class Source:
                 if rest.startswith(text):
                     return text
             if self.is_ended or not any(text.startswith(rest) for text in texts):
+                return None
+            yield
+
+    def behind_layout(self, *texts: str) -> Steps[tuple[int, str] | None]:
+        """Which of these comes next, behind how much layout; nothing is read. None behind more than `MAX_LAYOUT`."""
+        while True:
+            rest = self.rest
+            text = rest.lstrip(LAYOUT)
+            size = len(rest) - len(text)
+            if size > MAX_LAYOUT:
+                return None
+            for each in texts:
+                if text.startswith(each):
+                    return size, each
+            if self.is_ended or not any(each.startswith(text) for each in texts):
                 return None
             yield
 

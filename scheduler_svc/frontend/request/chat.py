@@ -24,9 +24,7 @@ _ROLES = {
 _SERVER_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
-def template_variables(
-    chat: pb.Chat, special_tokens: Mapping[str, str], path: str, *, wants_parameter_types: bool = False
-) -> Variables:
+def template_variables(chat: pb.Chat, special_tokens: Mapping[str, str], path: str) -> Variables:
     """Everything that the template sees. `path` is the path of `chat` in its request. Raises InvalidArgument."""
     if not 1 <= len(chat.messages) <= MAX_CHAT_MESSAGES:
         raise InvalidArgument(f"{path}.messages", f"has {len(chat.messages)} messages; 1 to {MAX_CHAT_MESSAGES} may be")
@@ -56,7 +54,6 @@ def template_variables(
         call_arguments=parts.call_arguments,
         template_arguments=arguments,
         reserved=sorted(_SERVER_VARIABLES.union(special_tokens)),
-        wants_parameter_types=wants_parameter_types,
     )
 
 

@@ -70,6 +70,8 @@ class ChatTurn:
     is_call_required: bool
     is_single_call: bool
     max_reasoning_tokens: int | None
+    asking_field: str
+    """The field that asks for what the answer is constrained to, for errors."""
     continued: ReasoningStart | None
     """Where the message that it goes on from stands; none where it begins an answer."""
 
@@ -118,56 +120,83 @@ def model_format(spec: ModelSpec) -> ChatFormat:
     return recognized_format((spec.chat_template or "") + (spec.tool_use_template or ""))
 
 
-def wants_parameter_types(chat: pb.Chat, spec: ModelSpec) -> bool:
-    """Whether calls can be read only with what the tools' parameters may be."""
-    given = TOOL_CALL_FORMATS.get(chat.format.tool_calls, model_format(spec).tool_calls)
-    return given is ToolCallFormat.QWEN3_CODER and bool(chat.tools)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatChoices:
+    """What a chat says of its answer, in whichever request it stands."""
+
+    format: ChatFormat
+    tools: tuple[CallableTool, ...]
+    """Those that may be called, without their schemas."""
+    is_call_required: bool
+    is_single_call: bool
+    max_reasoning_tokens: int | None
+
+    @property
+    def wants_parameter_types(self) -> bool:
+        """Whether calls can be read only with what the tools' parameters may be."""
+        return self.format.tool_calls is ToolCallFormat.QWEN3_CODER and bool(self.tools)
 
 
-def chat_turn(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits) -> ChatTurn | None:
-    """The turn of a chat whose parts are wanted; none of anything else. Raises InvalidArgument."""
-    output = generation.output
-    is_chat = generation.prompt.WhichOneof("kind") == "chat"
-    if output.parts and not is_chat:
-        raise InvalidArgument("generation.output.parts", "is true; the prompt is no chat")
-    if not is_chat:
-        return None
-    chat = generation.prompt.chat
-    wants_parts = output.parts if output.HasField("parts") else True
-    chat_format = _format(chat, spec)
-    tools, is_required, is_single = _tools(chat, chat_format)
-    if is_required or is_single:
-        path = f"{_PATH}.{'tool_choice' if is_required else 'parallel_tool_calls'}"
-        _check(generation, spec, limits, path, wants_parts)
-    if is_required and generation.HasField("constraint"):
-        raise InvalidArgument("generation.constraint", f"is set beside {_PATH}.tool_choice, which leaves no content")
-    if is_required or is_single or generation.HasField("constraint"):
-        tools = tuple(msgspec.structs.replace(tool, schema=_schema(chat.tools[tool.index])) for tool in tools)
-        _check_schemas(chat, tools)
-    max_reasoning_tokens = _max_reasoning_tokens(chat, chat_format)
-    if max_reasoning_tokens is not None:
-        _check(generation, spec, limits, f"{_PATH}.max_reasoning_tokens", wants_parts)
-    if not wants_parts:
-        return None
-    return ChatTurn(
-        format=chat_format if tools else ChatFormat(chat_format.reasoning),
+def chat_choices(chat: pb.Chat, spec: ModelSpec, path: str) -> ChatChoices:
+    """Checked against the model's format; `path` is the chat's. Raises InvalidArgument."""
+    chat_format = _format(chat, spec, path)
+    tools, is_required, is_single = _tools(chat, chat_format, path)
+    return ChatChoices(
+        format=chat_format,
         tools=tools,
         is_call_required=is_required,
         is_single_call=is_single,
-        max_reasoning_tokens=max_reasoning_tokens,
-        continued=_continued(chat, chat_format) if chat.continue_final_message else None,
+        max_reasoning_tokens=_max_reasoning_tokens(chat, chat_format, path),
     )
 
 
-def _check(generation: pb.Generation, spec: ModelSpec, limits: ModelLimits, path: str, wants_parts: bool) -> None:
-    if not wants_parts:
-        raise InvalidArgument(path, "is set; it holds for parts, and output.parts is false")
-    check_can_constrain(generation, spec, limits, path)
+def chat_turn(
+    generation: pb.Generation, choices: ChatChoices | None, spec: ModelSpec, limits: ModelLimits
+) -> ChatTurn | None:
+    """The turn of a chat whose parts are wanted; none of anything else. `choices` are the prompt's, none where it is no
+    chat. Raises InvalidArgument."""
+    output, chat = generation.output, generation.prompt.chat
+    if choices is None:
+        if output.parts:
+            raise InvalidArgument("generation.output.parts", "is true; the prompt is no chat")
+        return None
+    asking = _asking_field(choices)
+    if output.HasField("parts") and not output.parts:
+        if chat.HasField("format"):
+            asking = f"{_PATH}.format"
+        if asking is not None:
+            raise InvalidArgument(asking, "is set; it holds for parts, and output.parts is false")
+        return None
+    if asking is not None:
+        check_can_constrain(generation, spec, limits, asking)
+    if choices.is_call_required and generation.HasField("constraint"):
+        raise InvalidArgument("generation.constraint", f"is set beside {_PATH}.tool_choice, which leaves no content")
+    tools = choices.tools
+    if choices.is_call_required or choices.is_single_call or generation.HasField("constraint"):
+        tools = tuple(msgspec.structs.replace(tool, schema=_schema(chat.tools[tool.index])) for tool in tools)
+        _check_schemas(tools)
+    return ChatTurn(
+        format=choices.format if tools else ChatFormat(choices.format.reasoning),
+        tools=tools,
+        is_call_required=choices.is_call_required,
+        is_single_call=choices.is_single_call,
+        max_reasoning_tokens=choices.max_reasoning_tokens,
+        asking_field=asking or "generation.constraint",
+        continued=_continued(chat, choices.format) if chat.continue_final_message else None,
+    )
 
 
-def _format(chat: pb.Chat, spec: ModelSpec) -> ChatFormat:
-    known = model_format(spec)
-    given, path = chat.format, f"{_PATH}.format"
+def _asking_field(choices: ChatChoices) -> str | None:
+    """The field that asks for a constraint, the first of several."""
+    if choices.is_call_required:
+        return f"{_PATH}.tool_choice"
+    if choices.is_single_call:
+        return f"{_PATH}.parallel_tool_calls"
+    return None if choices.max_reasoning_tokens is None else f"{_PATH}.max_reasoning_tokens"
+
+
+def _format(chat: pb.Chat, spec: ModelSpec, path: str) -> ChatFormat:
+    known, given, path = model_format(spec), chat.format, f"{path}.format"
     return ChatFormat(
         _chosen(given.reasoning, known.reasoning, REASONING_FORMATS, f"{path}.reasoning"),
         _chosen(given.tool_calls, known.tool_calls, TOOL_CALL_FORMATS, f"{path}.tool_calls"),
@@ -182,18 +211,20 @@ def _chosen(given: _N, known: _F, formats: Mapping[_N, _F], path: str) -> _F:
     raise InvalidArgument(path, f"is {given}, which is no format")
 
 
-def _tools(chat: pb.Chat, chat_format: ChatFormat) -> tuple[tuple[CallableTool, ...], bool, bool]:
+def _tools(chat: pb.Chat, chat_format: ChatFormat, chat_path: str) -> tuple[tuple[CallableTool, ...], bool, bool]:
     """Those that may be called, whether one must be, and whether one call is the most."""
     tools = tuple(CallableTool(index, tool.name, None) for index, tool in enumerate(chat.tools))
     names: set[str] = set()
     for tool in tools:
         if tool.name in names:
-            raise InvalidArgument(f"{_PATH}.tools[{tool.index}].name", f"is {quote(tool.name)}, as another tool's")
+            raise InvalidArgument(f"{chat_path}.tools[{tool.index}].name", f"is {quote(tool.name)}, as another tool's")
+        if "\0" in tool.name:
+            raise InvalidArgument(f"{chat_path}.tools[{tool.index}].name", f"is {quote(tool.name)}, which has a NUL")
         names.add(tool.name)
     is_single = chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls
     if is_single:
-        _check_calls(tools, chat_format, f"{_PATH}.parallel_tool_calls", "is false")
-    path = f"{_PATH}.tool_choice"
+        _check_calls(tools, chat_format, f"{chat_path}.parallel_tool_calls", "is false")
+    path = f"{chat_path}.tool_choice"
     choice = chat.tool_choice.WhichOneof("kind") if chat.HasField("tool_choice") else "auto"
     if choice is None:
         raise InvalidArgument(path, "says no choice; it needs one of auto, none, required and named")
@@ -222,7 +253,7 @@ def _schema(tool: pb.Tool) -> str | None:
     return tool.parameters if tool.HasField("parameters") else None
 
 
-def _check_schemas(chat: pb.Chat, tools: tuple[CallableTool, ...]) -> None:
+def _check_schemas(tools: tuple[CallableTool, ...]) -> None:
     size = sum(len(tool.schema.encode()) for tool in tools if tool.schema is not None)
     if size > MAX_CONSTRAINT_BYTES:
         raise InvalidArgument(
@@ -234,10 +265,10 @@ def _check_schemas(chat: pb.Chat, tools: tuple[CallableTool, ...]) -> None:
             check_nesting(tool.schema, f"{_PATH}.tools[{tool.index}].parameters")
 
 
-def _max_reasoning_tokens(chat: pb.Chat, chat_format: ChatFormat) -> int | None:
+def _max_reasoning_tokens(chat: pb.Chat, chat_format: ChatFormat, path: str) -> int | None:
     if not chat.HasField("max_reasoning_tokens"):
         return None
-    path = f"{_PATH}.max_reasoning_tokens"
+    path = f"{path}.max_reasoning_tokens"
     if chat.max_reasoning_tokens > MAX_REASONING_TOKENS:
         raise InvalidArgument(path, f"is {chat.max_reasoning_tokens}; its range is 0 to {MAX_REASONING_TOKENS}")
     if chat_format.reasoning is ReasoningFormat.NONE:

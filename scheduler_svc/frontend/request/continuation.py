@@ -38,9 +38,10 @@ def mark_continuation(message: dict[str, Any]) -> None:
 
 def cut_continuation(rendered: str, path: str) -> str:
     """The prompt, up to the mark. Raises InvalidArgument where the template did not write what it marks."""
-    text, mark, _ = rendered.rpartition(_MARK)
-    if not mark:
+    text, *others = rendered.split(_MARK)
+    if len(others) != 1:
+        how = "more than once" if others else "nowhere"
         raise InvalidArgument(
-            f"{path}.continue_final_message", "is true, and the model's template leaves out what the message says last"
+            f"{path}.continue_final_message", f"is true, and what the message says last stands {how} in the prompt"
         )
-    return text.replace(_MARK, "")
+    return text

@@ -6,10 +6,12 @@ It knows the contract's limits and the model's, and neither calls nor the engine
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import ModelLimits, check_token_ids
 from pagewire.scheduler_svc.frontend.request.chat import template_variables
-from pagewire.scheduler_svc.frontend.request.chat_turn import wants_parameter_types
+from pagewire.scheduler_svc.frontend.request.chat_turn import ChatChoices, chat_choices
 from pagewire.scheduler_svc.frontend.request.continuation import cut_continuation
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, TemplateRefusedError
 from pagewire.scheduler_svc.frontend.text.parameter_types import ParameterTypes
@@ -43,6 +45,7 @@ class ChatPrompt:
     has_tools: bool
     is_continuation: bool
     """The answer goes on with the last message."""
+    choices: ChatChoices
 
 
 Prompt = TextPrompt | IdsPrompt | ChatPrompt
@@ -79,15 +82,16 @@ def validate_prompt(prompt: pb.Prompt, path: str, spec: ModelSpec, limits: Model
             if spec.tokenizer_file is None or (spec.chat_template is None and spec.tool_use_template is None):
                 raise InvalidArgument(path, f"is set; model {spec.name} has no chat template")
             chat = prompt.chat
-            variables = template_variables(
-                chat, spec.special_tokens, path, wants_parameter_types=wants_parameter_types(chat, spec)
-            )
+            variables = template_variables(chat, spec.special_tokens, path)
+            choices = chat_choices(chat, spec, path)
+            if choices.wants_parameter_types:
+                variables = msgspec.structs.replace(variables, wants_parameter_types=True)
             has_tools = bool(variables.values["tools"])
             if spec.chat_template is None and not has_tools:
                 raise InvalidArgument(
                     f"{path}.tools", f"gives none; model {spec.name} has a chat template for tools alone"
                 )
-            return ChatPrompt(variables, has_tools, chat.continue_final_message), path
+            return ChatPrompt(variables, has_tools, chat.continue_final_message, choices), path
         case _:
             raise InvalidArgument(path, "is not set; it needs one of text, token_ids and chat")
 

@@ -27,7 +27,7 @@ from pagewire.scheduler_svc.frontend.limits import (
 )
 from pagewire.scheduler_svc.frontend.request.chat_turn import ChatTurn, chat_turn
 from pagewire.scheduler_svc.frontend.request.constraint import constraint_language
-from pagewire.scheduler_svc.frontend.request.prompt import Prompt, validate_prompt
+from pagewire.scheduler_svc.frontend.request.prompt import ChatPrompt, Prompt, validate_prompt
 from pagewire.scheduler_svc.frontend.request.sampling import (
     bad_words,
     logit_controls,
@@ -104,7 +104,7 @@ def validate_generation(generation: pb.Generation, spec: ModelSpec, limits: Mode
         seed=sampling.seed if sampling.HasField("seed") else None,
         controls=logit_controls(sampling, min_tokens, end_ids, limits),
         language=constraint_language(generation, spec, limits),
-        turn=chat_turn(generation, spec, limits),
+        turn=chat_turn(generation, prompt.choices if isinstance(prompt, ChatPrompt) else None, spec, limits),
         bad_words=bad_words(sampling, spec, limits),
         max_tokens=max_tokens,
         min_tokens=min_tokens,

@@ -196,6 +196,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             want_token_ids=valid.want_token_ids,
             want_text=valid.want_text,
             max_waiting_tokens=max_waiting_tokens,
+            held_by="generation.constraint" if valid.turn is None else valid.turn.asking_field,
             prompt_report=None if valid.prompt_logprobs is None else self._prompt_report(valid, prompt_ids),
         )
         stream = RequestStream(settings, parts.clock, parts.engine.sequences.close, reader)

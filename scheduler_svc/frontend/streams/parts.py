@@ -26,19 +26,24 @@ _ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_LENGTH = 9
 """What Mistral's templates take, and no other minds."""
 
+_MAX_JOINED_CHARACTERS = 1024
+"""Of one part: each token that joins it copies it."""
+
 Parts = RepeatedCompositeFieldContainer[pb.Part]
 
 
 class AnswerParts:
     """One output's parts."""
 
-    __slots__ = ("_hidden", "_reader", "_submit")
+    __slots__ = ("_call_ids", "_hidden", "_reader", "_size")
 
     def __init__(self, reader: AnswerReader, submit: Submit, hidden: frozenset[int] = frozenset()) -> None:
         """`hidden`: tokens whose text says nothing, where it is sent at all."""
         self._reader = reader
-        self._submit = submit
+        self._call_ids = CallIds(submit)
         self._hidden = hidden
+        self._size = 0
+        """Characters of the part that was added last."""
 
     def take(self, token: int, text: bytes, into: Parts) -> None:
         """Add what this token's text, whole characters, turns out to say."""
@@ -50,45 +55,65 @@ class AnswerParts:
         return self._reader.end()
 
     def put(self, parts: Iterable[Part], into: Parts) -> None:
-        """Add parts, each joined to the last where it goes on."""
+        """Add parts, each joined to the last where it goes on and that is not long."""
         for part in parts:
-            last = into[-1] if into else None
+            last = into[-1] if into and self._size < _MAX_JOINED_CHARACTERS else None
             match part:
                 case Content():
-                    entry = last if last is not None and last.HasField("content") else into.add()
+                    entry = last if last is not None and last.HasField("content") else self._new(into)
                     entry.content += part.text
+                    self._size += len(part.text)
                 case Reasoning():
-                    entry = last if last is not None and last.HasField("reasoning") else into.add()
+                    entry = last if last is not None and last.HasField("reasoning") else self._new(into)
                     entry.reasoning += part.text
+                    self._size += len(part.text)
                 case CallBegun():
-                    call = into.add().tool_call
-                    call.index, call.id, call.name = part.index, call_id(self._submit, part.index), part.name
+                    call = self._new(into).tool_call
+                    call.index, call.id, call.name = part.index, self._call_ids.of(part.index), part.name
                 case CallArguments():
-                    _call_entry(last, into, part.index).arguments += part.text
+                    self._call(last, into, part.index).arguments += part.text
+                    self._size += len(part.text)
                 case CallComplete():
-                    _call_entry(last, into, part.index).is_complete = True
+                    self._call(last, into, part.index).is_complete = True
                 case Malformed():
-                    into.add(malformed_call=pb.MalformedCall(text=part.text, reason=part.reason, index=part.index))
+                    malformed = pb.MalformedCall(text=part.text, reason=part.reason, index=part.index)
+                    self._new(into).malformed_call.CopyFrom(malformed)
+
+    def _call(self, last: pb.Part | None, into: Parts, index: int) -> pb.ToolCallPart:
+        if last is not None and last.HasField("tool_call") and last.tool_call.index == index:
+            return last.tool_call
+        call = self._new(into).tool_call
+        call.index = index
+        return call
+
+    def _new(self, into: Parts) -> pb.Part:
+        self._size = 0
+        return into.add()
 
 
-def _call_entry(last: pb.Part | None, into: Parts, index: int) -> pb.ToolCallPart:
-    if last is not None and last.HasField("tool_call") and last.tool_call.index == index:
-        return last.tool_call
-    call = into.add().tool_call
-    call.index = index
-    return call
+class CallIds:
+    """Names of one output's calls: the same whenever the same request is made, others in every other place of a
+    conversation."""
 
+    __slots__ = ("_digest", "_submit")
 
-def call_id(submit: Submit, index: int) -> str:
-    """A call's name: the same whenever the same request is made, another in every other place of a conversation."""
-    digest = hashlib.blake2b(submit.prompt, digest_size=16)
-    digest.update(submit.sampling.seed.to_bytes(8, "little") + index.to_bytes(4, "little"))
-    number = int.from_bytes(digest.digest(), "little")
-    letters = []
-    for _ in range(_ID_LENGTH):
-        number, letter = divmod(number, len(_ID_ALPHABET))
-        letters.append(_ID_ALPHABET[letter])
-    return "".join(letters)
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._digest: hashlib.blake2b | None = None  # of what all of them share, once there is one
+
+    def of(self, index: int) -> str:
+        """A call's; the prompt is read for the first alone."""
+        if self._digest is None:
+            self._digest = hashlib.blake2b(self._submit.prompt, digest_size=16)
+            self._digest.update(self._submit.sampling.seed.to_bytes(8, "little"))
+        digest = self._digest.copy()
+        digest.update(index.to_bytes(4, "little"))
+        number = int.from_bytes(digest.digest(), "little")
+        letters = []
+        for _ in range(_ID_LENGTH):
+            number, letter = divmod(number, len(_ID_ALPHABET))
+            letters.append(_ID_ALPHABET[letter])
+        return "".join(letters)
 
 
 def join_parts(parts: Iterable[pb.Part], into: inference_pb2.Completion) -> None:

@@ -37,6 +37,8 @@ class StreamSettings:
     want_text: bool
     max_waiting_tokens: int | None
     """None for a call that collects everything before it answers."""
+    held_by: str = "generation.constraint"
+    """The field that asks for what the outputs are constrained to, where they are."""
     prompt_report: PromptReport | None = None
     """None where the prompt's log-probabilities are not wanted. Its tokens count towards no limit: they are no more
     than the model takes."""
@@ -151,8 +153,9 @@ class RequestStream:
         if finished.kind is FinishKind.NOTHING_LEFT:
             output.is_finished = True
             controls = output.submit.controls
-            field = "constraint" if controls is not None and controls.grammar else "sampling"
-            self.fail(InvalidArgument(f"generation.{field}", f"cannot be kept to: {finished.reason}"))
+            is_held = controls is not None and controls.grammar
+            field = self._settings.held_by if is_held else "generation.sampling"
+            self.fail(InvalidArgument(field, f"cannot be kept to: {finished.reason}"))
             return
         stop: str | None = None
         if output.text is not None:

@@ -68,28 +68,21 @@ def _kinds(answer: Answer) -> list[str]:
 
 
 def _write_reasoning(reasoning: AnswerReasoning, writer: GrammarWriter) -> None:
-    """Up to the first text that is read as its end, whether that is written as one token or not."""
-    end = writer.text(reasoning.end)
-    if reasoning.max_tokens is not None:
-        writer.rule("reasoning", _limited(reasoning, reasoning.max_tokens, writer))
-    elif end.startswith("<["):
-        writer.rule("REASON", f"/{_ANYTHING}/ & ~/{_ANYTHING}{escaped(reasoning.end)}{_ANYTHING}/")
-        writer.rule("reasoning", f"REASON {end}")
-    else:
+    """Up to the first text that is read as its end, whether that is written as one token or not. Raises
+    GrammarTextError where its tokens are to be counted and no token of its own ends it."""
+    end, most = writer.text(reasoning.end), reasoning.max_tokens
+    if not end.startswith("<["):
+        if most is not None:
+            raise GrammarTextError(
+                f"has max_reasoning_tokens, and {reasoning.end}, which ends reasoning, is no token of this model"
+            )
         # Lazy: it ends where its end is first complete.
         writer.rule("reasoning[lazy]", f"TEXT {end}")
-
-
-def _limited(reasoning: AnswerReasoning, max_tokens: int, writer: GrammarWriter) -> str:
-    """So many tokens at most, each counted, whatever text it is."""
-    end, begin = writer.special.token(reasoning.end), writer.special.token(reasoning.begin)
-    if end is None:
-        raise GrammarTextError(
-            f"has max_reasoning_tokens, and {reasoning.end}, which ends reasoning, is no token of this model"
-        )
-    excluded = {end, *writer.special.ids, *(() if begin is None else (begin,))}
-    writer.rule("any", f"<[^{','.join(map(str, sorted(excluded)))}]>")
-    return f"any{{0,{max_tokens}}} <[{end}]>" if max_tokens else f"<[{end}]>"
+        return
+    writer.rule("REASON", f"/{_ANYTHING}/ & ~/{_ANYTHING}{escaped(reasoning.end)}{_ANYTHING}/")
+    if most is not None and most > 0:
+        writer.rule(f"limited[max_tokens={most}]", "REASON")
+    writer.rule("reasoning", {None: f"REASON {end}", 0: end}.get(most, f"limited {end}"))
 
 
 def _body(answer: Answer, writer: GrammarWriter, prefix: str, text: str) -> str:
@@ -112,13 +105,21 @@ def _markers(calls: Calls | None) -> tuple[str, ...]:
 
 def _up_to_one_call(writer: GrammarWriter, calls: Calls, prefix: str, text: str) -> str:
     """Text without any call, or text and one call, with which the answer ends."""
-    plain, marker = f"{prefix.upper()}_PLAIN", call_marker(calls)
+    plain, head, marker = f"{prefix.upper()}_PLAIN", f"{prefix.upper()}_HEAD", call_marker(calls)
+    begins = CALL_BEGINS[calls.format]
+    without = f"{text} & {_without(begins)}"
     if calls.format is ToolCallFormat.LLAMA3:
-        writer.rule(plain, f"{text} & ~/{_LAYOUT}*\\{{{_ANYTHING}/")
+        writer.rule(plain, f"{without} & ~/{_LAYOUT}*\\{{{_ANYTHING}/")
         return f"{plain} | calls"
-    begins = "|".join(map(escaped, CALL_BEGINS[calls.format]))
-    writer.rule(plain, f"{text} & ~/{_ANYTHING}({begins}){_ANYTHING}/")
+    writer.rule(plain, without)
     if not isinstance(next(iter(writer.special.pieces(marker))), str):
         return f"{plain} calls?"
-    writer.rule(f"{prefix}_head[lazy]", f"{text} {writer.text(marker)}")
+    others = tuple(begin for begin in begins if begin != marker)
+    writer.rule(head, f"{text} & {_without(others)}" if others else text)
+    writer.rule(f"{prefix}_head[lazy]", f"{head} {writer.text(marker)}")
     return f"{plain} | {prefix}_head calls_rest"
+
+
+def _without(markers: tuple[str, ...]) -> str:
+    """As a terminal: text that none of these stands in."""
+    return f"~/{_ANYTHING}({'|'.join(map(escaped, markers))}){_ANYTHING}/"

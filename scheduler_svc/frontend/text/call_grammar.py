@@ -104,7 +104,8 @@ def _function_call(writer: GrammarWriter, tool: CallableTool) -> str:
         if key not in _FUNCTION_KEYWORDS:
             raise GrammarTextError(f"has {what}.parameters, whose keyword {key} this model's calls cannot be held to")
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, dict) or not isinstance(required, list):
+    is_named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+    if not isinstance(properties, dict) or not is_named:
         raise GrammarTextError(f"has {what}.parameters, whose properties or required are no schema's")
     for name in required:
         if name not in properties:
@@ -144,14 +145,17 @@ def _value(writer: GrammarWriter, rule: str, schema: Any, shared: dict[str, Any]
         return f"({' | '.join(writer.text(each + end) for each in choices)})"
     for key in sorted(keywords - {"minLength", "maxLength"}):
         raise GrammarTextError(f"has {what}, whose keyword {key} this model's calls cannot be held to")
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    for each in (least, most):
-        if not (isinstance(each, int) and each >= 0) and each is not None:
-            raise GrammarTextError(f"has {what}, whose minLength or maxLength is no length")
-    length = f"{{{least},{'' if most is None else most}}}"
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    for name, length in (("minLength", least), ("maxLength", most)):
+        if name in schema and (type(length) is not int or length < 0):
+            raise GrammarTextError(
+                f"has {what}, whose minLength or maxLength is no length: {name} is {json.dumps(length)[:80]}"
+            )
+    if most != "" and least > most:
+        raise GrammarTextError(f"has {what}, whose minLength is {least}, more than its maxLength of {most}")
     # One terminal with its end: a terminal alone would take the end's beginning for more of its text.
     without_end = f"~/(.|\\n)*{escaped(_PARAMETER_END)}(.|\\n)*/"
-    writer.rule(rule.upper(), f"(/(.|\\n){length}/ & {without_end}) /{escaped(end)}/")
+    writer.rule(rule.upper(), f"(/(.|\\n){{{least},{most}}}/ & {without_end}) /{escaped(end)}/")
     return rule.upper()
 
 

@@ -80,23 +80,16 @@ class SpecialTokens:
     definition says: <think> and its like too."""
 
     def __init__(self, added: dict[str, int], tokenizer: GrammarTokenizer, eos_token_ids: tuple[int, ...]) -> None:
-        self._added = added
         is_special = tokenizer.of_library.is_special_token
         self._ids = {
             content: token
-            for content, token in self._added.items()
+            for content, token in added.items()
             if content and token < tokenizer.num_ids and is_special(token)
         }
         self._eos_token_ids = eos_token_ids
-        self.ids = frozenset((*self._ids.values(), *eos_token_ids))
-        """All of them, and those that end an output."""
         # The longest first, so that none is taken for another's beginning.
         written = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
         self._pattern = re.compile(f"({written})" if written else r"(?!)()")
-
-    def token(self, text: str) -> int | None:
-        """The one added token, special or not, that is this text."""
-        return self._added.get(text)
 
     def pieces(self, text: str) -> Iterator[str | int]:
         """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that

@@ -32,8 +32,15 @@ if TYPE_CHECKING:
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between JSON's tokens. Without a limit, a model that has begun to indent may never stop."""
-_JSON: "JsonCompileOptions" = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
-"""Over what a schema says of them: nothing in it is ignored, and oneOf is not anyOf."""
+_JSON: "JsonCompileOptions" = {
+    "item_separator": ",",
+    "key_separator": ":",
+    "whitespace_flexible": True,
+    "whitespace_pattern": _WHITESPACE,
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""Over what a schema says of them (x-guidance): it is JSON, nothing of the schema is ignored, oneOf is not anyOf."""
 _ANY_OBJECT = '{"type": "object"}'
 _BOOLEANS = {"true": "{}", "false": '{"enum": []}'}
 

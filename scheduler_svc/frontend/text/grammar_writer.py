@@ -17,13 +17,6 @@ class SpecialTokens(Protocol):
         """Cuts a text at special tokens: its other pieces, and the ids of these. Raises GrammarTextError for one that
         ends the output."""
 
-    def token(self, text: str) -> int | None:
-        """The one added token, special or not, that is this text."""
-
-    @property
-    def ids(self) -> frozenset[int]:
-        """All of them, and those that end an output."""
-
 
 class GrammarWriter:
     """Rules and grammars so far."""

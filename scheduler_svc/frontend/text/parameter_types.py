@@ -19,10 +19,11 @@ def parameter_types(schema: Any) -> dict[str, list[str]]:
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return {}
-    return {name: list(dict.fromkeys(_types(each, schema, 0))) for name, each in properties.items()}
+    return {name: list(dict.fromkeys(_types(each, schema, set(), 0))) for name, each in properties.items()}
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
+def _types(schema: Any, root: Mapping[str, Any], followed: set[str], depth: int) -> Iterator[str]:
+    """`followed` are the references that were, each of which is followed once."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return
     said = schema.get("type")
@@ -34,8 +35,11 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
             yield _kind(value)
         for key in ("anyOf", "oneOf", "allOf"):
             for each in _listed(schema, key):
-                yield from _types(each, root, depth + 1)
-        yield from _types(_referred(schema.get("$ref"), root), root, depth + 1)
+                yield from _types(each, root, followed, depth + 1)
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference not in followed:
+            followed.add(reference)
+            yield from _types(_referred(reference, root), root, followed, depth + 1)
 
 
 def _listed(schema: Mapping[str, Any], key: str) -> list[Any]:
@@ -43,8 +47,8 @@ def _listed(schema: Mapping[str, Any], key: str) -> list[Any]:
     return values if isinstance(values, list) else []
 
 
-def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
-    if not isinstance(reference, str) or not reference.startswith("#/"):
+def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+    if not reference.startswith("#/"):
         return None
     value: Any = root
     for step in reference[2:].split("/"):

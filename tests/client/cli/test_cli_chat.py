@@ -147,6 +147,7 @@ def test_a_command_answers_the_calls_of_its_tool(
         (f"f={sys.executable} -c 'import sys; sys.exit(\"no\")'", "error: exit status 1\nno"),
         (f"f={sys.executable} -c 'while True: print(1234567)'", ("1234567\n" * 12_500).strip()),
         (f"f={sys.executable} -c 'import os; os.close(0); print(5)'", "5"),
+        ("f=sh -c 'head -c 300000 /dev/zero >&2; echo 6'", "6"),
         ("f=/nonexistent/tool", "error: [Errno 2] No such file or directory: '/nonexistent/tool'"),
     ],
 )
@@ -170,12 +171,12 @@ def test_a_call_that_no_command_answers_is_shown(
     file = tmp_path / "tools.json"
     file.write_text(json.dumps({"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}))
     piped(monkeypatch, "one\n")
-    malformed = pb.Part(malformed_call=pb.MalformedCall(text="<tool_call>x", reason="it is no JSON object"))
+    malformed = pb.Part(malformed_call=pb.MalformedCall(text="<tool_call>\x07x", reason="it is \x1b[31mno JSON object"))
     service.streams = [says(pb.Part(content="Look:"), *calls("f", '{"a": 2}'), malformed)]
     assert main(["chat", "--tools", str(file), "--tool-choice", "f", "--single-tool-call"]) == 0
     out, err = capsys.readouterr()
     assert out == 'Look:\nf {"a": 2}\n\n'
-    assert err == "pagewire: a call is malformed, it is no JSON object: <tool_call>x\n"
+    assert err == "pagewire: a call is malformed, it is [31mno JSON object: <tool_call>x\n"
     (request,) = service.requests(inference_pb2.StreamGenerateRequest)
     chat = request.generation.prompt.chat
     assert chat.tools[0].parameters == '{"a": 1}'
@@ -198,10 +199,30 @@ def test_generate_prints_calls_and_has_them_in_its_json(service: ScriptedService
 def test_a_tool_has_as_long_as_an_answer(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
     piped(monkeypatch, "one\n")
     service.streams = [says(*calls("f", "{}"))]
-    waits = f"f={sys.executable} -c 'import time; time.sleep(100)'"
+    waits = "f=sh -c 'sleep 100; echo 5'"  # which waits in a process of its own
     assert main(["chat", "--tool", waits, "--timeout", "1"]) == 0
     second = service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat
     assert second.messages[2].content == "error: it took more than 1 s"
+
+
+def test_behind_the_last_round_of_calls_the_model_must_answer(
+    service: ScriptedService, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "one\n")
+    service.streams = [*[says(*calls("echo", "{}"), *calls_of(1))] * 16, says(pb.Part(content="done"))]
+    assert main(["chat", "--tool", ECHO, "--tool-choice", "required"]) == 0
+    choices = [
+        request.generation.prompt.chat.tool_choice.WhichOneof("kind")
+        for request in service.requests(inference_pb2.StreamGenerateRequest)
+    ]
+    assert choices == ["required", *[None] * 15, "none"]
+    assert capsys.readouterr().out.endswith("\ndone\n")
+
+
+def calls_of(index: int) -> list[pb.Part]:
+    """One more call of an answer."""
+    first = pb.ToolCallPart(index=index, id=f"abcdefgh{index}", name="echo", arguments="{}", is_complete=True)
+    return [pb.Part(tool_call=first)]
 
 
 @pytest.mark.parametrize(

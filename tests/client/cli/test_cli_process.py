@@ -86,6 +86,34 @@ def test_a_terminal_shows_reasoning_dimmed_and_no_control_characters(
         assert terminal.process.wait(10) == 0
 
 
+def test_ctrl_c_stops_a_tool_s_command_and_not_the_chat(service: ScriptedService, environ: Mapping[str, str]) -> None:
+    def script(_request: inference_pb2.StreamGenerateRequest, _context: grpc.ServicerContext) -> object:
+        yield inference_pb2.StreamGenerateResponse(started=pb.Started(request_id="x", seed=1, prompt_tokens=3))
+        call = pb.ToolCallPart(index=0, id="abcdefghi", name="f", arguments="{}", is_complete=True)
+        parts = [pb.Part(tool_call=call)]
+        yield inference_pb2.StreamGenerateResponse(delta=pb.Delta(tokens=[pb.Token(id=1, text=b"?")], parts=parts))
+        yield inference_pb2.StreamGenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_EOS))
+        yield inference_pb2.StreamGenerateResponse(usage=pb.Usage(prompt_tokens=3))
+
+    service.streams = [script]  # type: ignore[list-item]
+    # It says on the terminal that it runs, and waits for a process of its own.
+    waits = "f=sh -c 'echo waiting > /dev/tty; sleep 100; true'"
+    with Terminal([*COMMAND, "chat", "--tool", waits], environ) as terminal:
+        terminal.wait_for("> ")
+        terminal.type("one\n")
+        terminal.wait_for("waiting")
+        terminal.type(CTRL_C)
+        terminal.wait_for("[stopped]")
+        terminal.wait_for("> ")
+        terminal.type("two\n")
+        terminal.wait_for(ANSWER)
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(10) == 0
+    second = service.requests(inference_pb2.StreamGenerateRequest)[1].generation.prompt.chat
+    assert [message.content for message in second.messages] == ["two"]
+
+
 def test_ctrl_c_before_the_first_word_leaves_no_trace(service: ScriptedService, environ: Mapping[str, str]) -> None:
     service.hang_after_started()
     with Terminal([*COMMAND, "chat"], environ) as terminal:

@@ -465,6 +465,49 @@ def test_reasons_say_what_is_wrong(name: str, text: str, reason: str) -> None:
     assert answer.calls == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "malformed", "content", "calls"),
+    [
+        ("qwen3", '<tool_call>{"name": "search", "arguments": {"a": 1}</tool_call>\nSorry.', 1, "Sorry.", []),
+        ("qwen3", '<tool_call>{"name": "search", "arguments": {"a": 1</tool_call>\nSorry.', 1, "Sorry.", []),
+        ("qwen3", "<tool_call>\n</tool_call>\nSorry.", 1, "Sorry.", []),
+        ("qwen3", '<tool_call>{"name"</tool_call>\nSorry.', 1, "Sorry.", []),
+        ("qwen3", f'<tool_call>{{"name": "search", "arguments": {{}}<tool_call>{WEATHER}</tool_call>', 1, "", [CALL]),
+        ("qwen3", f'<tool_call>{{"name": "search", "arguments": <tool_call>{WEATHER}</tool_call>', 1, "", [CALL]),
+        ("llama3", f"{{<|python_tag|>{WEATHER}", 0, "{", [CALL]),
+        ("mistral_args", f"[TOOL_CALLS]search[CALL_ID]abc[TOOL_CALLS]get_weather[ARGS]{AS_JSON}", 1, "", [CALL]),
+    ],
+)
+def test_what_goes_wrong_takes_nothing_behind_it(
+    name: str, text: str, malformed: int, content: str, calls: list[tuple[str, object]]
+) -> None:
+    answer = read(list(text), FORMS[name])
+    assert (len(answer.malformed), answer.content, answer.arguments()) == (malformed, content, calls)
+
+
+def test_a_bare_call_in_place_of_content_of_a_language() -> None:
+    held = dataclasses.replace(form(ToolCallFormat.LLAMA3), is_content_held=True)
+    answer = read(list(f"<think>Hm</think>\n\n{WEATHER}"), held)
+    assert (answer.content, answer.arguments()) == ("", [CALL])
+    for text in (' {"a": "<|python_tag|>"} ', '{"name": "nobody", "parameters": {}}\n'):
+        assert read(list(text), held).content == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ('{"a": ' + "[" * 101, "more than 100 levels"),
+        ('{"a": [' + "0," * 16_385, "more than 16384 values"),
+        ('{"a": "' + "x" * (1 << 20), "more than 1048576 bytes"),
+        ('{"a": "' + "ü" * (1 << 19) + '"}}', "more than 1048576 bytes"),
+    ],
+)
+def test_arguments_that_no_message_may_have_are_no_call(arguments: str, reason: str) -> None:
+    answer = read([f'<tool_call>{{"name": "search", "arguments": {arguments}</tool_call>Then.'], FORMS["qwen3"])
+    assert [reason in each.reason for each in answer.malformed] == [True]
+    assert answer.calls == {}
+
+
 def test_a_malformed_call_hides_none_of_those_behind_it() -> None:
     text = f'<tool_call>{{"name": search}}</tool_call>\n<tool_call>{{"name", <tool_call>{WEATHER}</tool_call>'
     answer = read([text], FORMS["qwen3"])

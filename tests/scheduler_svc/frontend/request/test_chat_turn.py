@@ -16,6 +16,7 @@ from pagewire.scheduler_svc.frontend.limits import MAX_CONSTRAINT_BYTES, MAX_REA
 from pagewire.scheduler_svc.frontend.request.chat import template_variables
 from pagewire.scheduler_svc.frontend.request.chat_turn import model_format
 from pagewire.scheduler_svc.frontend.request.continuation import cut_continuation
+from pagewire.scheduler_svc.frontend.request.prompt import validate_prompt
 from pagewire.scheduler_svc.frontend.request.validate import ValidGeneration, validate_generation
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     ChatFormat,
@@ -68,6 +69,8 @@ REFUSED = {
     ),
     "prompt.chat.parallel_tool_calls": chat(parallel_tool_calls=False),
     "prompt.chat.tools[1].name": chat(tools=[TOOL, TOOL]),
+    "prompt.chat.tools[0].name": chat(tools=[pb.Tool(name="a\0b")]),
+    "prompt.chat.format": chat(output=NO_PARTS, format=pb.ChatFormat(reasoning=pb.REASONING_FORMAT_NONE)),
     "prompt.chat.format.reasoning": chat(format=pb.ChatFormat(reasoning=99)),  # type: ignore[arg-type]
     "prompt.chat.format.tool_calls": chat(format=pb.ChatFormat(tool_calls=99)),  # type: ignore[arg-type]
     "prompt.chat.max_reasoning_tokens": chat(max_reasoning_tokens=MAX_REASONING_TOKENS + 1),
@@ -138,6 +141,42 @@ def test_what_asks_for_nothing_constrains_nothing(spec: ModelSpec) -> None:
         assert all(turn.language(None, start) is None for start in ReasoningStart)
     assert valid(chat(output=NO_PARTS, tools=[TOOL]), spec).turn is None
     assert valid(pb.Generation(prompt=pb.Prompt(text="x")), spec).turn is None
+
+
+def test_tools_that_nothing_is_held_to_may_be_long(spec: ModelSpec) -> None:
+    long = chat(output=NO_PARTS, tools=[pb.Tool(name="f", parameters=" " * (MAX_CONSTRAINT_BYTES + 1))])
+    long.constraint.regex = "a"
+    assert valid(long, spec).turn is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "field"),
+    [
+        (chat(tools=[TOOL], tool_choice=REQUIRED), "generation.prompt.chat.tool_choice"),
+        (chat(tools=[TOOL], parallel_tool_calls=False), "generation.prompt.chat.parallel_tool_calls"),
+        (chat(max_reasoning_tokens=3), "generation.prompt.chat.max_reasoning_tokens"),
+        (chat(), "generation.constraint"),
+    ],
+)
+def test_who_asks_for_a_constraint_is_known(generation: pb.Generation, field: str, spec: ModelSpec) -> None:
+    turn = valid(generation, spec).turn
+    assert turn is not None
+    assert turn.asking_field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("format.reasoning", {"format": pb.ChatFormat(reasoning=77)}),  # type: ignore[arg-type]
+        ("tool_choice.named", {"tools": [TOOL], "tool_choice": pb.ToolChoice(named="g")}),
+        ("tools[1].name", {"tools": [TOOL, TOOL]}),
+        ("max_reasoning_tokens", {"max_reasoning_tokens": 2**32 - 1}),
+    ],
+)
+def test_tokenize_refuses_what_generate_does(field: str, fields: dict[str, Any], spec: ModelSpec) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        validate_prompt(chat(**fields).prompt, "prompt", spec, LIMITS)
+    assert refused.value.field == f"prompt.chat.{field}"
 
 
 def test_a_budget_constrains_reasoning_where_it_can_come(spec: ModelSpec) -> None:
@@ -245,6 +284,13 @@ def test_where_an_answer_stands(spec: ModelSpec) -> None:
     off = chat(template_arguments='{"enable_thinking": false}')
     assert turn.start(rendered(QWEN3, off)) is ReasoningStart.NONE
     assert turn.start("<|im_start|>assistant\n<think>\n") is ReasoningStart.OPEN
+
+
+def test_a_template_that_writes_the_message_twice_is_refused() -> None:
+    twice = "{{ messages[-1].content }}{{ messages[-1].content }}"
+    prompt = rendered(twice, chat(USER, said("x"), continue_final_message=True))
+    with pytest.raises(InvalidArgument, match="more than once"):
+        cut_continuation(prompt, "chat")
 
 
 def test_a_template_that_leaves_the_message_out_is_refused() -> None:

@@ -18,7 +18,7 @@ from pagewire.scheduler_svc.frontend.chat.form import AnswerForm
 from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.rpc.whole_answer import whole_answer
 from pagewire.scheduler_svc.frontend.streams.output import Output
-from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts, call_id, join_parts
+from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts, CallIds, join_parts
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     ChatFormat,
@@ -148,11 +148,11 @@ def test_the_parts_of_all_messages_are_what_the_whole_text_says(
 
 def test_a_call_s_id_is_its_place_s() -> None:
     first = submission(1)
-    assert call_id(first, 0) == call_id(submission(2), 0)
+    assert CallIds(first).of(0) == CallIds(submission(2)).of(0)
     longer = msgspec.structs.replace(first, prompt=pack([*PROMPT, 4]))
     other_seed = msgspec.structs.replace(first, sampling=SamplingParams(seed=8))
-    others = [call_id(first, 1), call_id(longer, 0), call_id(other_seed, 0)]
-    assert len({call_id(first, 0), *others}) == 4
+    others = [CallIds(first).of(1), CallIds(longer).of(0), CallIds(other_seed).of(0)]
+    assert len({CallIds(first).of(0), *others}) == 4
     assert all(len(each) == 9 and each.isalnum() and each.isascii() for each in others)
 
 
@@ -176,3 +176,22 @@ def test_markers_that_are_special_tokens_stay_in_a_chat_s_text(tokenizer: tuple[
     assert b"".join(map(shown.take, ids)) == b"a[TOOL_CALLS]b"
     hidden = ours.detokenizer(skip_special_tokens=True, prompt=[])
     assert b"".join(map(hidden.take, ids)) == b"ab"
+
+
+def test_a_part_that_is_long_is_joined_by_no_more() -> None:
+    """Each token that joins a part copies it: what a stream costs must not grow with the square of a delta."""
+    parts, delta = AnswerParts(AnswerReader(FORM), submission(1)), pb.Delta()
+    for _ in range(5000):
+        parts.take(1, b"ab ", delta.parts)
+    sizes = [len(part.content) for part in delta.parts]
+    assert max(sizes) <= 1024 + 3
+    assert len(sizes) == -(-5000 * 3 // 1026)
+    arguments = pb.Delta()
+    calls = AnswerParts(AnswerReader(FORM), submission(1))
+    for text in ['[TOOL_CALLS][{"name": "f", "arguments": {"q": "', *["x" * 100] * 50, '"}}]']:
+        calls.take(1, text.encode(), arguments.parts)
+    calls.put(calls.end(), arguments.parts)
+    assert max(len(part.tool_call.arguments) for part in arguments.parts) <= 1124
+    whole = inference_pb2.Completion()
+    join_parts(arguments.parts, whole)
+    assert whole.message.tool_calls[0].arguments == '{"q": "' + "x" * 5000 + '"}'

@@ -168,6 +168,7 @@ def test_reasoning_before_a_required_call(
     held = AnswerReasoning(begin, end, start is ReasoningStart.OPEN, max_tokens)
     language = Answer(None, held, Calls(calls, TOOLS, True, True))
     first = begin if start is ReasoningStart.MAY_BEGIN else ""
+    num_whole = 0
     for seed in range(4):
         hint = first if max_tokens is not None else f"{first}Hm.{end}"
         ids = model.answer(language, seed, hint)
@@ -175,9 +176,11 @@ def test_reasoning_before_a_required_call(
             closed = ids.index(model.tokenizer.token_to_id(end))
             assert closed - bool(first) == max_tokens
         if ids[-1] == model.end:
+            num_whole += 1
             parts = model.read(ids, form(calls, reasoning, start))
             assert len(calls_of(parts)) == 1
             assert not any(isinstance(part, Content | Malformed) for part in parts)
+    assert num_whole >= 2
 
 
 @pytest.mark.parametrize("reasoning", REASONING)
@@ -211,6 +214,51 @@ def test_one_call_at_most_and_text_before_it(model: Model) -> None:
                 assert model.tokenizer.decode(ids[:-1], skip_special_tokens=False) == first
             with pytest.raises(AssertionError):
                 model.answer(language, 0, before + call + "\n" + call)
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tokenizer that has no token for any marker."""
+    tokenizer = make_tokenizer()
+    file = tmp_path_factory.mktemp("wordy") / "tokenizer.json"
+    tokenizer.save(str(file))
+    end = tokenizer.token_to_id("<|im_end|>")
+    grammar = GrammarTokenizer.read(str(file), (end,), 384)
+    return Model(tokenizer, grammar, SpecialTokens(added_tokens(file.read_bytes()), grammar, (end,)), end)
+
+
+@pytest.mark.parametrize(
+    ("calls", "first"),
+    [
+        (ToolCallFormat.QWEN3_CODER, "<function=now>\n</function>\n<tool_call>\n<function=now>"),
+        (ToolCallFormat.QWEN3_CODER, "Hm <function="),
+        (ToolCallFormat.LLAMA3, 'Hi <|python_tag|>{"name": "now"}'),
+        (ToolCallFormat.QWEN3, "Hm <tool_call>x"),
+        (ToolCallFormat.MISTRAL, "[TOOL_CALLS]x"),
+    ],
+)
+def test_one_call_at_most_however_its_marker_is_spelled(calls: ToolCallFormat, first: str, wordy: Model) -> None:
+    language = Answer(None, None, Calls(calls, TOOLS, False, True))
+    with pytest.raises(AssertionError):
+        wordy.answer(language, 0, first)
+    for text in ("Hm.", "Hm <tool" if calls is not ToolCallFormat.LLAMA3 else "Hm <|python"):
+        ids = wordy.answer(language, 0, text)
+        assert wordy.tokenizer.decode(ids[:-1]) == text
+
+
+@pytest.mark.parametrize("max_tokens", [None, 40])
+def test_reasoning_ends_where_its_end_is_spelled_too(max_tokens: int | None, model: Model) -> None:
+    """Its end in other tokens than its own is none that could come: it would be read as the end."""
+    language = Answer(
+        None, AnswerReasoning("<think>", "</think>", True, max_tokens), Calls(ToolCallFormat.QWEN3, TOOLS, True, True)
+    )
+    compiled = model.compiled(language)
+    assert isinstance(compiled, Compiled)
+    matcher = llguidance.LLMatcher(model.grammar.of_library, compiled.grammar, limits=parser_limits())
+    spelled = [model.tokenizer.token_to_id(each) for each in "a</think"]
+    assert all(matcher.consume_token(token) for token in spelled)
+    last = model.tokenizer.token_to_id(">")
+    assert not matcher.compute_bitmask()[last // 8] >> (last % 8) & 1
 
 
 def test_content_of_a_language_stands_beside_calls(model: Model) -> None:
@@ -261,6 +309,21 @@ def test_content_of_a_language_stands_beside_calls(model: Model) -> None:
             "whose minLength or maxLength is no length",
         ),
         (ToolCallFormat.QWEN3_CODER, CallableTool(1, "f", '{"required": ["a"]}'), "requires 'a' and says nothing"),
+        (
+            ToolCallFormat.QWEN3_CODER,
+            CallableTool(1, "f", '{"required": [["a"]]}'),
+            "properties or required are no schema's",
+        ),
+        (
+            ToolCallFormat.QWEN3_CODER,
+            CallableTool(1, "f", '{"properties": {"a": {"type": "string", "minLength": null}}}'),
+            "minLength is null",
+        ),
+        (
+            ToolCallFormat.QWEN3_CODER,
+            CallableTool(1, "f", '{"properties": {"a": {"type": "string", "minLength": 5, "maxLength": 2}}}'),
+            "properties.a, whose minLength is 5, more than its maxLength of 2",
+        ),
         (
             ToolCallFormat.QWEN3,
             CallableTool(4, "f", '{"not": {}}'),

@@ -66,6 +66,11 @@ def is_whole(language: Language, text: str, known: Known) -> bool:
             ["[]", "[1, 2]", "[\n 1]"],
             ["{}", "[1", "[1.5]"],
         ),
+        (
+            JsonSchema('{"type": "array", "items": {"type": "integer"}, "x-guidance": {"item_separator": ";"}}'),
+            ["[1, 2]"],
+            ["[1;2]", "[1; 2]"],
+        ),
         (JsonSchema("true"), ["1", "{}", '"x"'], ["x", ""]),
         (JsonSchema('{"const": "\\u00fc\\ud83d\\ude42"}'), ['"ü🙂"'], ['"u"']),
         (JsonObject(), ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '{"a"}']),
