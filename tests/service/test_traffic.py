@@ -3,7 +3,7 @@
 Real engine, real worker, real gRPC. The service's limits are drawn too: few slots, blocks for little more than one
 sequence, so that sequences are preempted and blocks change hands, and chunks from one token. Each answer is scored by
 transformers' model, as its request alone. Two minutes over both kinds of kernels, or so many seconds as
-PAGEWIRE_TEST_TRAFFIC_S says; PAGEWIRE_TEST_SEED draws other traffic.
+PAGEWIRE_TEST_TRAFFIC_S says; PAGEWIRE_TEST_SEED draws other traffic. On a machine with a GPU, over its kernels too.
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import pytest
+import torch
 from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
 from support.decoders import KINDS
 from support.service import Service, serve
@@ -20,7 +21,6 @@ from support.torch_threads import torch_threads
 from support.traffic import Answer, Asked, Judge, draw_requests, for_seconds, run_traffic
 
 from pagewire.wire.grammar import GrammarTokenizer
-from pagewire.wire.launch import CpuKernelKind
 from pagewire.worker.native.library import LIBRARY_FILE
 
 SECONDS = float(os.environ.get("PAGEWIRE_TEST_TRAFFIC_S", "120"))
@@ -29,6 +29,8 @@ REPEATS = int(os.environ.get("PAGEWIRE_TEST_REPEATS", "100"))
 ROUND_S = 12.0
 """Of traffic, before the service's limits are drawn anew."""
 MAX_MODEL_LEN = 72
+COMPILE_LIMIT_S = 240.0
+"""Until a service is ready whose kernels are compiled first."""
 MAX_TIES = 1e-3
 """The share of tokens that may be ties."""
 KV_BYTES_PER_TOKEN = 2 * 3 * 2 * 16 * 4
@@ -54,15 +56,18 @@ def judge(checkpoint: Checkpoint) -> Iterator[Judge]:
     assert judge.num_ties <= 5 + MAX_TIES * judge.num_tokens, f"{judge.num_ties} of {judge.num_tokens} tokens are ties"
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> CpuKernelKind:
-    if request.param == "native" and not LIBRARY_FILE.exists():
+@pytest.fixture(params=[*KINDS, "cuda"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Kernels of a CPU, or those of a GPU."""
+    kind: str = request.param
+    if kind == "native" and not LIBRARY_FILE.exists():
         pytest.skip("built without the native library")
-    kind: CpuKernelKind = request.param
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
     return kind
 
 
-def drawn_limits(draw: random.Random, kind: CpuKernelKind) -> dict[str, object]:
+def drawn_limits(draw: random.Random, kind: str) -> dict[str, object]:
     """A service's limits, narrow enough that each of them is met."""
     block_size = draw.choice((1, 4, 16, 32))
     max_num_seqs = draw.choice((1, 2, 4, 7))
@@ -81,13 +86,13 @@ def drawn_limits(draw: random.Random, kind: CpuKernelKind) -> dict[str, object]:
     }
 
 
-def serve_checkpoint(checkpoint: Checkpoint, kind: CpuKernelKind, **limits: object) -> AbstractContextManager[Service]:
+def serve_checkpoint(checkpoint: Checkpoint, kind: str, **limits: object) -> AbstractContextManager[Service]:
     return serve(
         model=str(checkpoint.directory),
-        device="cpu",
         dtype="float32",
-        cpu_kernels=kind,
         max_model_len=MAX_MODEL_LEN,
+        ready_limit_s=COMPILE_LIMIT_S,
+        **({"device": "cuda"} if kind == "cuda" else {"device": "cpu", "cpu_kernels": kind}),
         **limits,
     )
 
@@ -102,7 +107,7 @@ def all_is_well(service: Service, pids: dict[str, int], answers: list[Answer], j
 
 @pytest.mark.parametrize("quarter", range(4))
 def test_random_traffic_gets_what_each_request_alone_would(
-    checkpoint: Checkpoint, judge: Judge, kind: CpuKernelKind, quarter: int
+    checkpoint: Checkpoint, judge: Judge, kind: str, quarter: int
 ) -> None:
     goes_on = for_seconds(SECONDS / 4 / len(KINDS))
     draw = random.Random(4 * SEED + quarter)
@@ -125,7 +130,7 @@ def test_random_traffic_gets_what_each_request_alone_would(
 
 
 def test_a_chunk_that_has_as_many_rows_as_the_decoding_step_before(
-    checkpoint: Checkpoint, judge: Judge, kind: CpuKernelKind
+    checkpoint: Checkpoint, judge: Judge, kind: str
 ) -> None:
     """Four outputs end in one step, and the next step is nothing but a prompt of four tokens."""
     four = Asked(prompt=(1, 2, 3, 4), n=4, seed=7, temperature=1.0, max_tokens=20)

@@ -71,7 +71,7 @@ class Service:
 
 
 @contextmanager
-def serve(model: str = SIM_MODEL, **settings: object) -> Iterator[Service]:
+def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: object) -> Iterator[Service]:
     """Start a service on free ports; whatever is left of it is killed when the block ends."""
     ready, child_end = os.pipe()
     options = {
@@ -84,13 +84,18 @@ def serve(model: str = SIM_MODEL, **settings: object) -> Iterator[Service]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--quiet", f"--model={model}", *flags]
     process = subprocess.Popen(
-        [*command, f"--ready-fd={child_end}"], pass_fds=[child_end], stdout=subprocess.DEVNULL, text=True
+        [*command, f"--ready-fd={child_end}"],
+        pass_fds=[child_end],
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # The suite interprets Triton's kernels in its own process; a service compiles those that it has a device for.
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
     )
     os.close(child_end)
     family: list[psutil.Process] = []
     try:
         with os.fdopen(ready) as pipe:
-            assert select.select([pipe], [], [], LIMIT_S)[0], "the service did not become ready"
+            assert select.select([pipe], [], [], ready_limit_s)[0], "the service did not become ready"
             line = pipe.readline()
         if not line:
             raise StartFailed(process.wait(LIMIT_S))
