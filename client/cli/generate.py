@@ -1,19 +1,24 @@
-"""`pagewire generate`: answers prompts, one streamed to the terminal, several at once with the answers in order."""
+"""`pagewire generate`: answers prompts, one streamed to the terminal, several at once in order, or into a file
+with which an interrupted run goes on."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from pathlib import Path
 
-from pagewire.client.cli import connection, inputs, parameters, tools
+from pagewire.client import requests
+from pagewire.client.cli import batch, connection, inputs, parameters, tools
 from pagewire.client.cli.answer import AnswerPrinter, as_text
+from pagewire.client.cli.batch_file import BatchFile
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.measure import Measured, as_json, measure
-from pagewire.client.cli.printing import complain, note, write, write_json
-from pagewire.client.errors import InvalidRequest, PagewireError
+from pagewire.client.cli.printing import complain, note, say, write, write_json
+from pagewire.client.errors import InvalidRequest, PagewireError, Unavailable
 from pagewire.client.prompts import Chat, Parameters, Prompt
 from pagewire.client.types import Delta
 
@@ -39,6 +44,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"prompts under way at once ({DEFAULT_CONCURRENCY})",
     )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write one JSON object per prompt to FILE, each as soon as it is there; its index says whose it is",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with --output's FILE: prompts that have an answer there are not asked again",
+    )
     parameters.add_flags(parser)
     tools.add_flags(parser)
     connection.add_model_flags(parser)
@@ -49,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
     """0 when all prompts were answered, 1 when some were not."""
     if args.concurrency < 1:
         raise InvalidRequest(f"--concurrency is {args.concurrency}; it must be at least 1")
+    if args.resume and not args.output:
+        raise InvalidRequest("--resume needs --output, the file to go on with")
     gathered = inputs.gather(args)
     with connection.connect(args) as connected:
         chosen: Parameters = {**parameters.parameters(args, connected.model.name), "n": args.n}
         prompts = [inputs.dress(prompt, args, connected.model.capabilities) for prompt in gathered]
+        if args.output:
+            return _into_file(connected, prompts, chosen, args)
         if len(prompts) == 1:
             return _one(connected, prompts[0], chosen, args)
         return _several(connected, gathered, prompts, chosen, args)
@@ -84,44 +103,72 @@ def _several(
     args: argparse.Namespace,
 ) -> int:
     failed = 0
-    for index, outcome in enumerate(_outcomes(connected, prompts, chosen, args)):
-        if isinstance(outcome, Measured):
+    found = batch.outcomes(connected, dict(enumerate(prompts)), chosen, args.timeout, args.concurrency)
+    # On a terminal that shows the answers, they are the progress.
+    with batch.progress(len(prompts), 0, is_shown=not sys.stdout.isatty()) as told:
+        for index, outcome in batch.in_order(told(found)):
+            if isinstance(outcome, Measured):
+                if args.json:
+                    write_json({"index": index, **as_json(outcome, connected.model.name)})
+                else:
+                    write(f"{'' if index == 0 else chr(10)}==> {index + 1}: {_title(gathered[index])} <==\n")
+                    _print_outputs(outcome)
+                    write("\n")
+                    print_logprobs(outcome.result)
+                continue
+            failed += 1
             if args.json:
-                write_json({"index": index, **as_json(outcome, connected.model.name)})
-            else:
-                write(f"{'' if index == 0 else chr(10)}==> {index + 1}: {_title(gathered[index])} <==\n")
-                _print_outputs(outcome)
-                write("\n")
-                print_logprobs(outcome.result)
-            continue
-        failed += 1
-        if args.json:
-            kind, field = type(outcome).__name__, outcome.field if isinstance(outcome, InvalidRequest) else ""
-            write_json({"index": index, "error": {"type": kind, "message": str(outcome), "field": field}})
-        complain(f"prompt {index + 1}: {outcome}")
+                write_json({"index": index, **_failure(outcome)})
+            complain(f"prompt {index + 1}: {outcome}")
     return 1 if failed else 0
 
 
-def _outcomes(
-    connected: Connected, prompts: Sequence[Prompt], chosen: Parameters, args: argparse.Namespace
-) -> Iterator[Measured | PagewireError]:
-    """In order, each as soon as it and those before it are there."""
+def _into_file(connected: Connected, prompts: Sequence[Prompt], chosen: Parameters, args: argparse.Namespace) -> int:
+    """Where nothing answers any more, it ends: what is not asked then can be asked later."""
+    known_by = [_digest(prompt, chosen, index) for index, prompt in enumerate(prompts)]
+    tokens, failed, gone = 0, 0, ""
+    began = time.monotonic()
+    with BatchFile(Path(args.output), known_by, resumes=args.resume) as file:
+        left = {index: prompt for index, prompt in enumerate(prompts) if index not in file.answered}
+        answered = len(file.answered)
+        found = batch.outcomes(connected, left, chosen, args.timeout, args.concurrency)
+        with batch.progress(len(prompts), answered) as told:
+            for index, outcome in told(found):
+                if isinstance(outcome, Measured):
+                    file.write(index, as_json(outcome, connected.model.name))
+                    answered += 1
+                    tokens += outcome.result.usage.completion_tokens
+                    continue
+                if isinstance(outcome, Unavailable) and not outcome.reason:
+                    gone = str(connection.unreachable(args.target, outcome))
+                    found.close()
+                    break
+                file.write(index, _failure(outcome))
+                failed += 1
+    wall_s = time.monotonic() - began
+    said = f"{answered} of {len(prompts)} prompts have answers in {args.output}"
+    if left:
+        said += f"; {tokens} tokens in {wall_s:.1f} s, {tokens / wall_s:,.0f} a second"
+    say(f"pagewire: {said}\n")
+    if gone:
+        complain(f"{gone}; --resume goes on")
+    elif failed:
+        complain(f"{failed} prompts failed: the file says why, and --resume asks them again")
+    return 1 if gone or failed else 0
 
-    def outcome(prompt: Prompt) -> Measured | PagewireError:
-        try:
-            started = time.monotonic()
-            with connected.client.stream(prompt, timeout_s=args.timeout, **chosen) as stream:
-                return measure(stream, started, _ignore)
-        except PagewireError as error:
-            return error
 
-    with ThreadPoolExecutor(min(args.concurrency, len(prompts))) as pool:
-        try:
-            yield from pool.map(outcome, prompts)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            connected.client.close()  # ends what the threads wait for
-            raise
+def _digest(prompt: Prompt, chosen: Parameters, index: int) -> str:
+    """What a prompt's request is known by. Raises InvalidRequest for one that cannot be sent."""
+    try:
+        message = requests.generation(prompt, chosen)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"prompt {index + 1}: {error}", field=error.field) from error
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:32]
+
+
+def _failure(error: PagewireError) -> dict[str, object]:
+    field = error.field if isinstance(error, InvalidRequest) else ""
+    return {"error": {"type": type(error).__name__, "message": str(error), "field": field}}
 
 
 def _print_outputs(measured: Measured) -> None:

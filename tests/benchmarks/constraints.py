@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +32,7 @@ from support.smollm2 import cache_dir, smollm2_file
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.progress import QuietProgress
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 NUM_STREAMS = 32
 
@@ -149,20 +150,40 @@ def first_token(rounds: int) -> None:
         print(f"a schema of {len(large)} bytes, new   {statistics.median(new):7.1f} ms, at most {max(new):.1f}")
 
 
-def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
-    def bad_ones() -> Iterator[pb.Constraint]:
-        """No two alike."""
-        for number in itertools.count():
-            yield pb.Constraint(json_schema=f'{{"a{number}":' + '{"a":' * 20_000 + "1" + "}" * 20_001)
-            yield pb.Constraint(json_schema=f'{{"type": "nothing {number}"}}')
-            yield pb.Constraint(regex="(" * 60_000 + f"a{number}" + ")" * 60_000)
-            yield pb.Constraint(regex=f"(a{{1,1000}}){{1,1000}}{number}(")
-            yield pb.Constraint(regex=f"{number}(")
-            yield pb.Constraint(grammar="start: " + "(" * 60_000 + f'"a{number}"' + ")" * 60_000)
-            yield pb.Constraint(grammar=f"root{number} ::= " + "(" * 60_000)
-            yield pb.Constraint(grammar=f'start: start "{number}"')
-            yield pb.Constraint(choice=pb.Choices())
+def _bad_ones() -> Iterator[pb.Constraint]:
+    """No two alike."""
+    for number in itertools.count():
+        yield pb.Constraint(json_schema=f'{{"a{number}":' + '{"a":' * 20_000 + "1" + "}" * 20_001)
+        yield pb.Constraint(json_schema=f'{{"type": "nothing {number}"}}')
+        yield pb.Constraint(regex="(" * 60_000 + f"a{number}" + ")" * 60_000)
+        yield pb.Constraint(regex=f"(a{{1,1000}}){{1,1000}}{number}(")
+        yield pb.Constraint(regex=f"{number}(")
+        yield pb.Constraint(grammar="start: " + "(" * 60_000 + f'"a{number}"' + ")" * 60_000)
+        yield pb.Constraint(grammar=f"root{number} ::= " + "(" * 60_000)
+        yield pb.Constraint(grammar=f'start: start "{number}"')
+        yield pb.Constraint(choice=pb.Choices())
 
+
+def refuse(address: str, num_bad: int, pause_s: float) -> None:
+    """Ask for so many bad ones; prints how long the slowest took, and when the last one came, in seconds."""
+    stub = inference_pb2_grpc.InferenceServiceStub(grpc.insecure_channel(address))
+    slowest = 0.0
+    for constraint in itertools.islice(_bad_ones(), num_bad):
+        request = generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
+        began = time.monotonic()
+        try:
+            stub.Generate(inference_pb2.GenerateRequest(generation=request), timeout=LIMIT_S)
+            raise AssertionError(f"{constraint} was accepted")
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+        slowest = max(slowest, time.monotonic() - began)
+        # So that they come for as long as the streams run.
+        time.sleep(pause_s)
+    print(json.dumps({"slowest_s": slowest, "ended_s": time.monotonic()}))
+
+
+def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
     # In fp32, where a stream's tokens do not depend on what is computed beside it.
     settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 512}
     with serve(model="smollm2-135m", device="cpu", **settings) as service:
@@ -190,40 +211,25 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
             _all([lambda index=index: read(index) for index in range(num_streams)])  # type: ignore[misc]
             return texts, gaps
 
-        def refuse(stop: threading.Event, slowest: list[float], count: list[int]) -> None:
-            for constraint in bad_ones():
-                if stop.is_set() and count[0] >= num_bad:
-                    return
-                request = generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
-                began = time.monotonic()
-                try:
-                    service.inference.Generate(inference_pb2.GenerateRequest(generation=request), timeout=LIMIT_S)
-                    raise AssertionError(f"{constraint} was accepted")
-                except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                        raise
-                slowest.append(time.monotonic() - began)
-                count[0] += 1
-                # So that they come for as long as the streams run.
-                time.sleep(pause_s)
-
         streams()
         began = time.monotonic()
         streams()
-        pause_s = (time.monotonic() - began) / num_bad
+        pause_s = 0.9 * (time.monotonic() - began) / num_bad
         alone, beside = [], []
         for _ in range(rounds):
             expected, gaps = streams()
             alone.append(1000 * float(np.percentile(gaps, 99)))
-            stop, slowest, count = threading.Event(), list[float](), [0]
-            thread = threading.Thread(target=refuse, args=(stop, slowest, count))
-            thread.start()
-            texts, gaps = streams()
-            stop.set()
-            thread.join()
+            command = [sys.executable, __file__, "refuse", service.address, str(num_bad), str(pause_s)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                texts, gaps = streams()
+                ended_s = time.monotonic()
+                said = json.loads(process.communicate()[0])
             assert texts == expected, "a stream is not what it was alone"
             beside.append(1000 * float(np.percentile(gaps, 99)))
-            print(f"{count[0]} refused, the slowest after {1000 * max(slowest):.0f} ms; streams identical")
+            late_s = said["ended_s"] - ended_s
+            slowest_ms, late_s = 1000 * said["slowest_s"], said["ended_s"] - ended_s
+            print(f"{num_bad} refused, the slowest after {slowest_ms:.0f} ms, the last {late_s:+.1f} s from the end")
+            print(f"streams identical; p99 between tokens alone {alone[-1]:.1f} ms, beside {beside[-1]:.1f} ms")
     print(f"p99 between tokens: alone {statistics.median(alone):.1f} ms, beside {statistics.median(beside):.1f} ms")
     print(f"ratio {statistics.median(beside) / statistics.median(alone):.3f}")
 
@@ -242,6 +248,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=40, help="of each output")
     parser.add_argument("--bad", type=int, default=1000, help="bad constraints a round")
+    if sys.argv[1:2] == ["refuse"]:
+        address, num_bad, pause_s = sys.argv[2:]
+        refuse(address, int(num_bad), float(pause_s))
+        return
     args = parser.parse_args()
     for part in args.parts:
         print(f"== {part}")

@@ -1,0 +1,111 @@
+"""A batch's file: what became of its prompts, one JSON object a line, in the order in which they ended.
+
+Every line stands on its own from the moment it is written, so a batch that was interrupted can go on: lines are known
+by the prompt's index and by a digest of its request. It knows nothing of how prompts are answered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from pagewire.client.errors import InvalidRequest
+from pagewire.client.json_text import NotJson, from_json
+
+
+class BatchFile:
+    """Open for as long as a `with` lasts, for nobody else meanwhile."""
+
+    def __init__(self, path: Path, requests: Sequence[str], *, resumes: bool) -> None:
+        """`requests`: of each prompt, what its request is known by. Raises InvalidRequest for a file that is there
+        already, or with `resumes` for one that is not of these requests or that somebody else writes; OSError."""
+        self._path = path
+        self._requests = requests
+        self.answered: set[int] = set()
+        """Indices of prompts whose answers were in the file before."""
+        try:
+            self._file: IO[bytes] = open(path, "r+b" if resumes and path.exists() else "xb")  # noqa: SIM115  # __exit__
+        except FileExistsError as error:
+            raise InvalidRequest(f"--output {str(path)!r} is there already; --resume goes on with it") from error
+        except OSError as error:
+            raise InvalidRequest(f"--output {str(path)!r} cannot be written: {error.strerror}") from error
+        try:
+            self._lock(self._file)
+            if resumes:
+                self._resume()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def write(self, index: int, what: dict[str, object]) -> None:
+        """Add what became of one prompt."""
+        self._file.write(_line({"index": index, "request": self._requests[index], **what}))
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _lock(self, file: IO[bytes]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InvalidRequest(f"--output {str(self._path)!r} is being written by another process") from error
+
+    def _resume(self) -> None:
+        """Keep the answers. A line that broke off is dropped, and so are failures, whose prompts are asked again."""
+        kept = []
+        lines = self._file.read().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if number == len(lines):
+                break  # without its end: nothing, or all that was written of it
+            entry = self._entry(line, number)
+            if "error" not in entry and entry["index"] not in self.answered:
+                self.answered.add(entry["index"])
+                kept.append(line + b"\n")
+        replacement = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            new: IO[bytes] = open(replacement, "xb")  # noqa: SIM115  # becomes the file
+            try:
+                self._lock(new)
+                new.writelines(kept)
+                new.flush()
+                replacement.replace(self._path)
+            except BaseException:
+                new.close()
+                raise
+        finally:
+            with suppress(FileNotFoundError):
+                replacement.unlink()
+        self._file.close()
+        self._file = new
+
+    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
+        where = f"--output {str(self._path)!r}, line {number}"
+        try:
+            entry = from_json(line)
+        except NotJson as error:
+            raise InvalidRequest(f"{where}: not JSON: {error}") from error
+        match entry:
+            case {"index": int(index), "request": str(request)} if type(index) is int:
+                if not 0 <= index < len(self._requests) or self._requests[index] != request:
+                    raise InvalidRequest(
+                        f"{where}: prompt {index + 1} was asked otherwise; only the same prompts, flags and model go on"
+                    )
+                return dict(entry)
+            case _:
+                raise InvalidRequest(f"{where} is none of a batch")
+
+
+def _line(entry: dict[str, object]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
