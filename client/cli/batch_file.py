@@ -69,7 +69,7 @@ class BatchFile:
         for number, line in enumerate(lines, 1):
             if number == len(lines):
                 break  # without its end: nothing, or all that was written of it
-            entry = self._entry(line, number)
+            entry = read_entry(line, self._requests, f"--output {str(self._path)!r}, line {number}")
             if "error" not in entry and entry["index"] not in self.answered:
                 self.answered.add(entry["index"])
                 kept.append(line + b"\n")
@@ -90,21 +90,22 @@ class BatchFile:
         self._file.close()
         self._file = new
 
-    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
-        where = f"--output {str(self._path)!r}, line {number}"
-        try:
-            entry = from_json(line)
-        except NotJson as error:
-            raise InvalidRequest(f"{where}: not JSON: {error}") from error
-        match entry:
-            case {"index": int(index), "request": str(request)} if type(index) is int:
-                if not 0 <= index < len(self._requests) or self._requests[index] != request:
-                    raise InvalidRequest(
-                        f"{where}: prompt {index + 1} was asked otherwise; only the same prompts, flags and model go on"
-                    )
-                return dict(entry)
-            case _:
-                raise InvalidRequest(f"{where} is none of a batch")
+
+def read_entry(line: bytes, requests: Sequence[str], where: str) -> dict[str, Any]:
+    """A line of such a file. Raises InvalidRequest, which says `where`, for what is none, or not of these requests."""
+    try:
+        entry = from_json(line)
+    except NotJson as error:
+        raise InvalidRequest(f"{where}: not JSON: {error}") from error
+    match entry:
+        case {"index": int(index), "request": str(request)} if type(index) is int:
+            if not 0 <= index < len(requests) or requests[index] != request:
+                raise InvalidRequest(
+                    f"{where}: prompt {index + 1} was asked otherwise; only the same prompts, flags and model go on"
+                )
+            return dict(entry)
+        case _:
+            raise InvalidRequest(f"{where} is none of a batch")
 
 
 def _line(entry: dict[str, object]) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.client.cli import inputs
+from pagewire.client.cli.batch_file import read_entry
 from pagewire.client.cli.parameters import _json_object
 from pagewire.client.cli.tools import tools_of
 from pagewire.client.errors import InvalidRequest
@@ -337,6 +338,11 @@ def _client() -> Iterator[ByteDecoder]:
         return inputs._from_json(content.decode(errors="replace"), "line 1")
 
     yield ByteDecoder("client/cli/inputs.py", prompt, (InvalidRequest,), (line, b'{"prompt": "x"}'))
+
+    def batch_entry(content: bytes) -> object:
+        return read_entry(content, ["ab"], "line 1")
+
+    yield ByteDecoder("client/cli/batch_file.py", batch_entry, (InvalidRequest,), (b'{"index": 0, "request": "ab"}',))
 
     def parameter(content: bytes) -> object:
         return _json_object(content.decode(errors="replace"))
