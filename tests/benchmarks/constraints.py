@@ -35,11 +35,13 @@ from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 NUM_STREAMS = 32
+_START_LIMIT_S = 240.0
+"""Where a device's kernels are compiled first."""
 
 
 @contextmanager
-def qwen3_shape() -> Iterator[Path]:
-    """A checkpoint of random weights with a tokenizer."""
+def qwen3_shape(tokenizer: Path) -> Iterator[Path]:
+    """A checkpoint of random weights with this tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -59,14 +61,14 @@ def qwen3_shape() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         torch.set_default_dtype(torch.bfloat16)
         Qwen3ForCausalLM(config).save_pretrained(directory)
-        (Path(directory) / "tokenizer.json").write_bytes(Path(_tokenizer_file()).read_bytes())
+        (Path(directory) / "tokenizer.json").write_bytes(tokenizer.read_bytes())
         yield Path(directory)
 
 
-def _tokenizer_file() -> str:
+def smollm2_tokenizer() -> Path:
     file = read_gguf(smollm2_file(), "smollm2", cache_dir(), QuietProgress()).tokenizer_file
     assert file is not None
-    return file
+    return Path(file)
 
 
 def schema(number: int, least: int) -> str:
@@ -88,9 +90,10 @@ def schema(number: int, least: int) -> str:
     return json.dumps({"type": "array", "items": entry, "minItems": least})
 
 
-def step_ms(service: Service, is_constrained: bool, num_tokens: int) -> float:
-    """Milliseconds of the device's time per step of one round."""
+def step_ms(service: Service, is_constrained: bool, num_tokens: int) -> tuple[float, float]:
+    """Milliseconds of the device's time per step of one round, and of anybody's."""
     before = service.load()
+    began = time.monotonic()
     calls = []
     for index in range(NUM_STREAMS):
         constraint = pb.Constraint(json_schema=schema(index, 100)) if is_constrained else None
@@ -104,24 +107,30 @@ def step_ms(service: Service, is_constrained: bool, num_tokens: int) -> float:
         calls.append(service.inference.StreamGenerate(request, timeout=LIMIT_S))
     for call in calls:
         assert sum(len(event.delta.tokens) for event in call) == num_tokens
+    wall_s = time.monotonic() - began
     after = service.load()
-    return (after.worker_busy_us - before.worker_busy_us) / (after.steps - before.steps) / 1000
+    num_steps = after.steps - before.steps
+    return (after.worker_busy_us - before.worker_busy_us) / num_steps / 1000, 1000 * wall_s / num_steps
 
 
-def steps(rounds: int, num_tokens: int) -> None:
-    found: dict[bool, list[float]] = {False: [], True: []}
+def steps(rounds: int, num_tokens: int, device: str, tokenizer: Path) -> None:
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    limits = {"max_num_seqs": NUM_STREAMS, "max_model_len": 2048, "dtype": "bfloat16"}
     with (
-        qwen3_shape() as model,
-        serve(model=str(model), device="cpu", dtype="bfloat16", max_num_seqs=NUM_STREAMS, max_model_len=512) as service,
+        qwen3_shape(tokenizer) as model,
+        serve(model=str(model), device=device, ready_limit_s=_START_LIMIT_S, **limits) as service,
     ):
         step_ms(service, True, num_tokens)
         for index in range(rounds):
             for is_constrained in (False, True) if index % 2 else (True, False):
                 found[is_constrained].append(step_ms(service, is_constrained, num_tokens))
-    for is_constrained, times in found.items():
-        name = "constrained" if is_constrained else "plain"
-        print(f"{name:12} {statistics.median(times):7.1f} ms a step   (rounds {' '.join(f'{t:.1f}' for t in times)})")
-    print(f"ratio {statistics.median(found[True]) / statistics.median(found[False]):.3f}")
+    for index, whose in enumerate(("of the device", "from step to step")):
+        medians = {kind: statistics.median(each[index] for each in times) for kind, times in found.items()}
+        for is_constrained, times in found.items():
+            name = "constrained" if is_constrained else "plain"
+            each = " ".join(f"{pair[index]:.2f}" for pair in times)
+            print(f"{name:12} {medians[is_constrained]:7.2f} ms {whose}   (rounds {each})")
+        print(f"ratio {medians[True] / medians[False]:.3f}")
 
 
 def first_token(rounds: int) -> None:
@@ -247,6 +256,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["steps", "first-token", "bad"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=40, help="of each output")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the steps (cpu)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the steps: a tokenizer.json (SmolLM2's)")
     parser.add_argument("--bad", type=int, default=1000, help="bad constraints a round")
     if sys.argv[1:2] == ["refuse"]:
         address, num_bad, pause_s = sys.argv[2:]
@@ -257,7 +268,7 @@ def main() -> None:
         print(f"== {part}")
         match part:
             case "steps":
-                steps(args.rounds, args.tokens)
+                steps(args.rounds, args.tokens, args.device, args.tokenizer or smollm2_tokenizer())
             case "first-token":
                 first_token(args.rounds)
             case "bad":

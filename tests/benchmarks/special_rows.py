@@ -55,11 +55,14 @@ def step_ms(service: Service, num_special: int, num_tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random:qwen3-0.6b")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tokens", type=int, default=40, help="of each output")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     found: dict[int, list[float]] = {0: [], 1: []}
-    with serve(model=args.model, device="cpu", max_num_seqs=NUM_STREAMS, max_model_len=512) as service:
+    # A device's kernels may have to be compiled first.
+    limits = {"max_num_seqs": NUM_STREAMS, "max_model_len": 512, "ready_limit_s": LIMIT_S}
+    with serve(model=args.model, device=args.device, **limits) as service:
         step_ms(service, 1, args.tokens)
         for index in range(args.rounds):
             for num_special in (0, 1) if index % 2 else (1, 0):
