@@ -36,11 +36,14 @@ def load_cuda(
     """Raises LaunchError, and whatever `progress` raises."""
     try:
         platform = CudaPlatform(0 if launch.group is None else launch.group.local_rank)
-        return load_onto(launch, platform, progress, on_rank_lost, wake)
+        loaded = load_onto(launch, platform, progress, on_rank_lost, wake)
     except (CudaUnavailable, AttentionUnavailable, RendezvousError, OSError, ValueError) as error:
         raise LaunchError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise LaunchError(f"the device's memory does not hold the model: {error}") from error
+    # What a step leaves for the host to copy is small: threads that share it wait for each other longer than they copy.
+    torch.set_num_threads(1)
+    return loaded
 
 
 def load_onto(
