@@ -52,7 +52,7 @@ GPU_STAGES: tuple[Stage, ...] = (
         Share(("compile large",), 100),
         Share(("sanitizer",), 100),
     ),
-    (Share(("bare times", "direct", "kernel times"), 90),),
+    (Share(("bare times", "direct", "special times", "kernel times"), 90),),
     (Share(("service",), 85),),
     (Share(("large",), 80),),
 )
@@ -82,6 +82,7 @@ DRY_STAGES: tuple[Stage, ...] = (
                 "compile large",
                 "bare times",
                 "direct",
+                "special times",
                 "kernel times",
                 "service",
                 "large",

@@ -34,6 +34,9 @@ from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.cuda.platform import Platform
 
+Change = Callable[[Submit], Submit]
+"""What a request asks besides."""
+
 _DEPTH = 2
 _STEP_TIMEOUT_S = 60.0
 
@@ -77,7 +80,11 @@ class DirectEngine:
         self._epoch = 0
 
     def run(
-        self, jobs: Sequence[Job], temperature: float, before_step: Callable[[int], None] = lambda number: None
+        self,
+        jobs: Sequence[Job],
+        temperature: float,
+        before_step: Callable[[int], None] = lambda number: None,
+        change: Change = lambda submit: submit,
     ) -> DirectRound:
         """All jobs at once, nothing cached. `before_step` is told each step's number, from 0, before it is launched."""
         self._epoch += 1
@@ -87,7 +94,7 @@ class DirectEngine:
         step_id = num_tokens = busy_us = idle_us = 0
         begin_s = time.perf_counter()
         for handle, job in enumerate(jobs):
-            refused = scheduler.submit(0, _submission(handle, job, temperature), 0.0)
+            refused = scheduler.submit(0, change(_submission(handle, job, temperature)), 0.0)
             if refused is not None:
                 raise ValueError(f"the scheduler refused a request: {refused}")
         while scheduler.has_work:

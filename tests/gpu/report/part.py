@@ -169,6 +169,12 @@ def _direct(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     direct.run(scale, _engine(scale), card, rates, record)
 
 
+def _special_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    from gpu.report import special_times
+
+    special_times.run(scale, _engine(scale), record)
+
+
 def _skinny(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import skinny
@@ -279,6 +285,7 @@ PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "bare times": _bare_times,
     "kernel times": _kernel_times,
     "direct": _direct,
+    "special times": _special_times,
     "service": _small,
     "large": _large,
     "sweep": _sweep,
