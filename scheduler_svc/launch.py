@@ -79,6 +79,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Most tokens of one stream that wait for a slow reader before the stream is ended with RESOURCE_EXHAUSTED."""
     engine_timeout_s: float
     """The engine counts as lost to health after this long without a `Load`."""
+    vllm_grpc: bool = False
+    """Serve vllm.grpc.engine.VllmEngine too."""
     tls: TlsFiles | None = None
     api_keys_file: str | None = None
     """Lines of `tenant:key`; without it there is one anonymous tenant. With it, the admin listener needs the key of the

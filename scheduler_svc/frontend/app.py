@@ -11,8 +11,8 @@ launch file, clock, randomness, and a way to talk to the supervisor.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
@@ -27,8 +27,9 @@ from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor, read_keys
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
+from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Generations
 from pagewire.scheduler_svc.frontend.rpc.health import Health
-from pagewire.scheduler_svc.frontend.rpc.inference import InferenceParts, InferenceService
+from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
@@ -99,26 +100,24 @@ class Frontend:
         self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
         self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken)
         model = ServedModel(launch, self._engine.status)
-        inference = InferenceService(
-            InferenceParts(
-                model=model,
-                engine=self._engine,
-                calls=self._calls,
-                authenticator=authenticator,
-                tokenizer=tokenizer,
-                prompts=PromptReader(tokenizer, template),
-                grammars=grammars,
-                request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
-                max_waiting_tokens=launch.stream_buffer_tokens,
-                clock=self._host.clock,
-                draw_seed=self._host.draw_seed,
-                draw_request_id=self._host.draw_request_id,
-            )
+        parts = GenerationParts(
+            model=model,
+            engine=self._engine,
+            calls=self._calls,
+            authenticator=authenticator,
+            tokenizer=tokenizer,
+            prompts=PromptReader(tokenizer, template),
+            grammars=grammars,
+            request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
+            max_waiting_tokens=launch.stream_buffer_tokens,
+            clock=self._host.clock,
+            draw_seed=self._host.draw_seed,
+            draw_request_id=self._host.draw_request_id,
         )
         try:
             if template is not None:
                 await template.start()
-            address = await self._listen(authenticator, inference, ModelService(model))
+            address = await self._listen(parts, threads)
             admin_address = await self._listen_admin(authenticator)
             self._spawn(self._health.run())
             self._spawn(self._engine.follow())
@@ -138,13 +137,35 @@ class Frontend:
                     await helpers.close()
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _listen(self, authenticator: Authenticator, inference: InferenceService, model: ModelService) -> str:
+    async def _listen(self, parts: GenerationParts, threads: Executor) -> str:
         launch = self._launch
-        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator.tenant)]
+        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(parts.authenticator.tenant)]
         server = create_server(launch.max_message_bytes, launch.reuse_port, interceptors)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
-        return await self._serve(server, launch.listen, (_INFERENCE, _MODEL))
+        generations = Generations(parts)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generations, parts), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(parts.model), server)
+        services = [_INFERENCE, _MODEL]
+        if launch.vllm_grpc:
+            services.append(self._add_facade(server, generations, parts.model, threads))
+        return await self._serve(server, launch.listen, services)
+
+    def _add_facade(
+        self, server: grpc.aio.Server, generations: Generations, model: ServedModel, threads: Executor
+    ) -> str:
+        # Its messages are a package of their own, which is not installed with every server.
+        from pagewire.scheduler_svc.frontend.vllm_engine.facts import Facts
+        from pagewire.scheduler_svc.frontend.vllm_engine.service import VllmEngineParts, add_to
+        from pagewire.scheduler_svc.frontend.vllm_engine.tokenizer_files import TokenizerArchive
+
+        definition = model.spec.tokenizer_file
+        parts = VllmEngineParts(
+            generations=generations,
+            engine=self._engine,
+            facts=Facts(self._launch, model, self._engine.status, self._host.clock),
+            is_serving=self._is_serving,
+            tokenizer=None if definition is None else TokenizerArchive(model.spec, definition, threads),
+        )
+        return add_to(server, parts)
 
     async def _listen_admin(self, authenticator: Authenticator) -> str:
         launch = self._launch
@@ -156,7 +177,7 @@ class Frontend:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         return await self._serve(server, launch.admin_listen, (_ADMIN,))
 
-    async def _serve(self, server: grpc.aio.Server, address: str, services: tuple[str, ...]) -> str:
+    async def _serve(self, server: grpc.aio.Server, address: str, services: Sequence[str]) -> str:
         self._health.add_to(server, services)
         reflection.enable_server_reflection((*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         bound = bind(server, address, self._launch.tls)

@@ -11,6 +11,7 @@ ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; no
     │   ├── Unavailable         a part of the server is away; the same request may succeed later
     │   ├── DeadlineExceeded    its time ran out before it began
     │   ├── Unauthenticated     no valid key came with it
+    │   ├── Unimplemented       a method that is not served
     │   ├── PermissionDenied    the key is valid and does not allow this
     │   └── ModelFailed         the worker could not compute a token for it
     └── InternalError
@@ -83,6 +84,10 @@ class Unauthenticated(RequestError):
 
 class PermissionDenied(RequestError):
     """A known key that does not allow the call."""
+
+
+class Unimplemented(RequestError):
+    """A method of a service that this server does not answer."""
 
 
 class ModelFailed(RequestError):

@@ -4,6 +4,7 @@ what they leave open to other machines.
 Every refusal is a SettingsError that names the settings. Nothing here listens or opens a socket.
 """
 
+import importlib.util
 import ipaddress
 
 from pagewire.scheduler_svc.settings.settings import Settings
@@ -69,6 +70,11 @@ def _check_network(settings: Settings) -> None:
     if settings.frontends > 1 and settings.listen.startswith("unix:"):
         raise SettingsError(
             f"frontends = {settings.frontends} cannot share {settings.listen!r}: a Unix socket has one owner"
+        )
+    if settings.vllm_grpc and importlib.util.find_spec("smg_grpc_proto") is None:
+        raise SettingsError(
+            "vllm_grpc is set and the package smg-grpc-proto, which holds that service's messages, is not installed: "
+            "pip install 'pagewire[vllm]'"
         )
     if settings.worker_transport != "ipc":
         if not settings.worker_transport.startswith("tcp://"):

@@ -114,6 +114,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Setting("network", "File with lines of tenant:key; requests must then carry a key.", unset="no keys"),
     ] = None
+    vllm_grpc: Annotated[
+        bool,
+        Setting(
+            "network",
+            "Serve vLLM's gRPC service, vllm.grpc.engine.VllmEngine, on the same address, for gateways that speak it; "
+            "needs pagewire[vllm].",
+        ),
+    ] = False
     worker_transport: Annotated[
         str,
         Setting(

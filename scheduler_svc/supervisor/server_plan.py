@@ -144,6 +144,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_request_bytes_in_flight=settings.max_request_bytes_in_flight,
             stream_buffer_tokens=settings.stream_buffer_tokens,
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
+            vllm_grpc=settings.vllm_grpc,
             tls=tls,
             api_keys_file=settings.api_keys_file,
             settings=as_text(settings),

@@ -69,7 +69,7 @@ SAFE = {
     # In a process with limits.
     "scheduler_svc/frontend/text/call_grammar.py": {"json.loads(tool.schema)"},
     "scheduler_svc/frontend/rpc/inference.py": {
-        "tokenizer.decode(ids, skip_special_tokens=skip, client=self._client(context))",
+        "tokenizer.decode(ids, skip_special_tokens=skip, client=self._generations.client(context))",
     },
     # The kernel's own files.
     "worker/native/machine.py": {

@@ -70,6 +70,12 @@ class Service:
         self.admin_channel.close()
 
 
+def _flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
 @contextmanager
 def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: object) -> Iterator[Service]:
     """Start a service on free ports; whatever is left of it is killed when the block ends."""
@@ -81,7 +87,7 @@ def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: ob
         "log_level": "warning",
         **settings,
     }
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags = [_flag(name.replace("_", "-"), value) for name, value in options.items()]
     command = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--quiet", f"--model={model}", *flags]
     process = subprocess.Popen(
         [*command, f"--ready-fd={child_end}"],

@@ -21,7 +21,7 @@ from pagewire.wire.codec import WireError, decode_text
 
 ADMIN_TENANT = "admin"
 MIN_KEY_CHARACTERS = 16
-_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+_HEALTH_PREFIXES = ("/grpc.health.v1.Health/", "/vllm.grpc.engine.VllmEngine/HealthCheck")
 _BEARER = "bearer "
 """In any case, as HTTP has it."""
 
@@ -103,6 +103,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Called by grpc for each call."""
-        if not handler_call_details.method.startswith(_HEALTH_PREFIX):
+        if not handler_call_details.method.startswith(_HEALTH_PREFIXES):
             self._check(handler_call_details.invocation_metadata)
         return await continuation(handler_call_details)

@@ -31,7 +31,7 @@ from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_many_field
 from pagewire.scheduler_svc.frontend.rpc.status import abort
 
 _log = logging.getLogger(__name__)
-_OWN_PREFIX = "/pagewire."
+_OWN_PREFIXES = ("/pagewire.", "/vllm.grpc.engine.")
 _RETRY_S = 1.0
 _READS_AT_ONCE = 16
 _LARGE_BYTES = 64 * 1024
@@ -64,7 +64,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
             if is_ending(error):
                 raise
             return _refusal(self._for_caller(error))
-        if handler is None or not handler_call_details.method.startswith(_OWN_PREFIX):
+        if handler is None or not handler_call_details.method.startswith(_OWN_PREFIXES):
             return handler
         # Decoding happens in here too: left to grpc, bytes that are no message end in UNKNOWN and a logged traceback.
         # To grpc the requests are streams, because of those it keeps no message; on the wire one is like the other.

@@ -25,6 +25,7 @@ from pagewire.scheduler_svc.frontend.errors import (
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 
 ERROR_DOMAIN = "pagewire"
@@ -59,6 +60,8 @@ def to_status(error: PagewireError) -> status_pb2.Status:
             return _status(code_pb2.UNAUTHENTICATED, error.message)
         case PermissionDenied():
             return _status(code_pb2.PERMISSION_DENIED, error.message)
+        case Unimplemented():
+            return _status(code_pb2.UNIMPLEMENTED, error.message)
         case ModelFailed():
             return _status(code_pb2.INTERNAL, error.message)
         case InternalError():

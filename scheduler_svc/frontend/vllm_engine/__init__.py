@@ -1,0 +1,1 @@
+"""vLLM's gRPC service, for gateways that speak it: a facade over the same generations."""
