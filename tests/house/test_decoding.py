@@ -56,6 +56,12 @@ SAFE = {
     "scheduler_svc/frontend/rpc/boundary.py": {"kind.FromString(frame)"},
     "client/bench/summary.py": {"StreamGenerateResponse.FromString(frame)"},
     "client/errors.py": {"status.ParseFromString(value)", "detail.Unpack(found)"},
+    # An example of the bare stub: its own file, and what a server says of an error.
+    "client/examples/python/client.py": {
+        "SERVICE_CONFIG.read_text()",
+        "packed.Unpack(refused)",
+        "packed.Unpack(info)",
+    },
     # A definition that the tokenizers library has read before.
     "scheduler_svc/frontend/text/text_bound.py": {"msgspec.json.decode(definition)"},
     # Another thing that is named alike: token ids to text.

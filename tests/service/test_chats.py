@@ -6,11 +6,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 from support.service import Service, serve
-from support.tiny_tokenizer import END_OF_TURN, make_tokenizer
-from tokenizers import AddedToken
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from support.thinking_model import save_thinking_model
 
 from pagewire.client import (
     Chat,
@@ -159,37 +156,11 @@ def test_what_cannot_be_is_refused_by_its_field(smollm2: Client) -> None:
         smollm2.generate(Chat(QUESTION, max_reasoning_tokens=5, format=ChatFormat("think")))
 
 
-THINKING_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking %}{{ '<think>\n' }}{% endif %}{% endif %}"
-    "{# <think> </think> <tool_call> #}"
-)
-
-
 @pytest.fixture(scope="module")
 def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A model of random weights that has tokens for the markers, as Qwen3 has."""
+    """A model that has tokens for the markers, as Qwen3 has."""
     directory = tmp_path_factory.mktemp("thinking")
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</think>", "<tool_call>")])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": THINKING_TEMPLATE}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=tokenizer.get_vocab_size(),
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.token_to_id(END_OF_TURN),
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    save_thinking_model(directory)
     with serve(model=str(directory), device="cpu", dtype="float32", max_model_len=400, max_num_seqs=64) as service:
         yield service
 

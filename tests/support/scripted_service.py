@@ -90,7 +90,8 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", "pagewire.v1.InferenceService", "pagewire.v1.ModelService"):
+            self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
         if tls is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
