@@ -29,12 +29,13 @@ from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
 from pagewire.scheduler_svc.supervisor.events import Outcome
+from pagewire.scheduler_svc.supervisor.gateway_process import GatewayProcess
 from pagewire.scheduler_svc.supervisor.held_address import HeldAddress
 from pagewire.scheduler_svc.supervisor.host import Host, SystemdNotifier, SystemdProgress
 from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
 from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-from pagewire.scheduler_svc.supervisor.server_plan import Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan
 from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
 
 
@@ -43,14 +44,34 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
     started_unix_s = time.time()
     for warning in exposure_warnings(settings):
         logging.warning("%s", warning)
-    with ready, _held_addresses(settings), _host_of(settings, commands, quiet=quiet) as host:
+    with (
+        ready,
+        _held_addresses(settings),
+        _gateway(settings, commands) as gateway,
+        _host_of(settings, commands, quiet=quiet) as host,
+    ):
         plan = _plan(settings, host, started_unix_s)
         if settings.curve_dir is not None:
             engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
             plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
-        host = msgspec.structs.replace(host, announce=lambda addresses: ready.announce(plan.model.name, addresses))
-        outcome = asyncio.run(Supervisor(plan, host).run())
+
+        def announce(addresses: Addresses) -> None:
+            if gateway is not None:
+                gateway.start(addresses.address)
+            ready.announce(plan.model.name, addresses, "" if gateway is None else gateway.url)
+
+        host = msgspec.structs.replace(host, announce=announce)
+        outcome = asyncio.run(_served(Supervisor(plan, host), gateway))
     return _ended(outcome)
+
+
+async def _served(supervisor: Supervisor, gateway: GatewayProcess | None) -> Outcome:
+    """The gateway ends behind the server, whose last streams it carries."""
+    try:
+        return await supervisor.run()
+    finally:
+        if gateway is not None:
+            await gateway.stop()
 
 
 def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) -> int:
@@ -71,6 +92,16 @@ def _held_addresses(settings: Settings) -> Iterator[None]:
         HeldAddress.hold("admin_listen", settings.admin_listen, is_shared=False),
     ):
         yield
+
+
+@contextmanager
+def _gateway(settings: Settings, commands: Commands) -> Iterator[GatewayProcess | None]:
+    """None where none is wanted. Raises SettingsError."""
+    if settings.openai is None:
+        yield None
+        return
+    with GatewayProcess(settings.openai, commands.gateway, os.environ) as gateway:
+        yield gateway
 
 
 @contextmanager

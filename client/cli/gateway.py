@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import socket
+import threading
 
 from pagewire.client import installed
 from pagewire.client.cli import connection
@@ -30,7 +33,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--listen",
         default=DEFAULT_LISTEN,
         metavar="HOST:PORT",
-        help=f"where to listen; port 0 is any ({DEFAULT_LISTEN})",
+        help=f"where to listen; port 0 is any, fd:N an inherited socket that listens already ({DEFAULT_LISTEN})",
+    )
+    parser.add_argument(
+        "--parent-fd", type=int, metavar="N", help="inherited descriptor of a pipe; at its end the gateway ends"
     )
     connection.add_target_flags(parser)
     parser.set_defaults(run=run, hears_signals=True)
@@ -58,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         timeout_graceful_shutdown=_GRACE_S,
         server_header=False,
     )
+    if args.parent_fd is not None:
+        _watch_parent(args.parent_fd)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"pagewire: http://{shown}:{port}/v1 answers from {args.target}\n")
@@ -65,8 +73,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _watch_parent(descriptor: int) -> None:
+    """End as with SIGTERM when whoever started this process has gone. Raises InvalidRequest."""
+    try:
+        os.set_inheritable(descriptor, False)
+    except OSError as error:
+        raise InvalidRequest(f"--parent-fd {descriptor} is not an open descriptor") from error
+
+    def watch() -> None:
+        while os.read(descriptor, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
 def _listener(address: str) -> socket.socket:
     """Bound and listening. Raises InvalidRequest for what is no address, LaunchError for one that is taken."""
+    if inherited := re.fullmatch(r"fd:(\d{1,9})", address):
+        try:
+            listener = socket.socket(fileno=int(inherited[1]))
+            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return listener
+        except OSError:
+            pass
+        raise InvalidRequest(f"--listen is {address!r}, which is no socket that listens")
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found["port"]) > 65535:
         raise InvalidRequest(f"--listen is {address!r}; it must be HOST:PORT")

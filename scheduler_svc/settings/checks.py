@@ -67,6 +67,15 @@ def _check_network(settings: Settings) -> None:
             check_address(name, address)
     if settings.admin_listen == settings.listen and not settings.listen.endswith(":0"):
         raise SettingsError(f"listen and admin_listen are both {settings.listen!r}; they need an address each")
+    if settings.openai is not None:
+        check_address("openai", settings.openai)
+        if settings.openai.startswith("unix:"):
+            raise SettingsError(f"openai = {settings.openai!r} must be host:port")
+        if settings.tls_certificate is not None:
+            raise SettingsError(
+                f"openai = {settings.openai!r} and tls_certificate: which CA to trust is for you to say, to "
+                "`pagewire gateway --tls-ca FILE`"
+            )
     if settings.frontends > 1 and settings.listen.startswith("unix:"):
         raise SettingsError(
             f"frontends = {settings.frontends} cannot share {settings.listen!r}: a Unix socket has one owner"
@@ -130,6 +139,9 @@ def exposure_warnings(settings: Settings) -> list[str]:
             found.append(f"listen = {settings.listen!r} is open to other machines, without {' or '.join(missing)}")
         elif missing == ["TLS"]:
             found.append(f"listen = {settings.listen!r} is open to other machines, and API keys travel without TLS")
+    if settings.openai is not None and not is_loopback(settings.openai):
+        without = "and API keys travel without TLS" if settings.api_keys_file else "without TLS or API keys"
+        found.append(f"openai = {settings.openai!r} is open to other machines, {without}")
     if settings.admin_listen and not is_loopback(settings.admin_listen):
         found.append(f"admin_listen = {settings.admin_listen!r} is open to other machines: they can drain this server")
     if settings.distributed_address is not None and not is_loopback(settings.distributed_address):

@@ -76,6 +76,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     admin_listen: Annotated[
         str, Setting("network", "Address of AdminService, in the same forms; empty turns it off.")
     ] = "127.0.0.1:50052"
+    openai: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "Address of OpenAI's endpoints over HTTP, host:port, port 0 for a free one; a process of its own. API keys "
+            "are its callers'.",
+            unset="none",
+        ),
+    ] = None
     frontends: Annotated[
         int, Setting("network", "Frontend processes that share the port.", unit="processes", limits=(1, 64))
     ] = 1

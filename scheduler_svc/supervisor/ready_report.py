@@ -13,7 +13,7 @@ from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses
 
 
-class ReadyLine(msgspec.Struct, frozen=True):
+class ReadyLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `--ready-fd` and `--ready-file` get, as one line of JSON."""
 
     address: str
@@ -22,6 +22,8 @@ class ReadyLine(msgspec.Struct, frozen=True):
     model: str
     pid: int
     """Of the supervisor."""
+    openai_url: str = ""
+    """Of OpenAI's endpoints; empty where there are none."""
 
 
 class ReadyReport:
@@ -40,11 +42,13 @@ class ReadyReport:
         self._descriptor = descriptor
         self._file = file
 
-    def announce(self, model: str, addresses: Addresses) -> None:
+    def announce(self, model: str, addresses: Addresses, openai_url: str = "") -> None:
         """Say it, once. Raises StartupError for a file that cannot be written: whoever waits for it would for ever."""
         admin = f", admin on {addresses.admin_address}" if addresses.admin_address else ""
-        announce(f"listening on {addresses.address}{admin}, model {model}")
-        line = msgspec.json.encode(ReadyLine(addresses.address, addresses.admin_address, model, os.getpid())) + b"\n"
+        openai = f", OpenAI's endpoints on {openai_url}" if openai_url else ""
+        announce(f"listening on {addresses.address}{admin}{openai}, model {model}")
+        said = ReadyLine(addresses.address, addresses.admin_address, model, os.getpid(), openai_url)
+        line = msgspec.json.encode(said) + b"\n"
         if self._file is not None:
             try:
                 write_atomically(self._file, line)

@@ -30,6 +30,8 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
     worker: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "run")
     engine: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.engine")
     frontend: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.frontend")
+    gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.client", "gateway")
+    """Which has flags of its own."""
 
 
 class Addresses(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from support.scripted_service import EOS, Responses, ScriptedService, Stream, st
 from support.service import serve
 
 from pagewire.client import AsyncClient
+from pagewire.client.__main__ import main
 from pagewire.client.gateway.app import Gateway
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
@@ -340,3 +341,18 @@ def test_a_real_model_behind_the_command() -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--listen", "8000"], "--listen is '8000'; it must be HOST:PORT"),
+        (["--listen", "127.0.0.1:70000"], "it must be HOST:PORT"),
+        (["--listen", "fd:999999"], "--listen is 'fd:999999', which is no socket that listens"),
+        (["--listen", "fd:0"], "which is no socket that listens"),
+        (["--listen", "127.0.0.1:0", "--parent-fd", "999999"], "--parent-fd 999999 is not an open descriptor"),
+    ],
+)
+def test_what_it_cannot_listen_on(capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str) -> None:
+    assert main(["gateway", *arguments]) == 1
+    assert problem in capsys.readouterr().err

@@ -28,12 +28,14 @@ class StartFailed(Exception):
 class Service:
     """A running service and stubs for it."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str, admin_address: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], said: dict[str, Any]) -> None:
         self.process = process
-        self.address = address
-        self.admin_address = admin_address
-        self.channel = grpc.insecure_channel(address)
-        self.admin_channel = grpc.insecure_channel(admin_address)
+        self.said = said
+        """When it was ready."""
+        self.address: str = said["address"]
+        self.admin_address: str = said["admin_address"]
+        self.channel = grpc.insecure_channel(self.address)
+        self.admin_channel = grpc.insecure_channel(self.admin_address)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self.admin_channel)
 
@@ -107,7 +109,7 @@ def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: ob
             raise StartFailed(process.wait(LIMIT_S))
         said = json.loads(line)
         family = psutil.Process(process.pid).children(recursive=True)
-        service = Service(process, said["address"], said["admin_address"])
+        service = Service(process, said)
         try:
             service.wait_for_load(lambda load: load.state == admin_pb2.SERVICE_STATE_READY)
             yield service
