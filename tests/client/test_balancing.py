@@ -6,24 +6,20 @@ The Python and the Node example, with two real servers behind one static address
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.examples import COMMANDS, ENVIRONMENT, build
 from support.service import Service, generation, gone, serve
 
 from pagewire.v1 import inference_pb2
 
-EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
-COMMANDS = {"python": [sys.executable, "client.py"], "node": ["node", "client.js"]}
 TOKENS = 24
 """Of one call."""
 
@@ -49,16 +45,10 @@ class Caller:
 @contextmanager
 def caller(language: str, address: str) -> Iterator[Caller]:
     """The example of this language, with the service config, in front of these servers."""
-    folder = EXAMPLES / language
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": "build"}
-    built = subprocess.run(["bash", "build.sh"], cwd=folder, env=environment, capture_output=True, text=True)
-    if built.returncode == 77:
-        pytest.skip(f"{language}: {built.stderr.strip()}")
-    assert built.returncode == 0, built.stdout + built.stderr
     process = subprocess.Popen(
         [*COMMANDS[language], address, "balance"],
-        cwd=folder,
-        env=environment,
+        cwd=build(language),
+        env=ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -105,7 +95,7 @@ def addresses(servers: tuple[Service, Service]) -> str:
     return "ipv4:" + ",".join(server.address for server in servers)
 
 
-@pytest.mark.parametrize("language", COMMANDS)
+@pytest.mark.parametrize("language", ["python", "node"])
 def test_calls_go_on_when_a_server_is_killed(language: str) -> None:
     with two_servers() as servers, caller(language, addresses(servers)) as calling:
         first, second = servers

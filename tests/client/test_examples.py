@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from support.examples import COMMANDS, ENVIRONMENT, build
 from support.scripted_service import Responses, ScriptedService, status, unavailable
 from support.service import Service, serve
 from support.thinking_model import save_thinking_model
@@ -23,58 +19,22 @@ from pagewire.client import Chat, Client, Message
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
-EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
-CANNOT_BUILD = 77
-"""What `build.sh` exits with where a tool is missing; it says which."""
 LIMIT_S = 60
 
 Event = dict[str, Any]
 Run = Callable[[str, str], list[Event]]
 
 
-@dataclass(frozen=True)
-class Language:
-    """How an example is started once its `build.sh` has run, in its folder."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-LANGUAGES = [
-    Language("python", (sys.executable, "client.py"), {"PYTHONPATH": "build"}),
-    Language("node", ("node", "client.js")),
-    Language("cpp", ("build/client",)),
-    Language("go", ("build/client",), {"GRPC_GO_RETRY": "on"}),
-    Language("java", ("java", "@build/options", "Client")),
-]
-
-
-@cache
-def build(name: str) -> subprocess.CompletedProcess[str]:
-    """Build a language's client, once."""
-    environment = {**os.environ, "PYTHON": sys.executable}
-    return subprocess.run(
-        ["bash", "build.sh"], cwd=EXAMPLES / name, env=environment, capture_output=True, text=True, timeout=200
-    )
-
-
-@pytest.fixture(scope="module", params=LANGUAGES, ids=lambda language: language.name)
+@pytest.fixture(scope="module", params=COMMANDS)
 def run(request: pytest.FixtureRequest) -> Run:
     """Run one command of one language's client against an address; its events."""
-    language = request.param
-    folder = EXAMPLES / language.name
-    environment = {**os.environ, **language.environment}
-    built = build(language.name)
-    if built.returncode == CANNOT_BUILD:
-        pytest.skip(f"{language.name}: {built.stderr.strip()}")
-    assert built.returncode == 0, built.stdout + built.stderr
+    folder = build(request.param)
 
     def run_command(address: str, command: str) -> list[Event]:
         ended = subprocess.run(
-            [*language.command, address, command],
+            [*COMMANDS[request.param], address, command],
             cwd=folder,
-            env=environment,
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
