@@ -9,21 +9,27 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.examples import COMMANDS, ENVIRONMENT, build
+from support.examples import COMMANDS, ENVIRONMENT, EXAMPLES, build
 from support.service import Service, generation, gone, serve
 
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 TOKENS = 24
 """Of one call."""
 
 pytestmark = pytest.mark.slow
+
+
+class Calling(Protocol):
+    """Whoever makes a call and says what came of it."""
+
+    def call(self) -> dict[str, Any]: ...
 
 
 class Caller:
@@ -60,10 +66,21 @@ def caller(language: str, address: str) -> Iterator[Caller]:
         process.communicate()
 
 
+class Stub:
+    """A client in this process, whose channel may have another service config."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+
+    def call(self) -> dict[str, Any]:
+        request = inference_pb2.GenerateRequest(generation=generation(stopping={"max_tokens": TOKENS}))
+        return {"event": "answer", "tokens": len(self._stub.Generate(request, timeout=30).outputs[0].tokens)}
+
+
 class Counted:
     """Two servers, and a client of them whose calls are counted, none of which may fail."""
 
-    def __init__(self, calling: Caller, servers: tuple[Service, Service]) -> None:
+    def __init__(self, calling: Calling, servers: tuple[Service, Service]) -> None:
         self._calling = calling
         self._first, self._second = servers
         self._total = 0
@@ -91,6 +108,16 @@ def two_servers(drain_delay_s: float = 0) -> Iterator[tuple[Service, Service]]:
         yield stack.enter_context(serve(drain_delay_s=drain_delay_s)), stack.enter_context(serve())
 
 
+def kill(service: Service) -> None:
+    """All of its processes, at once."""
+    supervisor = psutil.Process(service.process.pid)
+    family = [supervisor, *supervisor.children(recursive=True)]
+    for member in family:
+        member.kill()
+    service.process.wait()
+    assert not gone(family, within_s=10)
+
+
 def addresses(servers: tuple[Service, Service]) -> str:
     return "ipv4:" + ",".join(server.address for server in servers)
 
@@ -102,13 +129,23 @@ def test_calls_go_on_when_a_server_is_killed(language: str) -> None:
         calls = Counted(calling, servers)
         answered = calls.call(20)
         assert min(answered) >= 5, f"no round robin: {answered}"
-        family = [psutil.Process(first.process.pid), *psutil.Process(first.process.pid).children(recursive=True)]
-        for member in family:
-            member.kill()
-        first.process.wait()
-        assert not gone(family, within_s=10)
+        kill(first)
         calls.call_blindly(20)
         second.wait_for_load(lambda load: load.output_tokens == (answered[1] + 20) * TOKENS)
+
+
+def test_pick_first_stays_with_one_server_until_it_is_lost() -> None:
+    config = json.loads((EXAMPLES / "service_config.json").read_text())
+    config["loadBalancingConfig"] = [{"pick_first": {}}]
+    options = [("grpc.service_config", json.dumps(config))]
+    with two_servers() as servers, grpc.insecure_channel(addresses(servers), options=options) as channel:
+        calls = Counted(Stub(channel), servers)
+        answered = calls.call(20)
+        assert sorted(answered) == [0, 20]
+        chosen, other = servers if answered[0] else servers[::-1]
+        kill(chosen)
+        calls.call_blindly(20)
+        other.wait_for_load(lambda load: load.output_tokens == 20 * TOKENS)
 
 
 def test_calls_go_on_while_a_server_drains_and_ends() -> None:
