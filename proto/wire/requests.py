@@ -29,6 +29,13 @@ from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.sampling import SamplingParams
 
+MAX_BLOCKS_READ = 8192
+"""At once: a third of a millisecond of the engine's."""
+CACHED_ALONE = 255
+"""A block that only the prefix cache holds."""
+MOST_HOLDERS = 254
+"""Stands for more, too."""
+
 
 class FinishKind(enum.IntEnum):
     """Why the engine ended a sequence. Stop strings are the frontend's: it sees text, and aborts."""
@@ -123,7 +130,15 @@ class FlushCache(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="fl
     query: int
 
 
-FromFrontend = Register | Submit | Abort | AbortRequest | FlushCache
+class ReadBlocks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="read_blocks"):
+    """What these blocks are used for; answered with `BlockUses`."""
+
+    query: int
+    first: Count
+    count: Annotated[int, Meta(ge=0, le=MAX_BLOCKS_READ)]
+
+
+FromFrontend = Register | Submit | Abort | AbortRequest | FlushCache | ReadBlocks
 
 
 class SeqStarted(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -235,4 +250,14 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer
     value: int
 
 
-ToFrontend = TokenBatch | Rejected | EngineInfo | Load | Answer
+class BlockUses(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="block_uses"):
+    """Answers `ReadBlocks`."""
+
+    query: int
+    uses: Annotated[bytes, Meta(max_length=MAX_BLOCKS_READ)]
+    """A byte each, for as many of the blocks as there are: 0 free, CACHED_ALONE, or how many sequences hold it."""
+    num_blocks: Count
+    """All of the engine's; 0 where it has no worker yet."""
+
+
+ToFrontend = TokenBatch | Rejected | EngineInfo | Load | Answer | BlockUses

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pagewire.scheduler_svc.engine.block_pool import BlockPool
 from pagewire.scheduler_svc.engine.prefix_cache import PrefixCache, chain_hash, root_hash
 from pagewire.scheduler_svc.engine.sequence import Sequence
+from pagewire.wire.requests import CACHED_ALONE, MOST_HOLDERS
 
 
 class BlockManager:
@@ -122,6 +123,14 @@ class BlockManager:
             self._pool.demote(block)
         self._num_idle_cached = 0
         return len(cached)
+
+    def uses(self, first: int, count: int) -> bytes:
+        """What these blocks are used for, as `requests.BlockUses` says it; those that do not exist are left out."""
+        blocks = range(first, min(first + count, self.num_blocks))
+        return bytes(
+            min(held, MOST_HOLDERS) if (held := self._pool.references(block)) else CACHED_ALONE * (block in self._cache)
+            for block in blocks
+        )
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Recount everything. Raises AssertionError; for tests and for an idle engine."""

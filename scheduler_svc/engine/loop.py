@@ -36,10 +36,12 @@ from pagewire.wire.requests import (
     Abort,
     AbortRequest,
     Answer,
+    BlockUses,
     EngineState,
     FlushCache,
     FromFrontend,
     Load,
+    ReadBlocks,
     Register,
     Rejected,
     RejectKind,
@@ -146,6 +148,12 @@ class EngineLoop:
                 self._frontends.send(frontend, Answer(query, len(finishes)))
             case FlushCache(query=query):
                 self._frontends.send(frontend, Answer(query, self._taker.flush_cache()))
+            case ReadBlocks(query=query, first=first, count=count):
+                blocks = None if self._scheduler is None else self._scheduler.blocks
+                uses = BlockUses(query, b"", 0)
+                if blocks is not None:
+                    uses = BlockUses(query, blocks.uses(first, count), blocks.num_blocks)
+                self._frontends.send(frontend, uses)
 
     def _submit(self, frontend: int, request: Submit) -> None:
         try:

@@ -1,7 +1,20 @@
 """A scheduler recounted: sequences, slots and blocks, from the tables of its parts."""
 
+from collections import Counter
+
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT
+from pagewire.wire.requests import CACHED_ALONE, MOST_HOLDERS
+
+
+def check_uses(scheduler: Scheduler, held: "Counter[int]") -> None:
+    """What is said of blocks is what their tables say, in whatever pieces it is read. Raises AssertionError."""
+    blocks = scheduler.blocks
+    uses = blocks.uses(0, blocks.num_blocks + 5)
+    assert len(uses) == blocks.num_blocks
+    assert uses == blocks.uses(0, 3) + blocks.uses(3, blocks.num_blocks)
+    assert {block: use for block, use in enumerate(uses) if 0 < use <= MOST_HOLDERS} == held
+    assert uses.count(CACHED_ALONE) == blocks.num_cached
 
 
 def check_integrity(scheduler: Scheduler) -> None:
@@ -10,6 +23,7 @@ def check_integrity(scheduler: Scheduler) -> None:
     running = slots.running()
     waiting = list(scheduler._waiting)
     scheduler.blocks.check_integrity(running)
+    check_uses(scheduler, Counter(block for sequence in running for block in sequence.blocks))
     assert {id(s) for s in running + waiting} == {id(s) for s in scheduler._sequences.values()}, "a sequence is lost"
     assert len(running) + slots.num_free == config.max_num_seqs, "a slot is lost"
     assert all(not s.blocks and s.slot == NO_SLOT for s in waiting), "a waiting one holds memory"

@@ -151,6 +151,22 @@ class Load(_message.Message):
     worker_idle_us: int
     def __init__(self, state: _Optional[_Union[ServiceState, str]] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., used_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., worker_idle_share: _Optional[float] = ..., dropped_frames: _Optional[int] = ..., worker_busy_us: _Optional[int] = ..., worker_idle_us: _Optional[int] = ...) -> None: ...
 
+class WatchBlocksRequest(_message.Message):
+    __slots__ = ("interval", "max_blocks")
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    interval: _duration_pb2.Duration
+    max_blocks: int
+    def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_blocks: _Optional[int] = ...) -> None: ...
+
+class WatchBlocksResponse(_message.Message):
+    __slots__ = ("uses", "total_blocks")
+    USES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    uses: bytes
+    total_blocks: int
+    def __init__(self, uses: _Optional[bytes] = ..., total_blocks: _Optional[int] = ...) -> None: ...
+
 class AbortRequest(_message.Message):
     __slots__ = ("request_id",)
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

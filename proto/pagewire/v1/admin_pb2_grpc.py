@@ -50,6 +50,11 @@ class AdminServiceStub:
                 request_serializer=pagewire_dot_v1_dot_admin__pb2.WatchLoadRequest.SerializeToString,
                 response_deserializer=pagewire_dot_v1_dot_admin__pb2.WatchLoadResponse.FromString,
                 _registered_method=True)
+        self.WatchBlocks = channel.unary_stream(
+                '/pagewire.v1.AdminService/WatchBlocks',
+                request_serializer=pagewire_dot_v1_dot_admin__pb2.WatchBlocksRequest.SerializeToString,
+                response_deserializer=pagewire_dot_v1_dot_admin__pb2.WatchBlocksResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/pagewire.v1.AdminService/Abort',
                 request_serializer=pagewire_dot_v1_dot_admin__pb2.AbortRequest.SerializeToString,
@@ -87,6 +92,13 @@ class AdminServiceServicer:
 
     def WatchLoad(self, request, context):
         """The load now and then at every interval, until the call is cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBlocks(self, request, context):
+        """What each KV block is used for, now and then at every interval, until the call is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +142,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WatchLoad,
                     request_deserializer=pagewire_dot_v1_dot_admin__pb2.WatchLoadRequest.FromString,
                     response_serializer=pagewire_dot_v1_dot_admin__pb2.WatchLoadResponse.SerializeToString,
+            ),
+            'WatchBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBlocks,
+                    request_deserializer=pagewire_dot_v1_dot_admin__pb2.WatchBlocksRequest.FromString,
+                    response_serializer=pagewire_dot_v1_dot_admin__pb2.WatchBlocksResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -229,6 +246,33 @@ class AdminService:
             '/pagewire.v1.AdminService/WatchLoad',
             pagewire_dot_v1_dot_admin__pb2.WatchLoadRequest.SerializeToString,
             pagewire_dot_v1_dot_admin__pb2.WatchLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pagewire.v1.AdminService/WatchBlocks',
+            pagewire_dot_v1_dot_admin__pb2.WatchBlocksRequest.SerializeToString,
+            pagewire_dot_v1_dot_admin__pb2.WatchBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

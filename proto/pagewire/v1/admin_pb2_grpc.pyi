@@ -39,6 +39,8 @@ class AdminServiceStub:
     """The load now."""
     WatchLoad: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchLoadRequest, _admin_pb2.WatchLoadResponse]
     """The load now and then at every interval, until the call is cancelled."""
+    WatchBlocks: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchBlocksRequest, _admin_pb2.WatchBlocksResponse]
+    """What each KV block is used for, now and then at every interval, until the call is cancelled."""
     Abort: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AbortRequest, _admin_pb2.AbortResponse]
     """Ends a request: its outputs finish with FINISH_REASON_ABORTED."""
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
@@ -57,6 +59,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """The load now."""
     WatchLoad: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchLoadRequest, _admin_pb2.WatchLoadResponse]  # type: ignore[assignment]
     """The load now and then at every interval, until the call is cancelled."""
+    WatchBlocks: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchBlocksRequest, _admin_pb2.WatchBlocksResponse]  # type: ignore[assignment]
+    """What each KV block is used for, now and then at every interval, until the call is cancelled."""
     Abort: _aio.UnaryUnaryMultiCallable[_admin_pb2.AbortRequest, _admin_pb2.AbortResponse]  # type: ignore[assignment]
     """Ends a request: its outputs finish with FINISH_REASON_ABORTED."""
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchLoadResponse], _abc.AsyncIterator[_admin_pb2.WatchLoadResponse]]:
         """The load now and then at every interval, until the call is cancelled."""
+
+    @_abc_1.abstractmethod
+    def WatchBlocks(
+        self,
+        request: _admin_pb2.WatchBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchBlocksResponse], _abc.AsyncIterator[_admin_pb2.WatchBlocksResponse]]:
+        """What each KV block is used for, now and then at every interval, until the call is cancelled."""
 
     @_abc_1.abstractmethod
     def Abort(

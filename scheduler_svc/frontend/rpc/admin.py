@@ -18,6 +18,7 @@ from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_DRAIN_GRACE_S,
     MAX_WATCH_INTERVAL_S,
+    MIN_BLOCKS_INTERVAL_S,
     MIN_WATCH_INTERVAL_S,
     duration_s,
 )
@@ -31,6 +32,9 @@ from pagewire.v1 import admin_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_WATCH_INTERVAL_S = 1.0
+DEFAULT_BLOCKS_WATCHED = 65_536
+MAX_BLOCKS_WATCHED = 1 << 20
+"""So that a message stays below what gRPC's clients take by default."""
 _LIBRARIES = ("grpcio", "protobuf", "tokenizers", "jinja2", "pyzmq", "msgspec", "numpy")
 
 
@@ -87,16 +91,23 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> None:
         """At every interval, until the caller has enough."""
         refuse_unknown_fields(request)
-        interval_s = _DEFAULT_WATCH_INTERVAL_S
-        if request.HasField("interval"):
-            interval_s = duration_s(
-                request.interval,
-                "interval",
-                lambda s: MIN_WATCH_INTERVAL_S <= s <= MAX_WATCH_INTERVAL_S,
-                "0.1 s to 1 hour",
-            )
+        interval_s = _interval_s(request, MIN_WATCH_INTERVAL_S)
         while True:
             await context.write(pb.WatchLoadResponse(load=self._load()))
+            await asyncio.sleep(interval_s)
+
+    async def WatchBlocks(  # type: ignore[override]  # the stubs know generators alone
+        self, request: pb.WatchBlocksRequest, context: Context
+    ) -> None:
+        """At every interval, until the caller has enough."""
+        refuse_unknown_fields(request)
+        interval_s = _interval_s(request, MIN_BLOCKS_INTERVAL_S)
+        most = request.max_blocks if request.HasField("max_blocks") else DEFAULT_BLOCKS_WATCHED
+        if not 1 <= most <= MAX_BLOCKS_WATCHED:
+            raise InvalidArgument("max_blocks", f"is {most}; its range is 1 to {MAX_BLOCKS_WATCHED}")
+        while True:
+            uses, total = await self._engine.read_blocks(most)
+            await context.write(pb.WatchBlocksResponse(uses=uses, total_blocks=total))
             await asyncio.sleep(interval_s)
 
     def _load(self) -> pb.Load:
@@ -145,3 +156,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Forget cached prefixes."""
         refuse_unknown_fields(request)
         return pb.FlushCacheResponse(flushed_blocks=await self._engine.flush_cache())
+
+
+def _interval_s(request: pb.WatchLoadRequest | pb.WatchBlocksRequest, least_s: float) -> float:
+    if not request.HasField("interval"):
+        return _DEFAULT_WATCH_INTERVAL_S
+    return duration_s(
+        request.interval,
+        "interval",
+        lambda s: least_s <= s <= MAX_WATCH_INTERVAL_S,
+        f"{least_s:g} s to 1 hour",
+    )

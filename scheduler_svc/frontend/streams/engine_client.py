@@ -18,12 +18,15 @@ from pagewire.scheduler_svc.frontend.streams.sequences import SequenceTable
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.wire.codec import WireError
 from pagewire.wire.requests import (
+    MAX_BLOCKS_READ,
     AbortRequest,
     Answer,
+    BlockUses,
     EngineInfo,
     EngineState,
     FlushCache,
     Load,
+    ReadBlocks,
     Register,
     Rejected,
     ToFrontend,
@@ -53,7 +56,7 @@ class EngineClient:
         self._link = EngineLink(launch.engine, launch.index, launch.incarnation, self._handle, self._met_a_bug)
         self.sequences = SequenceTable(self._link.send, self._call_later, clock, launch.model.decoder.vocab_size)
         self._must_resubmit = False
-        self._queries: dict[int, asyncio.Future[int]] = {}
+        self._queries: dict[int, asyncio.Future[Answer | BlockUses]] = {}
         self._query_ids = itertools.count(1)
         self._clock = clock
         self._timeout_s = launch.engine_timeout_s
@@ -108,20 +111,33 @@ class EngineClient:
     async def abort_request(self, request_id: str) -> int:
         """End a request of any frontend; returns how many sequences ended. Raises Unavailable."""
         query = next(self._query_ids)
-        return await self._ask(query, AbortRequest(query, request_id))
+        return _value(await self._ask(query, AbortRequest(query, request_id)))
 
     async def flush_cache(self) -> int:
         """Forget cached blocks that no sequence holds; returns how many. Raises Unavailable."""
         query = next(self._query_ids)
-        return await self._ask(query, FlushCache(query))
+        return _value(await self._ask(query, FlushCache(query)))
 
-    async def _ask(self, query: int, message: AbortRequest | FlushCache) -> int:
+    async def read_blocks(self, most: int) -> tuple[bytes, int]:
+        """What the first `most` blocks are used for, as `requests.BlockUses` says it, and how many there are. In
+        pieces, between which the engine goes on. Raises Unavailable."""
+        uses = b""
+        while True:
+            query = next(self._query_ids)
+            count = min(MAX_BLOCKS_READ, most - len(uses))
+            answer = await self._ask(query, ReadBlocks(query, len(uses), count))
+            assert isinstance(answer, BlockUses), answer
+            uses += answer.uses
+            if len(answer.uses) < MAX_BLOCKS_READ or len(uses) >= most:
+                return uses, answer.num_blocks
+
+    async def _ask(self, query: int, message: AbortRequest | FlushCache | ReadBlocks) -> Answer | BlockUses:
         if self._must_resubmit:
             # It does not know the streams yet: its answer would be that there are none.
             raise Unavailable(
                 UnavailableReason.ENGINE_LOST, "the engine does not have this frontend's streams yet", 1.0
             )
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer | BlockUses] = asyncio.get_running_loop().create_future()
         self._queries[query] = answer
         try:
             self._link.send(message)
@@ -147,10 +163,10 @@ class EngineClient:
                 case EngineInfo():
                     self.status.heard_info(message)
                     self._resubmit_when_ready()
-                case Answer():
+                case Answer() | BlockUses():
                     query = self._queries.get(message.query)
                     if query is not None and not query.done():
-                        query.set_result(message.value)
+                        query.set_result(message)
         except WireError:
             raise
         except BaseException as error:
@@ -171,3 +187,8 @@ class EngineClient:
             raise error
         _log.error("%s met a bug", what, exc_info=error)
         self._on_internal_error(InternalError(f"{what}: {error!r}"))
+
+
+def _value(answer: Answer | BlockUses) -> int:
+    assert isinstance(answer, Answer), answer
+    return answer.value

@@ -22,15 +22,18 @@ from pagewire.wire.columns import pack
 from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, StepOverdue, Stop, WorkerLost
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import (
+    CACHED_ALONE,
     Abort,
     AbortRequest,
     Answer,
+    BlockUses,
     EngineInfo,
     EngineState,
     FinishKind,
     FlushCache,
     FromFrontend,
     Load,
+    ReadBlocks,
     Register,
     Rejected,
     RejectKind,
@@ -177,10 +180,24 @@ def test_aborted_sequences_are_silent_and_an_operator_s_abort_is_not() -> None:
         load = frontend.until(lambda m: isinstance(m, Load) and m.running == 0)
         assert isinstance(load, Load)
         assert (load.waiting, load.used_blocks) == (0, 0)
+        frontend.send(ReadBlocks(11, 0, 8192))
+        cached = frontend.until(lambda m: isinstance(m, BlockUses))
+        assert isinstance(cached, BlockUses)
+        assert len(cached.uses) == cached.num_blocks == load.total_blocks
+        assert set(cached.uses) == {0, CACHED_ALONE}
         frontend.send(FlushCache(10))
         flushed = frontend.until(lambda m: isinstance(m, Answer))
         assert isinstance(flushed, Answer)
-        assert flushed.value > 0
+        assert flushed.value == cached.uses.count(CACHED_ALONE) > 0
+        frontend.send(ReadBlocks(12, load.total_blocks - 2, 8192))
+        assert frontend.until(lambda m: isinstance(m, BlockUses)) == BlockUses(12, bytes(2), load.total_blocks)
+
+
+def test_there_are_no_blocks_before_there_is_a_worker() -> None:
+    with engine_process() as engine:
+        frontend = registered(engine)
+        frontend.send(ReadBlocks(1, 0, 10))
+        assert frontend.until(lambda m: isinstance(m, BlockUses)) == BlockUses(1, b"", 0)
 
 
 def test_a_frontend_that_registers_anew_leaves_nothing_behind() -> None:

@@ -24,7 +24,7 @@ from pagewire.v1 import admin_pb2, generation_pb2, inference_pb2, model_pb2
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.control import Drain, Drained, DrainRequested
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.requests import AbortRequest, EngineState, FlushCache, Register, Submit
+from pagewire.wire.requests import AbortRequest, BlockUses, EngineState, FlushCache, ReadBlocks, Register, Submit
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -125,6 +125,25 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
             watch.cancel()
             slow = world.admin.WatchLoad(admin_pb2.WatchLoadRequest(interval=Duration(nanos=99_000_000)))
             assert violated_field(await failure(slow)) == "interval"
+
+            blocks = world.admin.WatchBlocks(
+                admin_pb2.WatchBlocksRequest(interval=Duration(nanos=500_000_000), max_blocks=10_000)
+            )
+            for uses in (bytes([0, 1, 255, 254] * 2500), bytes(10_000)):
+                read = asyncio.ensure_future(blocks.read())
+                for first, count in ((0, 8192), (8192, 1808)):
+                    query = await world.engine.act(ReadBlocks)
+                    assert (query.first, query.count) == (first, count)
+                    await world.engine.send(BlockUses(query.query, uses[first : first + count], 20_000))
+                assert await read == admin_pb2.WatchBlocksResponse(uses=uses, total_blocks=20_000)
+            blocks.cancel()
+            for wrong, field in (({"max_blocks": 0}, "max_blocks"), ({"max_blocks": 1 << 21}, "max_blocks")):
+                assert (
+                    violated_field(await failure(world.admin.WatchBlocks(admin_pb2.WatchBlocksRequest(**wrong))))
+                    == field
+                )
+            hasty = admin_pb2.WatchBlocksRequest(interval=Duration(nanos=499_000_000))
+            assert violated_field(await failure(world.admin.WatchBlocks(hasty))) == "interval"
 
             abort = asyncio.ensure_future(world.admin.Abort(admin_pb2.AbortRequest(request_id="r")))
             query = await world.engine.act(AbortRequest)
