@@ -18,6 +18,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Launch = TypeVar("Launch", "EngineLaunch", "FrontendLaunch")
 
 
+class KvEventsLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the engine publishes KV events: ZeroMQ addresses that it binds."""
+
+    addresses: tuple[str, ...]
+    """At least one."""
+    replay_addresses: tuple[str, ...]
+    topic: str
+
+
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the engine process needs to know. Block count and block size come from the worker's hello."""
 
@@ -43,6 +52,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Time between `Load` messages."""
     hang_timeout_s: float
     """Workers that hold a step for so long without an answer are reported as stuck; 0: never."""
+    kv_events: KvEventsLaunch | None = None
     log_level: LogLevel = "info"
 
 

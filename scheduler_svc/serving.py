@@ -7,6 +7,7 @@ down again. It knows neither flags nor signals before the supervisor's loop: tho
 import asyncio
 import logging
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,7 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
         max_model_len=choose_max_model_len(settings, device, model.decoder),
         runtime_dir=host.runtime_dir.path,
         started_unix_s=started_unix_s,
+        host_name=platform.node() or "localhost",
     )
 
 

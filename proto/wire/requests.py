@@ -108,6 +108,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     logprobs: LogprobsRequest | None = None
     prompt_logprobs: int | None = None
     """As `plan.Admit.prompt_logprobs`; the prefix cache is not read for this sequence then."""
+    cache_salt: str | None = None
+    """The request's own part of `salt`, as it was sent; for KV events alone."""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):

@@ -4,12 +4,14 @@ Builds everything once and hands it down. The supervisor starts it; nobody else 
 """
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
 import time
 from pathlib import Path
 
+from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
 from pagewire.scheduler_svc.engine.links import FrontendLink, RouterSockets, WorkerLink
 from pagewire.scheduler_svc.engine.loop import EngineLoop
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
@@ -35,15 +37,18 @@ def main() -> int:
         lifeline.send(Failed(str(error)))
         return 1
     logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
-    with RouterSockets() as sockets:
+    with RouterSockets() as sockets, contextlib.ExitStack() as publishing:
         try:
             frontends, workers = sockets.bind(launch.frontends), sockets.bind(launch.workers)
+            kv_events = None
+            if launch.kv_events is not None:
+                kv_events = publishing.enter_context(KvEventPublisher(launch.kv_events))
         except StartupError as error:
             lifeline.send(Failed(str(error)))
             return 1
         group = WorkerGroup(launch)
         worker_link = WorkerLink(workers, group.refusal)
-        loop = EngineLoop(launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic)
+        loop = EngineLoop(launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic, kv_events)
         return loop.run()
 
 

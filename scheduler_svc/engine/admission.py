@@ -59,6 +59,7 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
         ignore_eos=request.ignore_eos,
         priority=request.priority,
         salt=request.salt,
+        cache_salt=request.cache_salt,
         arrived_s=now_s,
         queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
         controls=request.controls,
@@ -81,6 +82,8 @@ def _problem(request: Submit, config: SchedulerConfig) -> str | None:
         return f"request_id has {len(request.request_id)} characters; at most {_MAX_REQUEST_ID_CHARACTERS} may be"
     if len(request.salt) > _MAX_SALT_BYTES:
         return f"salt has {len(request.salt)} bytes; at most {_MAX_SALT_BYTES} may be"
+    if request.cache_salt is not None and len(request.cache_salt) > _MAX_SALT_BYTES:
+        return f"cache_salt has {len(request.cache_salt)} characters; at most {_MAX_SALT_BYTES} may be"
     asked = (request.controls, request.logprobs, request.prompt_logprobs)
     if asked != (None, None, None) and (problem := logits_problem(*asked, config.vocab_size)) is not None:
         return problem

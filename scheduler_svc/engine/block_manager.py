@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pagewire.scheduler_svc.engine.block_pool import BlockPool
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.prefix_cache import PrefixCache, chain_hash, root_hash
 from pagewire.scheduler_svc.engine.sequence import Sequence
 from pagewire.wire.requests import CACHED_ALONE, MOST_HOLDERS
@@ -21,7 +22,10 @@ from pagewire.wire.requests import CACHED_ALONE, MOST_HOLDERS
 class BlockManager:
     """The only writer of block tables."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool, log: CacheLog | None = None
+    ) -> None:
+        """`log` is told what becomes of cached blocks, where somebody follows it."""
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}; it must be at least 1")
         self.block_size = block_size
@@ -29,6 +33,9 @@ class BlockManager:
         self._pool = BlockPool(num_blocks)
         self._cache = PrefixCache()
         self._num_idle_cached = 0
+        self._log = log
+        if log is not None:
+            log.cleared()
 
     @property
     def num_blocks(self) -> int:
@@ -92,8 +99,11 @@ class BlockManager:
         if num_full <= sequence.num_published:
             return
         self._extend_hashes(sequence, num_full)
-        for index in range(sequence.num_published, num_full):
-            self._cache.register(sequence.hashes[index], sequence.blocks[index])
+        if self._log is None:
+            for index in range(sequence.num_published, num_full):
+                self._cache.register(sequence.hashes[index], sequence.blocks[index])
+        else:
+            self._register_and_tell(sequence, num_full, self._log)
         sequence.num_published = num_full
 
     def forget_hashes(self, sequence: Sequence) -> None:
@@ -105,7 +115,7 @@ class BlockManager:
         what it computed is not to be trusted, its blocks are not kept in the prefix cache."""
         if not keep_cached:
             for block in sequence.blocks:
-                self._cache.forget(block)
+                self._forget(block)
         for block in reversed(sequence.blocks):
             cached = block in self._cache
             self._pool.release(block, keep=cached)
@@ -119,9 +129,11 @@ class BlockManager:
         """Forget every cached block that no sequence holds; returns how many."""
         cached = [block for block in self._pool.free_blocks() if block in self._cache]
         for block in cached:
-            self._cache.forget(block)
+            self._forget(block)
             self._pool.demote(block)
         self._num_idle_cached = 0
+        if cached and not self._cache and self._log is not None:
+            self._log.cleared()
         return len(cached)
 
     def uses(self, first: int, count: int) -> bytes:
@@ -169,9 +181,30 @@ class BlockManager:
 
     def _take(self) -> int:
         block = self._pool.take()
-        if self._cache.forget(block):
+        if self._forget(block):
             self._num_idle_cached -= 1
         return block
+
+    def _forget(self, block: int) -> bool:
+        block_hash = self._cache.forget(block)
+        if block_hash is None:
+            return False
+        if self._log is not None:
+            self._log.removed(block_hash)
+        return True
+
+    def _register_and_tell(self, sequence: Sequence, num_full: int, log: CacheLog) -> None:
+        """Of the blocks that are new to the cache, each run is told at once."""
+        first = None
+        for index in range(sequence.num_published, num_full):
+            is_new = self._cache.register(sequence.hashes[index], sequence.blocks[index])
+            if is_new and first is None:
+                first = index
+            elif not is_new and first is not None:
+                log.stored(sequence.hashes, first, index, sequence.tokens, self.block_size, sequence.cache_salt)
+                first = None
+        if first is not None:
+            log.stored(sequence.hashes, first, num_full, sequence.tokens, self.block_size, sequence.cache_salt)
 
 
 def _ids(tokens: "array[int]", start: int, end: int) -> bytes:

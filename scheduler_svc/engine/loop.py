@@ -16,8 +16,10 @@ from collections.abc import Callable
 import zmq
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, Outbox
+from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
 from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
@@ -62,7 +64,9 @@ class EngineLoop:
         group: WorkerGroup,
         lifeline: Lifeline,
         clock: Callable[[], float],
+        kv_events: KvEventPublisher | None = None,
     ) -> None:
+        """`kv_events` publishes what becomes of cached blocks, where somebody follows it."""
         self._launch = launch
         self._frontends = frontends
         self._workers = workers
@@ -77,6 +81,8 @@ class EngineLoop:
         self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._watchdog = Watchdog(launch.hang_timeout_s, launch.load_interval_s)
         self._next_load_s = 0.0
+        self._kv_events = kv_events
+        self._cache_log = None if kv_events is None else CacheLog()
 
     def run(self) -> int:
         """Serve until told to stop or orphaned."""
@@ -199,7 +205,7 @@ class EngineLoop:
             return
         config = self._group.config()
         if self._scheduler is None:
-            self._scheduler = Scheduler(config)
+            self._scheduler = Scheduler(config, self._cache_log)
             for frontend, submit in self._early.take():
                 self._submit(frontend, submit)
             # Whatever lives now lives for ever: later collections need not walk it.
@@ -256,6 +262,8 @@ class EngineLoop:
             for frontend, rejection in self._scheduler.expire(now_s):
                 self._frontends.send(frontend, rejection)
             self._advance(self._scheduler, now_s)
+        if self._kv_events is not None and self._cache_log is not None and (events := self._cache_log.take()):
+            self._kv_events.publish(events)
         for frontend, batch in self._outbox.take().items():
             self._frontends.send(frontend, batch)
         for frontend in self._frontends.take_gone():

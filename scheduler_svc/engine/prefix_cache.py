@@ -43,16 +43,17 @@ class PrefixCache:
         """The block with this hash."""
         return self._block_of.get(block_hash)
 
-    def register(self, block_hash: bytes, block: int) -> None:
-        """Remember a block. Where an equal one is known already, that one stays and this block remains unknown."""
-        if block_hash not in self._block_of:
-            self._block_of[block_hash] = block
-            self._hash_of[block] = block_hash
-
-    def forget(self, block: int) -> bool:
-        """Forget a block; false if it was not known."""
-        block_hash = self._hash_of.pop(block, None)
-        if block_hash is None:
+    def register(self, block_hash: bytes, block: int) -> bool:
+        """Remember a block. False where an equal one is known already: that one stays, and this remains unknown."""
+        if block_hash in self._block_of:
             return False
-        del self._block_of[block_hash]
+        self._block_of[block_hash] = block
+        self._hash_of[block] = block_hash
         return True
+
+    def forget(self, block: int) -> bytes | None:
+        """Forget a block; returns its hash, none if it was not known."""
+        block_hash = self._hash_of.pop(block, None)
+        if block_hash is not None:
+            del self._block_of[block_hash]
+        return block_hash

@@ -18,6 +18,7 @@ everything else in the step together.
 import numpy as np
 
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
 from pagewire.scheduler_svc.engine.steps import ScoredChunk, StepChunks
@@ -122,12 +123,12 @@ class SlotTable:
 class RunningBatch:
     """Admits sequences, moves them forward, and takes their memory back."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None) -> None:
         self._block_size = config.block_size
         self._longest = config.longest
         self.slots = SlotTable(config.max_num_seqs, config.block_size)
         self.blocks = BlockManager(
-            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching, log=log
         )
         self._prefilling: list[Sequence] = []
         self._released: list[int] = []

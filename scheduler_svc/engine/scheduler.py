@@ -24,6 +24,7 @@ import numpy as np
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, check_ids, read_submission, refuse_oversized
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
@@ -46,13 +47,15 @@ MAX_WORKER_CRASHES = 3
 class Scheduler:
     """The only writer of sequences' tokens, status and position."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None) -> None:
+        """`log` is told what becomes of cached blocks, where somebody follows it."""
         self._config = config
+        self._log = log
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting = WaitQueue()
         self._counters = Counters()
         self._num_arrivals = 0
-        self._batch = RunningBatch(config)
+        self._batch = RunningBatch(config, log)
 
     # What arrives and leaves
 
@@ -133,7 +136,7 @@ class Scheduler:
             self._wait_again(sequence)
             if sequence.worker_crashes >= MAX_WORKER_CRASHES:
                 finishes.append(self._finish(sequence, FinishKind.FAILED, WORKERS_LOST))
-        self._batch = RunningBatch(self._config)
+        self._batch = RunningBatch(self._config, self._log)
         return finishes
 
     def resize(self, config: SchedulerConfig) -> list[Event[SeqFinished]]:
@@ -143,7 +146,7 @@ class Scheduler:
             for sequence in self._sequences.values():
                 self.blocks.forget_hashes(sequence)
         self._config = config
-        self._batch = RunningBatch(config)
+        self._batch = RunningBatch(config, self._log)
         too_long = [sequence for sequence in self._sequences.values() if len(sequence.tokens) >= config.longest]
         return [self._finish(sequence, FinishKind.NO_ROOM) for sequence in too_long]
 

@@ -50,6 +50,8 @@ class Sequence:
     queue_deadline_s: float | None
     controls: LogitControls | None
     logprobs: LogprobsRequest | None
+    cache_salt: str | None
+    """The request's own part of `salt`, for whoever follows the cache."""
     prompt_logprobs: int | None
     """How many candidates come with each prompt token's log-probability; none where these are not asked for."""
 

@@ -13,6 +13,8 @@ from pagewire.scheduler_svc.startup_errors import SettingsError
 MAX_UNIX_PATH_BYTES = 107
 """Linux' limit on the path of a Unix socket."""
 
+MAX_TOPIC_BYTES = 512
+
 _LEAST_HANG_TIMEOUT_S = 4.0
 """Signs of life come every second, on a busy machine later."""
 
@@ -85,6 +87,7 @@ def _check_network(settings: Settings) -> None:
             "vllm_grpc is set and the package smg-grpc-proto, which holds that service's messages, is not installed: "
             "pip install 'pagewire[vllm]'"
         )
+    _check_kv_events(settings)
     if settings.worker_transport != "ipc":
         if not settings.worker_transport.startswith("tcp://"):
             raise SettingsError(f"worker_transport = {settings.worker_transport!r} must be ipc or tcp://host:port")
@@ -98,6 +101,37 @@ def _check_network(settings: Settings) -> None:
             )
     elif settings.curve_dir is not None:
         raise SettingsError(f"curve_dir = {settings.curve_dir!r} is of no use with worker_transport = 'ipc'")
+
+
+def _check_kv_events(settings: Settings) -> None:
+    for name in ("kv_events_replay", "kv_events_topic"):
+        if getattr(settings, name) is not None and settings.kv_events is None:
+            raise SettingsError(f"{name} = {getattr(settings, name)!r} is of no use without kv_events")
+    if settings.kv_events is None:
+        return
+    if not settings.enable_prefix_caching:
+        raise SettingsError(
+            f"kv_events = {settings.kv_events!r} needs enable_prefix_caching: they tell of cached blocks"
+        )
+    if settings.kv_events_topic is not None and len(settings.kv_events_topic.encode()) > MAX_TOPIC_BYTES:
+        raise SettingsError(
+            f"kv_events_topic has {len(settings.kv_events_topic.encode())} bytes; at most {MAX_TOPIC_BYTES} may be"
+        )
+    if settings.kv_events == settings.kv_events_replay:
+        raise SettingsError(
+            f"kv_events and kv_events_replay are both {settings.kv_events!r}; they need an address each"
+        )
+    for name, address in (("kv_events", settings.kv_events), ("kv_events_replay", settings.kv_events_replay)):
+        if address is None:
+            continue
+        if address.startswith("ipc://"):
+            check_address(name, "unix:" + address.removeprefix("ipc://"))
+        elif address.startswith("tcp://"):
+            check_address(name, address.removeprefix("tcp://"))
+            if address.endswith(":0"):
+                raise SettingsError(f"{name} = {address!r} needs a port that is not 0")
+        else:
+            raise SettingsError(f"{name} = {address!r} must be tcp://host:port, tcp://*:port or ipc:///path")
 
 
 def _check_ranks(settings: Settings) -> None:
@@ -149,6 +183,9 @@ def exposure_warnings(settings: Settings) -> list[str]:
             f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
             "neither keys nor encryption"
         )
+    for name, address in (("kv_events", settings.kv_events), ("kv_events_replay", settings.kv_events_replay)):
+        if address is not None and address.startswith("tcp://") and not is_loopback(address.removeprefix("tcp://")):
+            found.append(f"{name} = {address!r} is open to other machines: whoever reaches it reads prompts' token ids")
     return found
 
 

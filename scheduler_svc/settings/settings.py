@@ -131,6 +131,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "needs pagewire[vllm].",
         ),
     ] = False
+    kv_events: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "ZeroMQ address where the engine publishes what becomes of cached blocks, in vLLM's format: "
+            "tcp://host:port, tcp://*:port or ipc:///path. It tells token ids and has neither keys nor encryption.",
+            unset="nothing is published",
+        ),
+    ] = None
+    kv_events_replay: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "ZeroMQ address where followers ask for events that they missed, in the same forms.",
+            unset="nothing is replayed",
+        ),
+    ] = None
+    kv_events_topic: Annotated[
+        str | None,
+        Setting("network", "Topic of the events.", unset="kv@HOST@MODEL, with the machine's name and the model's"),
+    ] = None
     worker_transport: Annotated[
         str,
         Setting(

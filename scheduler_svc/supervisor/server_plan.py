@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, TlsFiles
+from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, KvEventsLaunch, TlsFiles
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import as_text
 from pagewire.wire.launch import CurveKeys, Device, Endpoint, RankGroup, WorkerLaunch
@@ -54,6 +54,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     worker_keys: CurveKeys | None = None
     """Where workers connect by TCP; a rank on another host has the second alone."""
     started_unix_s: float
+    host_name: str = "localhost"
+    """Of this machine, in a cluster the pod's."""
 
     @property
     def world_size(self) -> int:
@@ -119,7 +121,20 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             pipeline_depth=settings.pipeline_depth,
             load_interval_s=settings.load_interval_s,
             hang_timeout_s=settings.hang_timeout_s,
+            kv_events=self._kv_events(),
             log_level=settings.log_level,
+        )
+
+    def _kv_events(self) -> KvEventsLaunch | None:
+        settings = self.settings
+        if settings.kv_events is None:
+            return None
+        replay = settings.kv_events_replay
+        topic = settings.kv_events_topic
+        return KvEventsLaunch(
+            addresses=(settings.kv_events,),
+            replay_addresses=() if replay is None else (replay,),
+            topic=f"kv@{self.host_name}@{self.model.name}" if topic is None else topic,
         )
 
     def frontend_launch(self, index: int, incarnation: int, known: Addresses | None) -> FrontendLaunch:

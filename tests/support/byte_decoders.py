@@ -66,6 +66,7 @@ from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_w
 from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
+from pagewire.wire.kv_events import AllBlocksCleared, KvEventBatch, removed, stored
 from pagewire.wire.lifeline import Lifeline
 from pagewire.wire.logits import LogitControls, LogprobsRequest
 from pagewire.wire.plan import (
@@ -213,6 +214,10 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     links = "scheduler_svc/engine/links.py"
     yield ByteDecoder(links, from_frontend.decode, wire, tuple(map(from_frontend.encode, _FROM_FRONTEND)))
     yield ByteDecoder(links, from_worker.decode, wire, tuple(map(from_worker.encode, _FROM_WORKER)))
+    batches: Codec[KvEventBatch] = Codec(KvEventBatch)
+    told = [stored([1, 2**64 - 1], None, [3, 4], 1, "salt"), removed([1]), AllBlocksCleared()]
+    batch = batches.encode(KvEventBatch(1.5, told, 0))
+    yield ByteDecoder("scheduler_svc/engine/kv_event_publisher.py", batches.decode, wire, (batch,))
     yield ByteDecoder("scheduler_svc/engine/bench.py", from_worker.decode, wire, (from_worker.encode(_FROM_WORKER[1]),))
     to_frontend = Codec[ToFrontend](ToFrontend)
     samples = tuple(map(to_frontend.encode, _TO_FRONTEND))

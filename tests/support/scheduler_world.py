@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 
 import msgspec
 from support.content_worker import ContentWorker, expected_output
+from support.kv_follower import Follower
 from support.scheduler_integrity import check_integrity
 from support.worker_plans import block_table
 
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.results import StepRows
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep
+from pagewire.wire.codec import Codec
 from pagewire.wire.columns import Int32Array, pack
+from pagewire.wire.kv_events import KvEvent, KvEventBatch, short_hash
 from pagewire.wire.requests import FinishKind, Rejected, SeqFinished, Submit
 from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.columns import SlotLimits
@@ -43,9 +47,14 @@ class Expectation:
 class World:
     """Drives the scheduler as the engine's loop does, with up to `depth` plans in flight."""
 
-    def __init__(self, config: SchedulerConfig, depth: int) -> None:
+    def __init__(self, config: SchedulerConfig, depth: int, log: CacheLog | None = None) -> None:
         self.config = config
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, log)
+        self._log = log
+        self._batches = Codec[KvEventBatch](KvEventBatch)
+        self._num_batches = 0
+        self.follower = Follower()
+        """What is told of the cache, where there is a log."""
         self.worker = _worker(config)
         self.now_s = 0.0
         self.sequences: dict[int, Expectation] = {}
@@ -94,6 +103,7 @@ class World:
             priority=priority,
             salt=salt,
             max_queue_time_s=max_queue_time_s,
+            cache_salt=salt.decode() or None,
         )
         answer = self.scheduler.submit(FRONTEND, message, self.now_s)
         if isinstance(answer, Rejected):
@@ -194,6 +204,21 @@ class World:
         assert len(alive) == self.scheduler.num_running + self.scheduler.num_waiting, "a sequence was lost"
         for expectation in self.sequences.values():
             assert expectation.got == expectation.output[: len(expectation.got)], "an output went wrong"
+        if self._log is not None and (events := self._log.take()):
+            self._follow(events)
+
+    def _follow(self, events: list[KvEvent]) -> None:
+        """Whoever follows the events knows the prefix cache, and the tokens of every block that hangs together."""
+        self.follower.take(self._num_batches, self._batches.encode(KvEventBatch(2e9, events, 0)))
+        self._num_batches += 1
+        blocks = self.scheduler.blocks
+        assert set(self.follower.blocks) == {short_hash(known) for known in blocks._cache._block_of}
+        told = self.follower.prefixes()
+        for sequence in self.scheduler._sequences.values():
+            keys = () if sequence.cache_salt is None else (sequence.cache_salt,)
+            for index, block_hash in enumerate(sequence.hashes):
+                if (prefix := told.get(short_hash(block_hash))) is not None:
+                    assert prefix == (keys, tuple(sequence.tokens[: (index + 1) * blocks.block_size]))
 
     def check_end(self) -> None:
         """What must hold when nothing runs any more."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.scheduler_world import World
 
+from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 
 RUNS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "2000"))
@@ -30,6 +31,8 @@ class Shape:
     chunk: int
     depth: int
     caching: bool
+    followed: bool
+    """Whether somebody follows the cache's events, and is compared with it."""
 
 
 shapes = st.builds(
@@ -40,6 +43,7 @@ shapes = st.builds(
     chunk=st.sampled_from([1, 7, 64]),
     depth=st.sampled_from([1, 2, 3]),
     caching=st.booleans(),
+    followed=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -59,6 +63,7 @@ def make_world(shape: Shape) -> World:
             enable_prefix_caching=shape.caching,
         ),
         shape.depth,
+        CacheLog() if shape.followed else None,
     )
 
 

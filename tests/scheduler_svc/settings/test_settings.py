@@ -136,6 +136,14 @@ def test_ranks_on_other_hosts_are_warned_of() -> None:
         (("--tls-client-ca", "c.pem"), "tls_client_ca = 'c.pem' needs tls_certificate"),
         (("--worker-transport", "tcp://10.0.0.1:5555"), "is TCP and needs curve_dir"),
         (("--worker-transport", "udp://10.0.0.1:5555"), "must be ipc or tcp://host:port"),
+        (("--kv-events-replay", "tcp://h:5"), "kv_events_replay = 'tcp://h:5' is of no use without kv_events"),
+        (("--kv-events", "tcp://h:5", "--no-enable-prefix-caching"), "kv_events = 'tcp://h:5' needs enable_prefix_c"),
+        (("--kv-events", "tcp://h:0"), "kv_events = 'tcp://h:0' needs a port that is not 0"),
+        (("--kv-events", "tcp://h"), "kv_events = 'h' must be host:port"),
+        (("--kv-events", "udp://h:5"), "kv_events = 'udp://h:5' must be tcp://host:port, tcp://*:port or ipc:///path"),
+        (("--kv-events", "ipc://x"), "the path of a Unix socket must be absolute"),
+        (("--kv-events", "tcp://h:5", "--kv-events-replay", "tcp://h:5"), "are both 'tcp://h:5'"),
+        (("--kv-events", "tcp://h:5", "--kv-events-topic", "x" * 513), "kv_events_topic has 513 bytes; at most 512"),
         (("--curve-dir", "keys"), "curve_dir = 'keys' is of no use with worker_transport = 'ipc'"),
         (("--tensor-parallel-size", "0"), "tensor_parallel_size = 0 must be"),
         ((*REMOTE, "--tensor-parallel-size", "1"), "remote_workers = 1 must be less than tensor_parallel_size = 1"),
@@ -351,6 +359,8 @@ def test_exposure_is_warned_about() -> None:
     assert exposure_warnings(Settings(listen="0.0.0.0:5", tls_client_ca="ca", **tls)) == []
     assert exposure_warnings(Settings(listen="0.0.0.0:5", api_keys_file="k", **tls)) == []
     assert "can drain this server" in exposure_warnings(Settings(admin_listen="0.0.0.0:5"))[0]
+    assert exposure_warnings(Settings(kv_events="tcp://127.0.0.1:5", kv_events_replay="ipc:///run/x")) == []
+    assert "reads prompts' token ids" in exposure_warnings(Settings(kv_events="tcp://*:5"))[0]
 
 
 def test_the_supervisor_starts_without_heavy_imports() -> None:

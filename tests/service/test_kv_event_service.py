@@ -1,0 +1,121 @@
+"""KV events of a whole service: what a follower knows, over flushes and the deaths of worker and engine."""
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from support.kv_follower import Subscription
+from support.service import LIMIT_S, Service, ids_of, serve, stream_request
+
+from pagewire.v1 import admin_pb2
+
+pytestmark = pytest.mark.slow
+
+TOPIC = "kv@here@tiny"
+
+
+@pytest.fixture
+def addresses() -> Iterator[tuple[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="pw") as folder:
+        yield f"ipc://{folder}/events", f"ipc://{folder}/replay"
+
+
+def served(addresses: tuple[str, str]) -> dict[str, object]:
+    events, replay = addresses
+    return {"kv_events": events, "kv_events_replay": replay, "kv_events_topic": TOPIC, "block_size": 4}
+
+
+def say(service: Service, ids: list[int], **fields: object) -> list[int]:
+    """A prompt, and 9 tokens behind it."""
+    asked = stream_request(ids, stopping={"max_tokens": 9, "ignore_eos": True}, **fields)
+    return ids_of(list(service.inference.StreamGenerate(asked, timeout=LIMIT_S)))
+
+
+def settled(service: Service, prompt_tokens: int) -> admin_pb2.Load:
+    """The load once so many tokens of prompts have come in all, and nothing runs any more."""
+    return service.wait_for_load(lambda load: load.prompt_tokens == prompt_tokens and load.used_blocks == 0)
+
+
+def test_a_follower_knows_the_cache(addresses: tuple[str, str]) -> None:
+    with serve(
+        **served(addresses), kv_cache_bytes=262144, max_model_len=256, max_num_seqs=2, max_num_batched_tokens=64
+    ) as service:
+        following = Subscription(*addresses, TOPIC)
+        try:
+            follower = following.follower
+            following.catch_up()
+            assert follower.tags == ["AllBlocksCleared"]
+            prompt = list(range(1, 22))
+            answer = say(service, prompt, cache_salt="mine")
+            settled(service, 21)
+            following.catch_up()
+            # The last token is sampled and never computed.
+            whole = prompt + answer[:-1]
+            expected = {tuple(whole[:end]) for end in range(4, len(whole) + 1, 4)}
+            assert set(follower.prefixes().values()) == {(("mine",), prefix) for prefix in expected}
+            say(service, prompt)  # another salt shares nothing
+            load = settled(service, 42)
+            following.catch_up()
+            assert {keys for keys, _ in follower.prefixes().values()} == {("mine",), ()}
+            assert load.cached_blocks == len(follower.blocks) == 14
+            for start in range(10):
+                say(service, [start + 30] * 40)
+            load = settled(service, 442)
+            following.catch_up()
+            assert load.cached_blocks == len(follower.blocks)
+            assert "BlockRemoved" in follower.tags
+            flushed = service.admin.FlushCache(admin_pb2.FlushCacheRequest(), timeout=LIMIT_S).flushed_blocks
+            assert flushed == len(follower.blocks)
+            following.catch_up()
+            assert not follower.blocks
+        finally:
+            following.close()
+
+
+def test_workers_and_engines_that_die(addresses: tuple[str, str]) -> None:
+    with serve(**served(addresses)) as service:
+        following = Subscription(*addresses, TOPIC)
+        try:
+            follower = following.follower
+            say(service, list(range(1, 22)))
+            following.catch_up()
+            assert follower.blocks
+            assert follower.next_number is not None
+            number, clears = follower.next_number, follower.num_clears
+            service.children()["worker"].kill()
+            service.wait_for_load(lambda load: load.state == admin_pb2.SERVICE_STATE_RECOVERING)
+            service.wait_for_load(lambda load: load.state == admin_pb2.SERVICE_STATE_READY)
+            following.catch_up()
+            assert not follower.blocks
+            assert follower.num_clears > clears
+            assert follower.next_number > number  # they go on
+            say(service, list(range(1, 22)))
+            following.catch_up()
+            assert follower.blocks
+            before = service.children()["engine"]
+            before.kill()
+            before.wait(LIMIT_S)
+            say(service, list(range(60, 80)))
+            again = following.replay(0)
+            assert again[0][0] == 0  # a new engine begins anew
+            anew = Subscription(*addresses, TOPIC)
+            try:
+                anew.catch_up()
+                assert anew.follower.tags[0] == "AllBlocksCleared"
+                known = {prefix[:4] for _, prefix in anew.follower.prefixes().values()}
+                assert known == {tuple(range(60, 64))}
+            finally:
+                anew.close()
+        finally:
+            following.close()
+
+
+def test_nothing_is_published_unless_it_is_asked_for(addresses: tuple[str, str]) -> None:
+    with serve() as service:
+        engine = service.children()["engine"]
+        say(service, list(range(1, 40)))
+        assert not [each for each in engine.net_connections() if each.status == "LISTEN"]
+        num_threads = engine.num_threads()
+        with serve(**served(addresses)) as other:
+            publishing = other.children()["engine"]
+            assert publishing.num_threads() > num_threads
