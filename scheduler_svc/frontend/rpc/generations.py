@@ -143,7 +143,6 @@ class Generations:
             parts.calls.check()
             parts.engine.status.check()
             request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
-            await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
             limits = parts.model.limits
             read = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self.client(context))
         prompt_ids = read.ids
@@ -166,7 +165,7 @@ class Generations:
             held_by="generation.constraint" if valid.turn is None else valid.turn.asking_field,
             prompt_report=None if valid.prompt_logprobs is None else self._prompt_report(valid, prompt_ids),
         )
-        stream = RequestStream(settings, parts.clock, parts.engine.sequences.close, reader)
+        stream = RequestStream(settings, parts.clock, parts.engine.sequences.close)
         stops = StopAutomaton(valid.stop_strings) if valid.stop_strings else None
         salt = chain_salt(tenant, valid.cache_salt)
         prompt = pack(prompt_ids)
@@ -191,9 +190,13 @@ class Generations:
             text, reports = self._text(valid, stops, prompt_ids), self._reports(valid)
             answer = None if form is None else AnswerParts(AnswerReader(form), submit, self._hidden(valid))
             stream.outputs.append(Output(index, submit, text, reports, answer))
-        # Between here and the caller's try there is no await, so nothing can come between submitting and closing.
+        parts.engine.status.check()
         parts.calls.enter(stream)
         try:
+            # Once the call is let in: what fails without headers, gRPC's own clients may try again.
+            await context.send_initial_metadata(((REQUEST_ID_METADATA, request_id),))
+            stream.reader = reader
+            # From here to the caller's try there is no await, so nothing can come between submitting and closing.
             parts.engine.status.check()
             parts.engine.sequences.submit(stream)
         except BaseException:

@@ -52,14 +52,14 @@ class RequestStream:
         settings: StreamSettings,
         clock: Callable[[], float],
         close_handles: Callable[[list[int]], None],
-        reader: "asyncio.Task[object] | None",
     ) -> None:
-        """`clock` is monotonic, in seconds. `close_handles` ends sequences in the engine. `reader` is the task that
-        reads and sends the messages; a failure cancels it where it waits for a client that does not read."""
+        """`clock` is monotonic, in seconds. `close_handles` ends sequences in the engine."""
         self._settings = settings
         self._clock = clock
         self._close_handles = close_handles
-        self._reader = reader
+        self.reader: asyncio.Task[object] | None = None
+        """The task that sends the messages, once it does; a failure cancels it where it waits for a client that does
+        not read."""
         self.outputs: list[Output] = []
         """Filled by whoever opens the stream, before the first sequence is submitted."""
         self._queue = MessageQueue()
@@ -238,9 +238,9 @@ class RequestStream:
         self._end_sequences()
         if self._queue.is_waited_for:
             self._queue.wake()
-        elif self._reader is not None:
+        elif self.reader is not None:
             # It waits inside a write that flow control may hold for ever.
-            self._reader.cancel()
+            self.reader.cancel()
 
     # The call's side.
 
@@ -267,7 +267,7 @@ class RequestStream:
     def close(self) -> None:
         """The call is over, however it ended: sequences that still run are ended in the engine."""
         self._is_ended = True
-        self._reader = None
+        self.reader = None
         self._queue.clear()
         self._end_sequences()
 

@@ -105,7 +105,7 @@ def test_the_parts_of_all_messages_are_what_the_whole_text_says(
             want_text=True,
             max_waiting_tokens=None,
         )
-        stream = RequestStream(settings, lambda: 0.0, lambda _: None, None)
+        stream = RequestStream(settings, lambda: 0.0, lambda _: None)
         stops = StopAutomaton(("STOP",)) if has_stop else None
         for index in range(len(texts)):
             detokenizer = ours.detokenizer(skip_special_tokens=True, prompt=PROMPT, shown=FORMAT.markers)
