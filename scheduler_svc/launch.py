@@ -91,6 +91,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The engine counts as lost to health after this long without a `Load`."""
     vllm_grpc: bool = False
     """Serve vllm.grpc.engine.VllmEngine too."""
+    kv_events: KvEventsLaunch | None = None
+    """Where the engine publishes them for frontends, if it does."""
     tls: TlsFiles | None = None
     api_keys_file: str | None = None
     """Lines of `tenant:key`; without it there is one anonymous tenant. With it, the admin listener needs the key of the

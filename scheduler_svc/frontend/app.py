@@ -164,6 +164,7 @@ class Frontend:
             facts=Facts(self._launch, model, self._engine.status, self._host.clock),
             is_serving=self._is_serving,
             tokenizer=None if definition is None else TokenizerArchive(model.spec, definition, threads),
+            kv_events=self._launch.kv_events,
         )
         return add_to(server, parts)
 

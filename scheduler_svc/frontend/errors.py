@@ -11,6 +11,8 @@ ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; no
     │   ├── Unavailable         a part of the server is away; the same request may succeed later
     │   ├── DeadlineExceeded    its time ran out before it began
     │   ├── Unauthenticated     no valid key came with it
+    │   ├── OutOfRange          it goes on from where nothing is kept any more
+    │   ├── KvEventsLost        what it follows has a gap
     │   ├── Unimplemented       a method that is not served
     │   ├── PermissionDenied    the key is valid and does not allow this
     │   └── ModelFailed         the worker could not compute a token for it
@@ -84,6 +86,14 @@ class Unauthenticated(RequestError):
 
 class PermissionDenied(RequestError):
     """A known key that does not allow the call."""
+
+
+class OutOfRange(RequestError):
+    """A place in a stream that is gone, or not there yet."""
+
+
+class KvEventsLost(RequestError):
+    """Events that were told to others and cannot be told to this caller: what it knows of the cache is void."""
 
 
 class Unimplemented(RequestError):

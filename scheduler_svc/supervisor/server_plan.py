@@ -129,13 +129,27 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
         settings = self.settings
         if settings.kv_events is None:
             return None
-        replay = settings.kv_events_replay
-        topic = settings.kv_events_topic
+        inside = self._frontend_kv_events()
+        asked_for = [address for address in (settings.kv_events_replay,) if address is not None]
         return KvEventsLaunch(
-            addresses=(settings.kv_events,),
-            replay_addresses=() if replay is None else (replay,),
-            topic=f"kv@{self.host_name}@{self.model.name}" if topic is None else topic,
+            addresses=(settings.kv_events, *([] if inside is None else inside.addresses)),
+            replay_addresses=(*asked_for, *([] if inside is None else inside.replay_addresses)),
+            topic=self._kv_events_topic(),
         )
+
+    def _frontend_kv_events(self) -> KvEventsLaunch | None:
+        """Where frontends follow them, for callers of the facade."""
+        if self.settings.kv_events is None or not self.settings.vllm_grpc:
+            return None
+        return KvEventsLaunch(
+            addresses=(f"ipc://{self.runtime_dir}/kv-events.sock",),
+            replay_addresses=(f"ipc://{self.runtime_dir}/kv-replay.sock",),
+            topic=self._kv_events_topic(),
+        )
+
+    def _kv_events_topic(self) -> str:
+        topic = self.settings.kv_events_topic
+        return f"kv@{self.host_name}@{self.model.name}" if topic is None else topic
 
     def frontend_launch(self, index: int, incarnation: int, known: Addresses | None) -> FrontendLaunch:
         """What frontend `index` is started with; `known` are the addresses that an earlier one has bound, if any."""
@@ -162,6 +176,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             stream_buffer_tokens=settings.stream_buffer_tokens,
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
+            kv_events=self._frontend_kv_events(),
             tls=tls,
             api_keys_file=settings.api_keys_file,
             settings=as_text(settings),

@@ -2,8 +2,12 @@
 
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import pytest
+from smg_grpc_proto import vllm_engine_pb2_grpc
+from smg_grpc_proto.generated import common_pb2
 from support.kv_follower import Subscription
 from support.service import LIMIT_S, Service, ids_of, serve, stream_request
 
@@ -119,3 +123,66 @@ def test_nothing_is_published_unless_it_is_asked_for(addresses: tuple[str, str])
         with serve(**served(addresses)) as other:
             publishing = other.children()["engine"]
             assert publishing.num_threads() > num_threads
+
+
+def test_the_facade_streams_the_same_events(addresses: tuple[str, str]) -> None:
+    prompt = list(range(1, 22))
+    with serve(**served(addresses), vllm_grpc=True) as service:
+        following = Subscription(*addresses, TOPIC)
+        subscribe = vllm_engine_pb2_grpc.VllmEngineStub(service.channel).SubscribeKvEvents
+        try:
+            say(service, prompt, cache_salt="mine")
+            settled(service, 21)
+            following.catch_up()
+            told = following.follower
+            call = subscribe(common_pb2.SubscribeKvEventsRequest(load_records_before_first_batch=True), timeout=LIMIT_S)
+            known: dict[int, tuple[int, ...]] = {}
+            numbers = []
+            for batch in call:
+                numbers.append(batch.sequence_number)
+                take(known, batch)
+                if batch.sequence_number == (told.next_number or 0) - 1:
+                    break
+            assert numbers == list(range(told.next_number or 0))
+            assert known == {as_int64(name): block.token_ids for name, block in told.blocks.items()}
+            stored = [event.stored for event in batch.events if event.HasField("stored")]
+            assert {each.cache_salt for each in stored} <= {"mine"}
+            # Live: a flush, and a prompt behind it.
+            service.admin.FlushCache(admin_pb2.FlushCacheRequest(), timeout=LIMIT_S)
+            batch = next(call)
+            assert batch.events[0].HasField("cleared")
+            last = batch.sequence_number
+            say(service, prompt)
+            assert next(call).events[0].stored.blocks[0].token_ids == prompt[:4]
+            call.cancel()
+            # On from a number, and from one that is not there.
+            again = subscribe(common_pb2.SubscribeKvEventsRequest(start_sequence_number=last), timeout=LIMIT_S)
+            assert [next(again).sequence_number for _ in range(2)] == [last, last + 1]
+            none = subscribe(common_pb2.SubscribeKvEventsRequest(start_sequence_number=10_000), timeout=LIMIT_S)
+            with pytest.raises(grpc.RpcError) as refused:
+                next(none)
+            assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE
+            # A new engine: what was followed is void.
+            service.children()["engine"].kill()
+            with pytest.raises(grpc.RpcError) as lost:
+                list(again)
+            assert lost.value.code() in (grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNAVAILABLE)
+        finally:
+            following.close()
+
+
+def take(known: dict[int, tuple[int, ...]], batch: Any) -> None:
+    """A cache as the facade's messages tell it."""
+    for event in batch.events:
+        match event.WhichOneof("data"):
+            case "stored":
+                known |= {block.block_hash: tuple(block.token_ids) for block in event.stored.blocks}
+            case "removed":
+                for name in event.removed.block_hashes:
+                    del known[name]
+            case "cleared":
+                known.clear()
+
+
+def as_int64(name: int) -> int:
+    return name - 2**64 if name >= 2**63 else name

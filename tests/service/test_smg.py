@@ -23,22 +23,28 @@ ANSWER = "The capital of France is Paris."
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with serve(model=MODEL, device="cpu", max_num_seqs=8, vllm_grpc=True) as running:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    events = f"ipc://{tmp_path_factory.mktemp('kv')}/events"
+    with serve(model=MODEL, device="cpu", max_num_seqs=8, vllm_grpc=True, kv_events=events) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What smg says."""
+    return tmp_path_factory.mktemp("smg") / "log"
+
+
+@pytest.fixture(scope="module")
+def client(service: Service, log: Path) -> Iterator[openai.OpenAI]:
     with closing(socket.create_server(("127.0.0.1", 0))) as one, closing(socket.create_server(("127.0.0.1", 0))) as two:
         port, metrics = one.getsockname()[1], two.getsockname()[1]
     command = [str(Path(sys.executable).parent / "smg")]
     if not Path(command[0]).is_file():
         command = [sys.executable, "-m", "smg"]
     options = {"host": "127.0.0.1", "port": port, "prometheus-host": "127.0.0.1", "prometheus-port": metrics}
-    options |= {"worker-urls": f"grpc://{service.address}", "log-level": "warn"}
+    options |= {"worker-urls": f"grpc://{service.address}", "log-level": "info"}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    log = tmp_path_factory.mktemp("smg") / "log"
     with log.open("w") as out:
         process = subprocess.Popen([*command, "launch", *flags], stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -134,6 +140,15 @@ def test_a_stream_that_is_left_ends_in_the_engine(client: openai.OpenAI, service
     service.wait_for_load(lambda load: load.running_sequences == 1)
     stream.close()
     service.wait_for_load(lambda load: load.running_sequences == 0)
+
+
+def test_it_follows_the_cache(client: openai.OpenAI, log: Path) -> None:
+    long: list[Any] = [{"role": "user", "content": "word " * 100}]
+    client.chat.completions.create(model=MODEL, messages=long, max_completion_tokens=1)
+    deadline = time.monotonic() + LIMIT_S
+    while "Learned block_size from KV event" not in (said := log.read_text()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
 
 
 def test_what_the_worker_refuses_reaches_the_caller(client: openai.OpenAI) -> None:

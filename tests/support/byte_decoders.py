@@ -217,7 +217,8 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     batches: Codec[KvEventBatch] = Codec(KvEventBatch)
     told = [stored([1, 2**64 - 1], None, [3, 4], 1, "salt"), removed([1]), AllBlocksCleared()]
     batch = batches.encode(KvEventBatch(1.5, told, 0))
-    yield ByteDecoder("scheduler_svc/engine/kv_event_publisher.py", batches.decode, wire, (batch,))
+    for user in ("scheduler_svc/engine/kv_event_publisher.py", "scheduler_svc/frontend/streams/kv_event_link.py"):
+        yield ByteDecoder(user, batches.decode, wire, (batch,))
     yield ByteDecoder("scheduler_svc/engine/bench.py", from_worker.decode, wire, (from_worker.encode(_FROM_WORKER[1]),))
     to_frontend = Codec[ToFrontend](ToFrontend)
     samples = tuple(map(to_frontend.encode, _TO_FRONTEND))

@@ -17,8 +17,10 @@ from pagewire.scheduler_svc.frontend.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidArgument,
+    KvEventsLost,
     ModelFailed,
     NotFound,
+    OutOfRange,
     PagewireError,
     PermissionDenied,
     RequestError,
@@ -60,6 +62,10 @@ def to_status(error: PagewireError) -> status_pb2.Status:
             return _status(code_pb2.UNAUTHENTICATED, error.message)
         case PermissionDenied():
             return _status(code_pb2.PERMISSION_DENIED, error.message)
+        case OutOfRange():
+            return _status(code_pb2.OUT_OF_RANGE, error.message)
+        case KvEventsLost():
+            return _status(code_pb2.DATA_LOSS, error.message)
         case Unimplemented():
             return _status(code_pb2.UNIMPLEMENTED, error.message)
         case ModelFailed():

@@ -1,4 +1,4 @@
-"""The engine link: the socket to the engine, the only module of a frontend that knows ZeroMQ.
+"""The engine link: the socket to the engine. Beside `kv_event_link` the only module of a frontend that knows ZeroMQ.
 
 A DEALER connects to the engine's ROUTER under a name that is never used twice, so that nothing meant for an earlier
 socket reaches this one. Reading hangs on the event loop by the socket's file descriptor: one call drains everything

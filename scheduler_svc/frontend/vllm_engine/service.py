@@ -14,12 +14,14 @@ from smg_grpc_proto import vllm_engine_pb2 as vllm
 from smg_grpc_proto import vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import common_pb2
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound, Unimplemented
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound, ResourceExhausted, Unimplemented
 from pagewire.scheduler_svc.frontend.rpc.generations import Generations
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.streams.kv_event_link import KvEventLink
 from pagewire.scheduler_svc.frontend.vllm_engine.answer import Answer
 from pagewire.scheduler_svc.frontend.vllm_engine.facts import Facts
+from pagewire.scheduler_svc.frontend.vllm_engine.kv_events import KvEventMessages
 from pagewire.scheduler_svc.frontend.vllm_engine.request import (
     generation_of,
     in_facades_words,
@@ -27,10 +29,12 @@ from pagewire.scheduler_svc.frontend.vllm_engine.request import (
     request_name,
 )
 from pagewire.scheduler_svc.frontend.vllm_engine.tokenizer_files import TokenizerArchive, chunks
+from pagewire.scheduler_svc.launch import KvEventsLaunch
 from pagewire.v1 import inference_pb2
 
 NAME = vllm.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 MAX_ABORTED_IDS = 1024
+MAX_FOLLOWERS = 64
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,6 +49,8 @@ class VllmEngineParts:
     is_serving: Callable[[], bool]
     tokenizer: TokenizerArchive | None
     """None of a model without one."""
+    kv_events: KvEventsLaunch | None
+    """Where the engine publishes them, if it does."""
 
 
 class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]  # the package has no types
@@ -52,6 +58,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
 
     def __init__(self, parts: VllmEngineParts) -> None:
         self._parts = parts
+        self._num_followers = 0
 
     async def Generate(self, request: Any, context: Context) -> None:
         """Streams chunks and a complete for each output; not streamed, the completes alone."""
@@ -134,8 +141,23 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         await context.write(common_pb2.GetTokenizerChunk(data=held, sha256=digest))
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> None:
-        """Not built."""
-        _refuse("SubscribeKvEvents", "this server publishes no KV events")
+        """What becomes of cached blocks, from a number on that is kept yet; from 0, where everything is, else from now
+        on. Callers that take load records before the first batch get none: the load is in GetLoads."""
+        refuse_unknown_fields(request)
+        if self._parts.kv_events is None:
+            _refuse("SubscribeKvEvents", "this server publishes no KV events; its setting kv_events makes it do so")
+        if self._num_followers >= MAX_FOLLOWERS:
+            raise ResourceExhausted(f"{MAX_FOLLOWERS} callers follow KV events already", 1.0)
+        if request.start_sequence_number >= 2**63:
+            raise InvalidArgument("start_sequence_number", "is no number that a batch can have")
+        messages = KvEventMessages()
+        self._num_followers += 1
+        try:
+            with KvEventLink(self._parts.kv_events) as link:
+                async for number, batch in link.batches(request.start_sequence_number):
+                    await context.write(messages.message(number, batch))
+        finally:
+            self._num_followers -= 1
 
     async def Embed(self, request: Any, context: Context) -> None:
         """Not built."""

@@ -22,6 +22,8 @@ EXAMPLES: dict[type[errors.PagewireError], tuple[errors.PagewireError, int, list
     errors.DeadlineExceeded: (errors.DeadlineExceeded("late"), code_pb2.DEADLINE_EXCEEDED, []),
     errors.Unauthenticated: (errors.Unauthenticated("who"), code_pb2.UNAUTHENTICATED, []),
     errors.PermissionDenied: (errors.PermissionDenied("no"), code_pb2.PERMISSION_DENIED, []),
+    errors.OutOfRange: (errors.OutOfRange("gone"), code_pb2.OUT_OF_RANGE, []),
+    errors.KvEventsLost: (errors.KvEventsLost("a gap"), code_pb2.DATA_LOSS, []),
     errors.Unimplemented: (errors.Unimplemented("not here"), code_pb2.UNIMPLEMENTED, []),
     errors.ModelFailed: (errors.ModelFailed("NaN"), code_pb2.INTERNAL, []),
     errors.InternalError: (errors.InternalError("secret"), code_pb2.INTERNAL, []),
