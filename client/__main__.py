@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from pagewire.client import installed
 from pagewire.client.bench import control_plane, engine, throughput
 from pagewire.client.bench import serve as serve_under_load
-from pagewire.client.cli import chat, doctor, gateway, generate, health, interrupt, models, serve, streams
+from pagewire.client.cli import chat, doctor, gateway, generate, health, interrupt, models, serve, streams, top
 from pagewire.client.cli.printing import complain, say
 from pagewire.client.errors import PagewireError
 
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         version=f"pagewire {installed.version(installed.DISTRIBUTION) or 'of a source tree'}",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, generate, chat, gateway, models, health, doctor):
+    for command in (serve, generate, chat, gateway, top, models, health, doctor):
         command.add_parser(commands)
     bench = commands.add_parser(
         "bench", help="measure a service", description="Measure a service, or the engine alone."

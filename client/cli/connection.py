@@ -46,6 +46,23 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="better given as PAGEWIRE_API_KEY: other users can read a command line",
     )
+    _add_tls_flags(group)
+
+
+def add_admin_flags(parser: argparse.ArgumentParser, default_target: str) -> None:
+    """How to reach the AdminService of one."""
+    group = parser.add_argument_group("service")
+    group.add_argument(
+        "--admin-target",
+        default=default_target,
+        metavar="HOST:PORT",
+        help=f"where its AdminService listens ({default_target})",
+    )
+    group.add_argument("--admin-api-key", metavar="KEY", help="its key, where the service has keys")
+    _add_tls_flags(group)
+
+
+def _add_tls_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tls", action="store_true", help="use TLS, with the system's certificates")
     group.add_argument(
         "--tls-ca", metavar="FILE", help="use TLS; PEM file with the CA that signed the server's certificate"
