@@ -38,6 +38,13 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
     json_schema: JsonSchema | None = None
 
 
+class ChatFormatBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How the model writes reasoning and calls, where its template does not show it; see `prompts.ChatFormat`."""
+
+    reasoning: str | None = None
+    tool_calls: str | None = None
+
+
 class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What both endpoints take."""
 
@@ -84,6 +91,7 @@ class ChatBody(Common, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     max_reasoning_tokens: int | None = None
+    chat_format: ChatFormatBody | None = None
 
 
 class CompletionBody(Common, kw_only=True, forbid_unknown_fields=True):

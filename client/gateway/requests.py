@@ -11,8 +11,18 @@ from typing import Any, cast
 import msgspec
 
 from pagewire.client.errors import InvalidRequest
-from pagewire.client.gateway.bodies import ChatBody, Common, CompletionBody, ResponseFormat
-from pagewire.client.prompts import Chat, MessageLike, Parameters, Prompt, ToolChoiceLike, ToolLike
+from pagewire.client.gateway.bodies import ChatBody, ChatFormatBody, Common, CompletionBody, ResponseFormat
+from pagewire.client.prompts import (
+    Chat,
+    ChatFormat,
+    MessageLike,
+    Parameters,
+    Prompt,
+    ReasoningFormat,
+    ToolCallFormat,
+    ToolChoiceLike,
+    ToolLike,
+)
 
 _SAME_NAMES = tuple(each.name for each in msgspec.structs.fields(Common) if each.name in Parameters.__annotations__)
 """Keys that a body and the client's parameters have alike."""
@@ -51,6 +61,7 @@ def of_chat(body: ChatBody) -> Wanted:
         parallel_tool_calls=None if not body.tools else body.parallel_tool_calls,
         max_reasoning_tokens=body.max_reasoning_tokens,
         continue_final_message=body.continue_final_message,
+        format=_format(body.chat_format),
     )
     return _wanted(body, [chat], parameters, has_logprobs=bool(body.logprobs))
 
@@ -101,6 +112,12 @@ def _parameters(body: Common) -> Parameters:
     if body.logit_bias is not None:
         parameters["logit_bias"] = {_token_id(key): value for key, value in body.logit_bias.items()}
     return cast(Parameters, parameters | _constraint(body.response_format))
+
+
+def _format(given: ChatFormatBody | None) -> ChatFormat | None:
+    if given is None:
+        return None
+    return ChatFormat(cast(ReasoningFormat | None, given.reasoning), cast(ToolCallFormat | None, given.tool_calls))
 
 
 def _token_id(key: str) -> int:

@@ -18,6 +18,9 @@ import httpx2 as httpx
 import openai
 import pytest
 import uvicorn
+from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 from support.scripted_service import EOS, Responses, ScriptedService, Stream, status, unavailable
 from support.service import serve
 
@@ -172,6 +175,7 @@ def test_every_key_reaches_its_field(client: openai.OpenAI, service: ScriptedSer
             "top_k": 4,
             "min_p": 0.25,
             "chat_template_kwargs": {"enable_thinking": False},
+            "chat_format": {"reasoning": "think", "tool_calls": "qwen3"},
             "max_reasoning_tokens": 9,
             "priority": 3,
             "cache_salt": "s",
@@ -182,6 +186,7 @@ def test_every_key_reaches_its_field(client: openai.OpenAI, service: ScriptedSer
     assert chat.tools[0].parameters == '{"b": 1, "a": 1152921504606846977}'
     assert (chat.tool_choice.named, chat.parallel_tool_calls, chat.max_reasoning_tokens) == ("f", False, 9)
     assert chat.template_arguments == '{"enable_thinking": false}'
+    assert (chat.format.reasoning, chat.format.tool_calls) == (pb.REASONING_FORMAT_THINK, pb.TOOL_CALL_FORMAT_QWEN3)
     assert asked.constraint.json_schema == '{"b": 1, "a": 2}'
     assert (asked.n, asked.priority, asked.cache_salt, list(asked.stopping.stop_strings)) == (2, 3, "s", ["a", "b"])
     assert dict(asked.sampling.logit_bias) == {5: 1}
@@ -200,6 +205,8 @@ def test_every_key_reaches_its_field(client: openai.OpenAI, service: ScriptedSer
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"stream_options": {}}, "stream_options"),
         ({"tool_choice": "f"}, "tool_choice"),
+        ({"chat_format": {"reasoning": "loud"}}, "reasoning"),
+        ({"chat_format": {"calls": "qwen3"}}, "chat_format"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(client: openai.OpenAI, extra: dict[str, Any], field: str) -> None:
@@ -356,3 +363,44 @@ def test_a_real_model_behind_the_command() -> None:
 def test_what_it_cannot_listen_on(capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str) -> None:
     assert main(["gateway", *arguments]) == 1
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_langchain_s_chats_with_tools() -> None:
+    """A call that must come, what it answers, and the answer to that; whole and streamed."""
+    weather: dict[str, Any] = {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    }
+    tools = [{"type": "function", "function": weather}]
+    with serve(model="smollm2-135m", device="cpu", max_num_seqs=8, openai="127.0.0.1:0") as service:
+        model = ChatOpenAI(
+            base_url=service.said["openai_url"],
+            api_key=SecretStr("none"),
+            model="smollm2-135m",
+            temperature=0.7,
+            seed=3,
+            max_completion_tokens=200,
+            extra_body={"chat_format": {"tool_calls": "qwen3"}},
+        )
+        messages: list[BaseMessage] = [HumanMessage("What is the weather in Berlin?")]
+        caller = model.bind_tools(tools, tool_choice="any", parallel_tool_calls=False)
+        whole = caller.invoke(messages)
+        (call,) = whole.tool_calls
+        assert call["name"] == "get_weather"
+        assert len(call["args"]["city"]) <= 12
+        assert whole.response_metadata["finish_reason"] == "tool_calls"
+        first, *others = caller.stream(messages)
+        for chunk in others:
+            first += chunk
+        assert isinstance(first, AIMessageChunk)
+        assert first.tool_calls == whole.tool_calls
+        messages += [whole, ToolMessage("12 °C, rain", tool_call_id=call["id"])]
+        assert model.bind_tools(tools).invoke(messages).content
