@@ -58,6 +58,7 @@ class KvEventPublisher:
         self._kept_bytes = 0
         self._next_number = 0
         self._is_closing = False
+        self._failure: Exception | None = None
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._subscribers = self._bind(zmq.PUB, launch.addresses, _SUBSCRIBER_HIGH_WATER_MARK)
@@ -88,7 +89,10 @@ class KvEventPublisher:
         return socket
 
     def publish(self, events: list[KvEvent]) -> None:
-        """Send these as one batch, soon. Never waits."""
+        """Send these as one batch, soon. Never waits. Raises RuntimeError where the thread met a bug: followers who
+        were left behind without a word would send requests to where nothing is cached."""
+        if self._failure is not None:
+            raise RuntimeError("the thread that sends KV events met a bug") from self._failure
         if len(self._unsent) >= self._max_unsent:
             _log.warning("%d batches of KV events could not be sent in time and are dropped", len(self._unsent))
             self._unsent.clear()
@@ -103,6 +107,12 @@ class KvEventPublisher:
     # The thread's own
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self._failure = error
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._woken, zmq.POLLIN)
         poller.register(self._replays, zmq.POLLIN)

@@ -219,6 +219,18 @@ def test_batches_that_cannot_be_sent_in_time_are_dropped_and_followers_told(
         until(lambda: len(subscription.replay(0)) == 2)
 
 
+def test_a_bug_of_the_thread_is_the_engines(launch: KvEventsLaunch) -> None:
+    def broken(_events: list[KvEvent]) -> None:
+        raise KeyError("a bug")
+
+    with KvEventPublisher(launch) as publisher:
+        publisher._send = broken  # type: ignore[method-assign]
+        publisher.publish(batch(0))
+        until(lambda: publisher._failure is not None)
+        with pytest.raises(RuntimeError, match="met a bug"):
+            publisher.publish(batch(1))
+
+
 def test_requests_that_are_none_are_ignored(launch: KvEventsLaunch, subscription: Subscription) -> None:
     import zmq
 
