@@ -58,7 +58,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
 
         def announce(addresses: Addresses) -> None:
             if gateway is not None:
-                gateway.start(addresses.address)
+                gateway.start(addresses.address, addresses.admin_address)
             ready.announce(plan.model.name, addresses, "" if gateway is None else gateway.url)
 
         host = msgspec.structs.replace(host, announce=announce)

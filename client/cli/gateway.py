@@ -39,6 +39,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--parent-fd", type=int, metavar="N", help="inherited descriptor of a pipe; at its end the gateway ends"
     )
     connection.add_target_flags(parser)
+    parser.add_argument(
+        "--admin",
+        metavar="HOST:PORT",
+        help="the service's admin address: the page then shows the engine live, to all who may use that address",
+    )
     parser.set_defaults(run=run, hears_signals=True)
 
 
@@ -50,15 +55,26 @@ def run(args: argparse.Namespace) -> int:
 
     from pagewire.client.aio import AsyncClient
     from pagewire.client.gateway.app import Gateway
+    from pagewire.client.transport import Transport
 
     tls = connection.tls(args)
 
     def open_client(api_key: str | None) -> AsyncClient:
         return AsyncClient(args.target, api_key=api_key or args.api_key, tls=tls)
 
+    def open_admin(api_key: str | None) -> Transport:
+        return Transport(target=args.admin, api_key=api_key or args.api_key, tls=tls)
+
+    gateway = Gateway(open_client, open_admin if args.admin else None)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            gateway.end_watching()
+            await super().shutdown(sockets)
+
     listener = _listener(args.listen)
     config = uvicorn.Config(
-        Gateway(open_client).application(),
+        gateway.application(),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE_S,
@@ -68,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
         _watch_parent(args.parent_fd)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    say(f"pagewire: http://{shown}:{port}/v1 answers from {args.target}\n")
-    uvicorn.Server(config).run(sockets=[listener])
+    say(f"pagewire: http://{shown}:{port}/v1 answers from {args.target}, with a page at http://{shown}:{port}/\n")
+    Server(config).run(sockets=[listener])
     return 0
 
 

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from pagewire.client.aio import AsyncClient
 from pagewire.client.aio_stream import AsyncStream
 from pagewire.client.errors import Cancelled, InvalidRequest, NotFound, PagewireError
+from pagewire.client.gateway import pages
 from pagewire.client.gateway.answers import (
     LAST_LINE,
     ChatChunks,
@@ -31,6 +32,7 @@ from pagewire.client.gateway.answers import (
     event_line,
 )
 from pagewire.client.gateway.bodies import ChatBody, CompletionBody, read
+from pagewire.client.gateway.engine_watch import EngineWatch, OpenAdmin
 from pagewire.client.gateway.errors import said
 from pagewire.client.gateway.requests import Wanted, of_chat, of_completion
 from pagewire.client.types import Delta, Finished, HealthStatus, Model, Result, Started, Usage
@@ -48,8 +50,10 @@ OpenClient = Callable[[str | None], AsyncClient]
 class Gateway:
     """What the endpoints share."""
 
-    def __init__(self, open_client: OpenClient) -> None:
+    def __init__(self, open_client: OpenClient, open_admin: OpenAdmin | None = None) -> None:
+        """Without `open_admin` nobody can watch the engine."""
         self._open_client = open_client
+        self._watch = None if open_admin is None else EngineWatch(open_admin)
         self._clients: OrderedDict[str | None, AsyncClient] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -61,9 +65,16 @@ class Gateway:
             Route("/v1/models", self._guarded(self._models)),
             Route("/v1/models/{name:path}", self._guarded(self._model)),
             Route("/health", self._guarded(self._health)),
+            Route("/engine/events", self._guarded(self._engine_events)),
+            *pages.routes(),
             *[Route(path, self._guarded(self._not_built), methods=["GET", "POST"]) for path in _NOT_BUILT],
         ]
         return Starlette(routes=routes, lifespan=self._lifespan)
+
+    def end_watching(self) -> None:
+        """Streams that would not end by themselves do. For when the server is told to end, which waits for them."""
+        if self._watch is not None:
+            self._watch.end()
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -85,8 +96,7 @@ class Gateway:
 
     def _client(self, request: Request) -> AsyncClient:
         """The caller's."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        api_key = key.strip() if scheme.lower() == "bearer" and key.strip() else None
+        api_key = _api_key(request)
         client = self._clients.get(api_key)
         if client is None:
             client = self._clients[api_key] = self._open_client(api_key)
@@ -130,8 +140,22 @@ class Gateway:
         status = await self._client(request).health()
         return Response(status_code=200 if status is HealthStatus.SERVING else 503)
 
+    async def _engine_events(self, request: Request) -> Response:
+        """204 where no admin address was given: a page that asks is no error."""
+        if self._watch is None:
+            return Response(status_code=204)
+        api_key = _api_key(request)
+        await self._watch.check(api_key)
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return StreamingResponse(self._watch.lines(api_key), headers=headers, media_type="text/event-stream")
+
     async def _not_built(self, request: Request) -> Response:
         raise NotFound(f"{request.url.path} is not served; /v1/chat/completions, /v1/completions and /v1/models are")
+
+
+def _api_key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None
 
 
 async def _body(request: Request) -> bytes:

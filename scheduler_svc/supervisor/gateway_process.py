@@ -8,6 +8,7 @@ not know: it is a client like any other.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -63,9 +64,16 @@ class GatewayProcess:
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
-    def start(self, target: str) -> None:
-        """Serve from the service at this address from now on. In the loop of the server, once."""
-        self._keeping = asyncio.get_running_loop().create_task(self._keep(target))
+    def start(self, target: str, admin: str = "") -> None:
+        """Serve from the service at this address from now on. In the loop of the server, once.
+
+        Where `admin` is its admin address, the gateway's page shows the engine; to this machine alone, as the admin
+        address itself is by default."""
+        host = self._listener.getsockname()[0]
+        arguments = [f"--target={target}"]
+        if admin and ipaddress.ip_address(host).is_loopback:
+            arguments.append(f"--admin={admin}")
+        self._keeping = asyncio.get_running_loop().create_task(self._keep(arguments))
 
     async def stop(self) -> None:
         """What it still answers gets five seconds. Harmless where it was never started."""
@@ -85,12 +93,12 @@ class GatewayProcess:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
 
-    async def _keep(self, target: str) -> None:
+    async def _keep(self, service: Sequence[str]) -> None:
         delay_s = _FIRST_DELAY_S
         while True:
             began_s = self._clock()
             try:
-                self._process = await self._started(target)
+                self._process = await self._started(service)
             except OSError as error:
                 ended = f"cannot be started: {error}"
             else:
@@ -101,9 +109,9 @@ class GatewayProcess:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _MOST_DELAY_S)
 
-    async def _started(self, target: str) -> asyncio.subprocess.Process:
+    async def _started(self, service: Sequence[str]) -> asyncio.subprocess.Process:
         listener = self._listener.fileno()
-        arguments = (f"--listen=fd:{listener}", f"--target={target}", f"--parent-fd={self._lifeline}")
+        arguments = (f"--listen=fd:{listener}", *service, f"--parent-fd={self._lifeline}")
         return await asyncio.create_subprocess_exec(
             *self._command,
             *arguments,

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import httpx2 as httpx
 import openai
 import pytest
-import uvicorn
 from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
+from support.http_gateway import gateway
 from support.scripted_service import EOS, Responses, ScriptedService, Stream, status, unavailable
 from support.service import serve
 
-from pagewire.client import AsyncClient
 from pagewire.client.__main__ import main
-from pagewire.client.gateway.app import Gateway
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2
 
 ANSWER = "Hello, wörld €"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
-
-
-@contextmanager
-def gateway(target: str) -> Iterator[str]:
-    """One in front of this service, in a thread; its address."""
-    config = uvicorn.Config(
-        Gateway(lambda key: AsyncClient(target, api_key=key)).application(),
-        port=0,
-        log_level="warning",
-        access_log=False,
-    )
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def product_files() -> dict[str, str]:
     """The text of every file of the product, by its path. What is generated is left out: code, and the last release's
     descriptors."""
     listing = subprocess.run(["git", "ls-files", *PRODUCT], cwd=ROOT, check=True, capture_output=True, text=True)
-    names = [name for name in listing.stdout.splitlines() if "_pb2" not in name and not name.endswith(".txtpb")]
+    others = (".txtpb", ".png")
+    names = [name for name in listing.stdout.splitlines() if "_pb2" not in name and not name.endswith(others)]
     return {name: (ROOT / name).read_text() for name in names if (ROOT / name).is_file()}
 
 

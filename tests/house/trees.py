@@ -74,7 +74,7 @@ def tree(readme: Path, files: Iterable[Path]) -> str:
 
 def _said(path: Path) -> str:
     """The first sentence of a docstring or a leading comment."""
-    if not (ROOT / path).is_file():
+    if not (ROOT / path).is_file() or path.suffix == ".png":
         return ""
     text = (ROOT / path).read_text()
     if path.suffix == ".py":
