@@ -186,7 +186,7 @@ def _keys(watch: _Watch) -> Iterator[None]:
 
     def listen() -> None:
         while not ended.is_set():
-            if select.select([keyboard], [], [], 0.2)[0] and os.read(keyboard, 64) in (b"q", b"Q", b""):
+            if select.select([keyboard], [], [], 0.2)[0] and _is_end(os.read(keyboard, 64)):
                 watch.close()
                 return
 
@@ -199,3 +199,7 @@ def _keys(watch: _Watch) -> Iterator[None]:
         ended.set()
         listener.join()
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _is_end(typed: bytes) -> bool:
+    return not typed or b"q" in typed.lower()

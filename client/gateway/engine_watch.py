@@ -136,13 +136,15 @@ class EngineWatch:
 
     async def check(self, api_key: str | None) -> None:
         """Raises PagewireError where the key may not watch, the service does not answer, or too many watch."""
-        if sum(len(shared.watchers) for shared in self._shared.values()) >= MAX_WATCHERS:
+        if self._num_users >= MAX_WATCHERS:
             raise Overloaded(f"{MAX_WATCHERS} pages watch the engine already")
         with self._using(api_key) as shared:
             await shared.check()
 
     async def lines(self, api_key: str | None) -> AsyncIterator[bytes]:
         """Server-sent events `load`, `blocks` and `trouble`, until this gateway ends."""
+        if self._num_users >= MAX_WATCHERS:  # since it was checked
+            return
         with self._using(api_key) as shared, shared.watched() as watcher:
             while not self._is_ending:
                 await watcher.has_news.wait()
@@ -150,6 +152,11 @@ class EngineWatch:
                 pending, watcher.pending = watcher.pending, {}
                 if pending:
                     yield b"".join(pending.values())
+
+    @property
+    def _num_users(self) -> int:
+        """Pages that read, and those whose key is being checked; no more keys than these have connections."""
+        return sum(shared.num_users for shared in self._shared.values())
 
     def end(self) -> None:
         """Every page's stream ends, and so does each that is begun from now on."""

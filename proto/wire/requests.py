@@ -30,7 +30,7 @@ from pagewire.wire.plan import DeviceMemory
 from pagewire.wire.sampling import SamplingParams
 
 MAX_BLOCKS_READ = 8192
-"""At once: a third of a millisecond of the engine's."""
+"""At once: about a millisecond of the engine's."""
 CACHED_ALONE = 255
 """A block that only the prefix cache holds."""
 MOST_HOLDERS = 254

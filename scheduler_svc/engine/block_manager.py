@@ -138,10 +138,12 @@ class BlockManager:
 
     def uses(self, first: int, count: int) -> bytes:
         """What these blocks are used for, as `requests.BlockUses` says it; those that do not exist are left out."""
-        blocks = range(first, min(first + count, self.num_blocks))
+        cached = self._cache.blocks
         return bytes(
-            min(held, MOST_HOLDERS) if (held := self._pool.references(block)) else CACHED_ALONE * (block in self._cache)
-            for block in blocks
+            [
+                min(held, MOST_HOLDERS) if held else CACHED_ALONE if block in cached else 0
+                for block, held in enumerate(self._pool.holders(first, count), first)
+            ]
         )
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:

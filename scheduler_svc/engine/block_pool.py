@@ -34,6 +34,10 @@ class BlockPool:
         """How many sequences hold the block."""
         return self._references[block]
 
+    def holders(self, first: int, count: int) -> list[int]:
+        """The same of so many blocks, as far as they exist."""
+        return self._references[first : first + count]
+
     def free_blocks(self) -> list[int]:
         """Free blocks in the order in which they would be taken."""
         return list(self._free)

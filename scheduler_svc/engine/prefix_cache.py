@@ -12,6 +12,7 @@ SHA-256 because ids come from callers: a hash they could collide would hand one 
 """
 
 import hashlib
+from collections.abc import Set
 
 _DOMAIN = b"pagewire prefix 1\0"
 
@@ -38,6 +39,11 @@ class PrefixCache:
 
     def __contains__(self, block: int) -> bool:
         return block in self._hash_of
+
+    @property
+    def blocks(self) -> Set[int]:
+        """All that are known; a view."""
+        return self._hash_of.keys()
 
     def lookup(self, block_hash: bytes) -> int | None:
         """The block with this hash."""

@@ -194,7 +194,7 @@ def refuse(address: str, num_bad: int, pause_s: float) -> None:
 
 def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
     # In fp32, where a stream's tokens do not depend on what is computed beside it.
-    settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 512}
+    settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 2048}
     with serve(model="smollm2-135m", device="cpu", **settings) as service:
 
         def streams() -> tuple[list[bytes], list[float]]:

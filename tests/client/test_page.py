@@ -248,7 +248,11 @@ def test_reasoning_is_folded_and_a_tool_s_result_goes_on(page: Page, service: Sc
         reasoning = page.one("details.reasoning")
         assert reasoning.get_attribute("open") is None
         assert "Let me see" in (reasoning.get_attribute("textContent") or "")
+        page.one("#tools").send_keys("?")
         page.one(".call textarea").send_keys("12 °C, rain", Keys.ENTER)
+        assert "Tools are not JSON" in page.one(".message.assistant .trouble").text
+        page.one("#tools").send_keys(Keys.BACKSPACE)
+        page.one(".call textarea").send_keys(Keys.ENTER)
         page.until(lambda: page.find(".message.assistant")[-1].text.count("It rains."))
         first, second = service.requests(inference_pb2.StreamGenerateRequest)
         assert first.generation.prompt.chat.tools[0].name == "weather"

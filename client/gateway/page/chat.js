@@ -66,13 +66,14 @@ export class Chat {
       options = this.#options();
     } catch (error) {
       this.#turns.at(-1).view.fail(error.message);
-      return;
+      return false;
     }
     this.#turns.at(-1).isOpen = false;
     calls.forEach((call, index) => {
       this.#add({ role: "tool", tool_call_id: call.id, content: texts[index] }, saidMessage("tool", texts[index]));
     });
     void this.#answer(options);
+    return true;
   }
 
   async #answer({ system, ...fields }) {
@@ -91,13 +92,15 @@ export class Chat {
       const end = await this.#read(body, stopping.signal, answer, view, clock);
       view.end(footOf(end, clock));
     } catch (error) {
+      // Nobody answers a call of what was stopped or broke off, so the next request must not hold it.
+      delete answer.tool_calls;
       if (stopping.signal.aborted) view.end("Stopped.");
       else view.fail(error.message);
     }
     if (this.#running !== stopping) return; // cleared, or begun anew
     this.#running = null;
     this.#log.removeAttribute("aria-busy");
-    if (answer.tool_calls && !stopping.signal.aborted) {
+    if (answer.tool_calls) {
       turn.isOpen = true;
       view.askForResults(answer.tool_calls, (texts) => this.#results(answer.tool_calls, texts));
     }

@@ -47,7 +47,8 @@ export class AnswerView {
     this.#text = null; // text behind a call stands behind it
   }
 
-  // Fields for the results of these calls; `send` gets them in their order, once all are filled.
+  // Fields for the results of these calls; `send` gets them in their order, once all are filled, and says whether it
+  // took them.
   askForResults(calls, send) {
     const cards = this.#body.querySelectorAll(".call");
     const fields = calls.map((call, index) => {
@@ -71,8 +72,7 @@ export class AnswerView {
         empty.focus();
         return;
       }
-      this.dropFields();
-      send(fields.map((field) => field.value));
+      if (send(fields.map((field) => field.value))) this.dropFields();
     };
     button.addEventListener("click", finish);
     this.#keepingSight(() => this.#body.append(row));

@@ -96,6 +96,10 @@ byId("key").addEventListener("change", () => {
 });
 document.addEventListener("visibilitychange", () => void engine.watch());
 
-settings.offer(await gateway.numberFields());
+try {
+  settings.offer(await gateway.numberFields());
+} catch (error) {
+  byId("fields").textContent = `No settings: ${error.message}`;
+}
 byId("prompt").focus();
 begin();

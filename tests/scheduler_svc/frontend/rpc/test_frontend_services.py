@@ -18,6 +18,7 @@ from support.tiny_tokenizer import make_tokenizer
 
 from pagewire.scheduler_svc.frontend.errors import InternalError
 from pagewire.scheduler_svc.frontend.rpc import health as health_module
+from pagewire.scheduler_svc.frontend.rpc.admin import MAX_BLOCK_WATCHERS
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.v1 import admin_pb2, generation_pb2, inference_pb2, model_pb2
@@ -142,6 +143,13 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
                     violated_field(await failure(world.admin.WatchBlocks(admin_pb2.WatchBlocksRequest(**wrong))))
                     == field
                 )
+            watches = [world.admin.WatchBlocks(admin_pb2.WatchBlocksRequest()) for _ in range(MAX_BLOCK_WATCHERS)]
+            for _ in watches:
+                await world.engine.act(ReadBlocks)
+            late = await failure(world.admin.WatchBlocks(admin_pb2.WatchBlocksRequest()))
+            assert late.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for each in watches:
+                each.cancel()
             hasty = admin_pb2.WatchBlocksRequest(interval=Duration(nanos=499_000_000))
             assert violated_field(await failure(world.admin.WatchBlocks(hasty))) == "interval"
 
