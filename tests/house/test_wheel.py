@@ -18,6 +18,8 @@ FOLDERS = {
     "client": "pagewire/client",
 }
 SHIPPED = {".py", ".pyi", ".proto", ".typed", ".cpp", ".h"}
+PAGE = "client/gateway/page/"
+"""Whole, whatever its files are."""
 EXAMPLES = "client/examples/"
 """To read and to copy, not to import."""
 LIBRARY = "pagewire/worker/native/libpagewire_native.so"
@@ -62,7 +64,8 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel_names: set[str]) -> Non
         for folder, package in FOLDERS.items():
             if name.startswith(EXAMPLES):
                 continue
-            if name.startswith(folder + "/") and Path(name).suffix in SHIPPED:
+            is_shipped = Path(name).suffix in SHIPPED or name.startswith(PAGE)
+            if name.startswith(folder + "/") and is_shipped:
                 expected.add(package + name.removeprefix(folder))
     assert wheel_names - {LIBRARY} == expected
 

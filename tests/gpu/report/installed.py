@@ -14,6 +14,8 @@ PACKAGES = {
     "pagewire.worker": "worker",
     "pagewire.client": "client",
 }
+EXAMPLES = "client/examples"
+"""To read and to copy: they are not installed."""
 
 
 def difference(tree: Path) -> str:
@@ -27,6 +29,8 @@ def difference(tree: Path) -> str:
             return f"{package} is not installed"
         installed = Path(next(iter(spec.submodule_search_locations)))
         for file in sorted((tree / folder).rglob("*.py")):
+            if file.is_relative_to(tree / EXAMPLES):
+                continue
             found = installed / file.relative_to(tree / folder)
             if not found.exists() or found.read_bytes() != file.read_bytes():
                 return f"{found} is not this tree's {file.relative_to(tree)}"

@@ -252,8 +252,10 @@ def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
 
     async def test() -> None:
         rendered = asyncio.Event()
+        rendering: asyncio.Queue[None] = asyncio.Queue()
 
         async def render(*_: object, **__: object) -> Rendered:
+            rendering.put_nowait(None)
             await rendered.wait()
             return Rendered("hi")
 
@@ -266,11 +268,12 @@ def test_bytes_of_requests_are_bounded_for_all_and_for_each_tenant(
                 return world.inference.StreamGenerate(chat_request(size), metadata=metadata)
 
             async def is_let_in(call: Any) -> bool:
-                try:
-                    await call.initial_metadata()
-                except grpc.aio.AioRpcError:
-                    return False
-                return not call.done()
+                is_read, is_over = asyncio.ensure_future(rendering.get()), asyncio.ensure_future(call.code())
+                await asyncio.wait([is_read, is_over], return_when=asyncio.FIRST_COMPLETED)
+                is_let_in = is_read.done()
+                is_read.cancel()
+                is_over.cancel()
+                return is_let_in
 
             async def refusal(call: Any) -> str:
                 error = await failure(call)
