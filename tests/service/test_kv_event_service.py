@@ -11,6 +11,7 @@ from smg_grpc_proto.generated import common_pb2
 from support.kv_follower import Subscription
 from support.service import LIMIT_S, Service, ids_of, serve, stream_request
 
+from pagewire.client import Client
 from pagewire.v1 import admin_pb2
 
 pytestmark = pytest.mark.slow
@@ -99,7 +100,8 @@ def test_workers_and_engines_that_die(addresses: tuple[str, str]) -> None:
             before = service.children()["engine"]
             before.kill()
             before.wait(LIMIT_S)
-            say(service, list(range(60, 80)))
+            with Client(service.address) as client:  # which asks again while the new engine starts
+                client.generate(list(range(60, 80)), max_tokens=9, ignore_eos=True, timeout_s=LIMIT_S)
             again = following.replay(0)
             assert again[0][0] == 0  # a new engine begins anew
             anew = Subscription(*addresses, TOPIC)

@@ -35,6 +35,7 @@ from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.model import ModelSpec
 
 _PATH = "generation.constraint"
+_PIECE_BYTES = 8192
 _STEPS = np.zeros(256, np.int8)
 """What each byte adds to the number of open brackets."""
 _STEPS[list(b"([{")], _STEPS[list(b")]}")] = 1, -1
@@ -100,11 +101,16 @@ def _part(holder: pb.Constraint | pb.StructuralTag, kind: str, path: str) -> Par
 
 
 def check_nesting(text: str, path: str) -> None:
-    """Raise InvalidArgument for too many brackets open at once, wherever they stand: a fifth of a millisecond, where
-    finding it out by compiling takes a thousand times as long."""
-    depth = int(_STEPS[np.frombuffer(text.encode(), np.uint8)].cumsum(dtype=np.int32).max(initial=0))
-    if depth > MAX_CONSTRAINT_NESTING:
-        raise InvalidArgument(path, f"nests {depth} brackets deep; at most {MAX_CONSTRAINT_NESTING} may be")
+    """Raise InvalidArgument for too many brackets open at once, wherever they stand: at most a fifth of a millisecond,
+    where finding it out by compiling takes a thousand times as long."""
+    characters = np.frombuffer(text.encode(), np.uint8)
+    depth = 0
+    # In pieces, because what nests too deep most often begins with it.
+    for begin in range(0, len(characters), _PIECE_BYTES):
+        depths = depth + _STEPS[characters[begin : begin + _PIECE_BYTES]].cumsum(dtype=np.int32)
+        if depths.max() > MAX_CONSTRAINT_NESTING:
+            raise InvalidArgument(path, f"nests more than {MAX_CONSTRAINT_NESTING} brackets deep")
+        depth = int(depths[-1])
 
 
 def _choices(texts: Sequence[str]) -> tuple[str, ...]:
