@@ -3,7 +3,8 @@
     steps        32 rows held to 32 different schemas against the same rows without, in turn, on the 0.6B shape: the
                  time of a step, from the engine's own counters
     first-token  from the request to the first token, of a schema of 64 kB and of none, SmolLM2
-    bad          64 streams, alone and beside 1,000 bad constraints: the 99th percentile between their tokens, SmolLM2
+    bad          64 streams, by turns of seconds alone and beside 1,000 bad constraints: the 99th percentile between
+                 their tokens, SmolLM2
 
 The 0.6B shape gets random weights and SmolLM2's tokenizer, whose 49,152 ids are fewer than its logits.
 """
@@ -12,6 +13,7 @@ import argparse
 import itertools
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,7 @@ from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 NUM_STREAMS = 32
+_WINDOW_S = 4.0
 _START_LIMIT_S = 240.0
 """Where a device's kernels are compiled first."""
 
@@ -174,28 +177,38 @@ def _bad_ones() -> Iterator[pb.Constraint]:
         yield pb.Constraint(choice=pb.Choices())
 
 
-def refuse(address: str, num_bad: int, pause_s: float) -> None:
-    """Ask for so many bad ones; prints how long the slowest took, and when the last one came, in seconds.
+def refuse(address: str, num_bad: int, pause_s: float, began_s: float) -> None:
+    """Ask for so many bad ones in every second window; prints how many it was, and how long the slowest took.
 
     Behind everything else on the machine: whoever asks is a client, whose processor would be its own. What is measured
     is what the service's share of a refusal takes from the streams.
     """
     os.nice(19)
     stub = inference_pb2_grpc.InferenceServiceStub(grpc.insecure_channel(address))
-    slowest = 0.0
-    for constraint in itertools.islice(_bad_ones(), num_bad):
-        request = generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
+    slowest_s, num_refused = 0.0, 0
+    requests = [
+        generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
+        for constraint in itertools.islice(_bad_ones(), num_bad)
+    ]
+    while num_refused < num_bad and not select.select([sys.stdin], [], [], pause_s)[0]:
         began = time.monotonic()
+        if not _is_beside(began - began_s):
+            continue
         try:
-            stub.Generate(inference_pb2.GenerateRequest(generation=request), timeout=LIMIT_S)
-            raise AssertionError(f"{constraint} was accepted")
+            stub.Generate(inference_pb2.GenerateRequest(generation=requests[num_refused]), timeout=LIMIT_S)
+            raise AssertionError(f"{requests[num_refused]} was accepted")
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
-        slowest = max(slowest, time.monotonic() - began)
-        # So that they come for as long as the streams run.
-        time.sleep(pause_s)
-    print(json.dumps({"slowest_s": slowest, "ended_s": time.monotonic()}))
+        slowest_s = max(slowest_s, time.monotonic() - began)
+        num_refused += 1
+    print(json.dumps({"refused": num_refused, "slowest_ms": round(1000 * slowest_s)}))
+
+
+def _is_beside(elapsed_s: float) -> bool:
+    """Whether bad ones are asked for at this time. A machine's speed and a step's length change over minutes;
+    windows of seconds in turn see the same of both."""
+    return elapsed_s // _WINDOW_S % 2 == 1
 
 
 def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
@@ -203,10 +216,10 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
     settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 2048}
     with serve(model="smollm2-135m", device="cpu", **settings) as service:
 
-        def streams() -> tuple[list[bytes], list[float]]:
-            """Texts, and seconds between messages."""
+        def streams() -> tuple[list[bytes], list[tuple[float, float]]]:
+            """Texts; when messages came, and seconds since those before them."""
             texts: list[bytes] = [b""] * num_streams
-            gaps: list[float] = []
+            gaps: list[tuple[float, float]] = []
 
             def read(index: int) -> None:
                 request = stream_request(
@@ -219,34 +232,40 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
                     if event.HasField("delta"):
                         now = time.monotonic()
                         if last is not None:
-                            gaps.append(now - last)
+                            gaps.append((now, now - last))
                         last = now
                         texts[index] += b"".join(token.text for token in event.delta.tokens)
 
             _all([lambda index=index: read(index) for index in range(num_streams)])  # type: ignore[misc]
             return texts, gaps
 
-        streams()
         began = time.monotonic()
-        streams()
-        pause_s = 0.9 * (time.monotonic() - began) / num_bad
-        alone, beside = [], []
+        expected, _ = streams()
+        # A bad one takes a few milliseconds itself.
+        pause_s = 0.3 * (time.monotonic() - began) / num_bad
+        found: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(rounds):
-            expected, gaps = streams()
-            alone.append(1000 * float(np.percentile(gaps, 99)))
-            command = [sys.executable, __file__, "refuse", service.address, str(num_bad), str(pause_s)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            began = time.monotonic()
+            command = [sys.executable, __file__, "refuse", service.address, str(num_bad), str(pause_s), str(began)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
                 texts, gaps = streams()
-                ended_s = time.monotonic()
                 said = json.loads(process.communicate()[0])
             assert texts == expected, "a stream is not what it was alone"
-            beside.append(1000 * float(np.percentile(gaps, 99)))
-            late_s = said["ended_s"] - ended_s
-            slowest_ms, late_s = 1000 * said["slowest_s"], said["ended_s"] - ended_s
-            print(f"{num_bad} refused, the slowest after {slowest_ms:.0f} ms, the last {late_s:+.1f} s from the end")
-            print(f"streams identical; p99 between tokens alone {alone[-1]:.1f} ms, beside {beside[-1]:.1f} ms")
-    print(f"p99 between tokens: alone {statistics.median(alone):.1f} ms, beside {statistics.median(beside):.1f} ms")
-    print(f"ratio {statistics.median(beside) / statistics.median(alone):.3f}")
+            print(f"{said['refused']} refused, the slowest after {said['slowest_ms']} ms; streams identical")
+            own: dict[bool, list[float]] = {False: [], True: []}
+            for ended, gap_s in gaps:
+                if _is_beside(ended - began) == _is_beside(ended - gap_s - began):
+                    own[_is_beside(ended - began)].append(1000 * gap_s)
+            _print_p99(own)
+            for is_beside, each in own.items():
+                found[is_beside] += each
+    print("all rounds")
+    _print_p99(found)
+
+
+def _print_p99(gaps_ms: dict[bool, list[float]]) -> None:
+    alone, beside = (float(np.percentile(gaps_ms[is_beside], 99)) for is_beside in (False, True))
+    print(f"p99 between tokens: alone {alone:.1f} ms, beside {beside:.1f} ms, ratio {beside / alone:.3f}")
 
 
 def _all(work: list[Callable[[], None]]) -> None:
@@ -266,8 +285,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the steps: a tokenizer.json (SmolLM2's)")
     parser.add_argument("--bad", type=int, default=1000, help="bad constraints a round")
     if sys.argv[1:2] == ["refuse"]:
-        address, num_bad, pause_s = sys.argv[2:]
-        refuse(address, int(num_bad), float(pause_s))
+        address, num_bad, pause_s, began_s = sys.argv[2:]
+        refuse(address, int(num_bad), float(pause_s), float(began_s))
         return
     args = parser.parse_args()
     for part in args.parts:
