@@ -126,6 +126,7 @@ def model(message: model_pb2.Model) -> Model:
         ),
         eos_token_ids=tuple(message.eos_token_ids),
         chat_format=format_value(message.chat_format) if message.HasField("chat_format") else None,
+        exact_continuation=message.exact_continuation,
     )
 
 

@@ -16,9 +16,10 @@ the server's Detokenize says; where no such place is near the end, the request i
 token before the break, so that the first tokens on the new connection can be compared with what was delivered
 (`transcript`).
 
-"The same tokens" holds as far as the same logits do. Those of a prefill may differ in their last bits from those of the
-decode that it replaces; in bfloat16 that can flip a near tie after the seam, as preemption inside the engine can. What
-was delivered stays, and what follows is a sample of the same distribution.
+"The same tokens" holds as far as the same logits do. Where GetModel says `exact_continuation`, they are the same to the
+bit. Elsewhere those of a prefill may differ in their last bits from those of the decode that it replaces; that can flip
+a near tie after the seam, as preemption inside the engine can. What was delivered stays, and what follows is a sample
+of the same distribution.
 
 It does no I/O: `resubmission` yields requests and is sent their answers, by the synchronous client and the other alike.
 """

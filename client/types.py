@@ -270,6 +270,8 @@ class Model:
     eos_token_ids: tuple[int, ...]
     chat_format: ChatFormat | None = None
     """None for a model without a chat template."""
+    exact_continuation: bool = False
+    """Whether a stream that is computed again goes on to the bit as it would have."""
 
 
 class HealthStatus(StrEnum):

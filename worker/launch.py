@@ -88,6 +88,7 @@ def hello_of(
     kv_cache_bytes: int,
     attention_backend: str,
     linear_backend: str,
+    recomputes_exactly: bool,
     libraries: tuple[str, ...],
 ) -> WorkerHello:
     """What a rank says of itself; `libraries` are the distributions whose versions it names."""
@@ -104,6 +105,7 @@ def hello_of(
         kv_cache_bytes=kv_cache_bytes,
         attention_backend=attention_backend,
         linear_backend=linear_backend,
+        recomputes_exactly=recomputes_exactly,
         versions={"python": platform.python_version()} | {name: installed_version(name) for name in libraries},
         terms_digest=terms_digest(launch),
     )

@@ -147,6 +147,7 @@ def load_sim(launch: WorkerLaunch) -> LoadedDevice:
         kv_cache_bytes=0,
         attention_backend="none",
         linear_backend="none",
+        recomputes_exactly=True,
         libraries=("numpy",),
     )
     return LoadedDevice(runner=ImmediateRunner(runner), hello=hello)

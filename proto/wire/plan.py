@@ -219,6 +219,8 @@ class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h
     """`pagewire.wire.launch.terms_digest`: ranks that differ in it are no group."""
     device_memory: DeviceMemory | None = None
     """Of a worker on a CUDA device."""
+    recomputes_exactly: bool = False
+    """Whether a token's keys, values and logits are the same bits when they are computed again with others."""
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):

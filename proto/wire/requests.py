@@ -224,6 +224,8 @@ class EngineInfo(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="in
     worker_restarts: Count
     device_memory: DeviceMemory | None = None
     """Of workers on CUDA devices, all together."""
+    recomputes_exactly: bool = False
+    """`pagewire.wire.plan.WorkerHello.recomputes_exactly` of the whole group."""
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):

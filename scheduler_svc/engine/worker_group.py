@@ -96,6 +96,8 @@ class WorkerGroup:
             linear_backend=first.linear_backend if first else "",
             versions=first.versions if first else {},
             device_memory=_together([hello.device_memory for hello in hellos if hello.device_memory is not None]),
+            # Three ranks and more add up their parts in an order that depends on how many rows there are.
+            recomputes_exactly=first is not None and first.recomputes_exactly and self._launch.world_size <= 2,
             # The supervisor's count, which an engine that was started again itself still has.
             worker_restarts=max(self._incarnations.values(), default=0),
         )

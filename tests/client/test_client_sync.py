@@ -145,6 +145,7 @@ def test_models(client: Client) -> None:
     assert model == client.model() == client.model("scripted")
     assert (model.name, model.limits.max_model_len, model.capabilities.chat) == ("scripted", 4096, True)
     assert model.default_sampling.temperature == 1
+    assert model.exact_continuation
     with pytest.raises(NotFound, match="other"):
         client.model("other")
 

@@ -141,3 +141,4 @@ def test_the_model_describes_itself(smollm2: Service) -> None:
     assert model.capabilities.chat
     assert model.limits.vocab_size == 49152
     assert model.limits.max_kv_tokens > 0
+    assert model.exact_continuation

@@ -1,8 +1,8 @@
 """The same request with the same seed gives the same answer, whatever happens around it.
 
-SmolLM2 in fp32 behind the whole service. Every class of request is asked alone, one after the other; then all at once
-in other orders; in memory so small that sequences are preempted; and while the worker or the engine is killed. Tokens,
-texts, log-probabilities, parts of chats and ends must be equal to the last bit.
+SmolLM2 in fp32 and in bf16 behind the whole service, with the native kernels. Every class of request is asked alone,
+one after the other; then all at once in other orders; in memory so small that sequences are preempted; and while the
+worker or the engine is killed. Tokens, texts, log-probabilities, parts of chats and ends must be equal to the last bit.
 """
 
 import json
@@ -120,8 +120,8 @@ def read(call: Iterator[inference_pb2.StreamGenerateResponse]) -> Answer:
     return (tuple(prompt), *((tuple(outputs.get(index, ())), ends[index]) for index in sorted(ends)))
 
 
-def smollm2(**settings: object) -> AbstractContextManager[Service]:
-    return serve(model="smollm2-135m", device="cpu", dtype="float32", max_model_len=256, **settings)
+def smollm2(dtype: str, **settings: object) -> AbstractContextManager[Service]:
+    return serve(model="smollm2-135m", device="cpu", dtype=dtype, max_model_len=256, **settings)
 
 
 def ask_all(
@@ -145,9 +145,15 @@ def unlike(answers: dict[Asked, Answer], expected: dict[Asked, Answer]) -> list[
     return [f"{asked.kind} {asked.number}" for asked, answer in answers.items() if answer != expected[asked]]
 
 
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    named: str = request.param
+    return named
+
+
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with smollm2(max_num_seqs=64) as running:
+def service(dtype: str) -> Iterator[Service]:
+    with smollm2(dtype, max_num_seqs=64) as running:
         yield running
 
 
@@ -175,9 +181,10 @@ def test_in_a_batch_in_any_order(service: Service, alone: dict[Asked, Answer], o
     assert unlike(ask_all(service, draw.sample(ALL, len(ALL)), draw=draw), alone) == []
 
 
-def test_after_preemptions(alone: dict[Asked, Answer]) -> None:
+def test_after_preemptions(dtype: str, alone: dict[Asked, Answer]) -> None:
     # 30 layers of 3 heads of 64 values, keys and values: 46 KB a token in fp32; a few hundred tokens in all.
-    with smollm2(max_num_seqs=32, kv_cache_bytes=46_080 * 640, block_size=16, max_n=4) as small:
+    token_bytes = 46_080 if dtype == "float32" else 23_040
+    with smollm2(dtype, max_num_seqs=32, kv_cache_bytes=token_bytes * 640, block_size=16, max_n=4) as small:
         answers = ask_all(small, random.Random(7).sample(ALL, len(ALL)))
         assert small.load().preemptions > 0
     assert unlike(answers, alone) == []

@@ -261,6 +261,7 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grp
             capabilities=model_pb2.Capabilities(text=True, chat=self.chat),
             default_sampling=model_pb2.DefaultSampling(temperature=1, top_p=1),
             eos_token_ids=[EOS],
+            exact_continuation=True,
         )
 
 

@@ -79,6 +79,7 @@ def test_hello(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
             attention_backend="none",
             linear_backend="none",
             versions={},
+            recomputes_exactly=True,
         )
 
 

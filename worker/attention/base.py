@@ -94,6 +94,10 @@ class AttentionBackend(Protocol):
     def default_block_size(self) -> int:
         """The block size it does best with."""
 
+    @property
+    def recomputes_exactly(self) -> bool:
+        """Whether a row of a prompt comes to the same bits as when it decodes, whatever is computed beside it."""
+
     def begin(self, batch: Batch, kv: KVCache) -> AttentionStep:
         """Prepares one step: works out what all layers share."""
 

@@ -147,6 +147,7 @@ class FlashAttention3:
     name = "flash-attention-3"
     block_size_multiple = 1
     default_block_size = 128
+    recomputes_exactly = False
     """Tiles of keys come by TMA where a block is a multiple of them: 128 tokens at 128 dimensions. Other sizes are
     gathered address by address."""
 
@@ -240,6 +241,7 @@ class FlashAttention2:
     name = "flash-attention-2"
     block_size_multiple = 256
     default_block_size = 256
+    recomputes_exactly = False
 
     def __init__(self, module: FlashAttention2Module) -> None:
         self._module = module

@@ -53,6 +53,7 @@ class PagedTorchAttention:
     name = "paged-torch"
     block_size_multiple = 1
     default_block_size = 32
+    recomputes_exactly = False
 
     def begin(self, batch: Batch, kv: KVCache) -> "PagedTorchStep":
         index_BJM = kv.gather_index(batch.block_tables_BM)

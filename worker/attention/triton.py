@@ -19,6 +19,7 @@ class TritonAttention:
     name = "triton"
     block_size_multiple = 1
     default_block_size = 64
+    recomputes_exactly = False
     """A kernel's tile of tokens is then one block or half of one: one table entry to look up, and 16 KB of neighbouring
     keys in a block at 128 dimensions in bf16. Smaller blocks look up an entry per token; larger ones read no faster and
     waste more of the last block."""

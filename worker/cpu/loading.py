@@ -67,6 +67,7 @@ def load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[s
         kv_cache_bytes=kv.num_bytes,
         attention_backend=attention.name,
         linear_backend=decoder.linear_backend,
+        recomputes_exactly=attention.recomputes_exactly,
         libraries=("numpy", "torch"),
     )
     # Between the kernels of one rank of a group, ranks add up their parts: nothing that the library could repeat.

@@ -107,6 +107,7 @@ def load_onto(
         kv_cache_bytes=report.kv_cache,
         attention_backend=attention.name,
         linear_backend=decoder.linear_backend,
+        recomputes_exactly=attention.recomputes_exactly,
         libraries=("numpy", "torch", "triton"),
     )
     hello = msgspec.structs.replace(hello, device_memory=report.for_engine())

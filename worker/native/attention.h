@@ -20,13 +20,13 @@ void attend_run(const AttentionArgs *a, int64_t first, int64_t end) {
     const AttentionItem *item = a->plan->items + task / K;
     const int head = int(task % K);
     if (item->is_prefill) {
-      prefill_piece<T, E>(a, item, head);
+      prefill_piece<T, Q, E>(a, item, head);
       continue;
     }
     if (!found) find_chunk(a, item, head, &chunks[task % 2]);
     found = task + 1 < end;  // decoding comes last
     if (found) find_chunk(a, a->plan->items + (task + 1) / K, int((task + 1) % K), &chunks[(task + 1) % 2]);
-    decode_chunk<T, Q>(a, item, head, chunks[task % 2], found ? &chunks[(task + 1) % 2] : nullptr);
+    decode_chunk<T, Q, E>(a, item, head, chunks[task % 2], found ? &chunks[(task + 1) % 2] : nullptr);
     if (item->count == 1) continue;
     // Whoever brings the last chunk puts all of them together: no second round of waiting.
     int32_t *arrivals = a->arrivals + int64_t(item->partial) * K + head;

@@ -1,11 +1,16 @@
-// Attention of several rows of a prompt: a task is one KV head and a tile of rows, flash attention over tiles of keys.
+// Attention of several rows of a prompt: a task is one KV head and a tile of rows
 //
-// Both products of a tile run on one microkernel: C[MR][NV · W] += A[MR][depth] · B[depth][NV · W], where an element
-// of A and B is a float, or a pair of bf16 that the instruction set multiplies and adds at once.
+// The query vectors of a tile share each read of keys and values. Yet every row comes to the bits of the same row when
+// it decodes (attention_decode.h): the context in the same chunks, in each the products of q and k with the same sums,
+// weights relative to the chunk's largest score, values added token after token. So a sequence that is computed again,
+// after a preemption, a crash or from another's cached blocks, goes on as it would have. What a row does not see has the
+// weight 0, and adding that changes no bit.
 
 #pragma once
 
-#include "attention_blocks.h"
+#include <type_traits>
+
+#include "attention_decode.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -13,17 +18,16 @@ namespace {
 
 using namespace pagewire;
 
-struct Pair {
-  uint32_t bits;
-};
-
-PW_INLINE vf multiply_add(vf sum, float a, const float *b) { return sum + a * load(b); }
+PW_INLINE vf multiply_add(vf sum, const float *weight, vf value) { return sum + splat(*weight) * value; }
+PW_INLINE vf values_at(const float *values) { return load(values); }
 
 #if defined(__AVX512BF16__)
-PW_INLINE vf multiply_add(vf sum, Pair a, const Pair *b) {
+PW_INLINE vf multiply_add(vf sum, const Pair *weights, vu values) { return dot_pairs(sum, pair_of(weights), values); }
+
+PW_INLINE vu values_at(const Pair *values) {
   vu pairs;
-  std::memcpy(&pairs, b, sizeof pairs);
-  return dot_pairs(sum, (vu)_mm512_set1_epi32(int(a.bits)), pairs);
+  std::memcpy(&pairs, values, sizeof pairs);
+  return pairs;
 }
 #endif
 
@@ -33,10 +37,9 @@ PW_INLINE void multiply_block(const E *A, int a_stride, const E *B, int b_stride
   for (int m = 0; m < MR; ++m)
     for (int n = 0; n < NV; ++n) sum[m][n] = load(C + m * c_stride + n * W);
   for (int k = 0; k < depth; ++k)
-    for (int m = 0; m < MR; ++m) {
-      const E element = A[m * a_stride + k];
-      for (int n = 0; n < NV; ++n) sum[m][n] = multiply_add(sum[m][n], element, B + k * b_stride + n * W);
-    }
+    for (int m = 0; m < MR; ++m)
+      for (int n = 0; n < NV; ++n)
+        sum[m][n] = multiply_add(sum[m][n], A + m * a_stride + k, values_at(B + k * b_stride + n * W));
   for (int m = 0; m < MR; ++m)
     for (int n = 0; n < NV; ++n) store(C + m * c_stride + n * W, sum[m][n]);
 }
@@ -52,7 +55,7 @@ PW_INLINE void multiply_columns(const E *A, int a_stride, const E *B, int b_stri
     multiply_block<E, 1, NV>(A + m * a_stride, a_stride, B, b_stride, C + m * c_stride, c_stride, depth);
 }
 
-// C[rows][columns] += A · B; columns is a multiple of W.
+// C[rows][columns] += A · B, one k after the other; columns is a multiple of W.
 template <class E>
 void multiply(const E *A, int a_stride, const E *B, int b_stride, float *C, int c_stride, int rows, int columns,
               int depth) {
@@ -63,139 +66,147 @@ void multiply(const E *A, int a_stride, const E *B, int b_stride, float *C, int 
   for (; n < columns; n += W) multiply_columns<E, 1>(A, a_stride, B + n, b_stride, C + n, c_stride, rows, depth);
 }
 
-PW_INLINE int depth_of(const float *, int values) { return values; }
-PW_INLINE int depth_of(const Pair *, int values) { return (values + 1) / 2; }
+template <class E>
+constexpr int tokens_in() {
+  return std::is_same<E, Pair>::value ? 2 : 1;
+}
 
-// Kᵀ: [D][kTileTokens] of E; columns past `count` are zero.
+// V as it is multiplied: [count][D] of float, or [count / 2][D] of pairs, where a missing second is 0. Returns how many
+// rows that makes.
 template <class T>
-void pack_keys(const T *k, const int64_t *offsets, int count, int D, float *out) {
-  constexpr int R = 8;
-  for (int t = 0; t < kTileTokens; t += R)
-    for (int d = 0; d < D; ++d)
-      for (int i = 0; i < R; ++i) out[d * kTileTokens + t + i] = t + i < count ? to_float(k[offsets[t + i] + d]) : 0.0f;
+int pack_values(const T *v, const int64_t *offsets, int count, int D, float *out) {
+  for (int t = 0; t < count; ++t) widen_row(v + offsets[t], D, out + t * D);
+  return count;
 }
 
-void pack_keys(const bf16 *k, const int64_t *offsets, int count, int D, Pair *out) {
-  constexpr int R = 16;
-  for (int t = 0; t < kTileTokens; t += R) {
-    alignas(64) uint32_t rows[R][kMaxHeadDim / 2];
-    for (int i = 0; i < R; ++i) {
-      if (t + i < count)
-        std::memcpy(rows[i], k + offsets[t + i], D * sizeof(bf16));
-      else
-        std::memset(rows[i], 0, D * sizeof(bf16));
-    }
-    for (int d = 0; d < D / 2; ++d)
-      for (int i = 0; i < R; ++i) out[d * kTileTokens + t + i].bits = rows[i][d];
-  }
-}
-
-// V: [kTileTokens][D] of float, or [kTileTokens / 2][D] of pairs of neighbouring tokens. Only `count` rows (rounded
-// up to a pair, the missing one zero) are filled.
 template <class T>
-void pack_values(const T *v, const int64_t *offsets, int count, int D, float *out) {
-  for (int t = 0; t < count; ++t)
-    for (int d = 0; d < D; d += W) store(out + t * D + d, load(v + offsets[t] + d));
-}
-
-void pack_values(const bf16 *v, const int64_t *offsets, int count, int D, Pair *out) {
+int pack_values(const T *v, const int64_t *offsets, int count, int D, Pair *out) {
   for (int t = 0; t < count; t += 2) {
-    const bf16 *low = v + offsets[t];
-    const bf16 *high = v + offsets[t + 1 < count ? t + 1 : t];
+    const T *low = v + offsets[t];
+    const T *high = v + offsets[t + 1 < count ? t + 1 : t];
     const uint32_t keep = t + 1 < count ? 0xffff0000u : 0;
     for (int d = 0; d < D; ++d) out[t / 2 * D + d].bits = low[d].bits | ((uint32_t(high[d].bits) << 16) & keep);
   }
+  return (count + 1) / 2;
 }
 
-template <class T>
-PW_INLINE void pack_queries(const T *q, int D, float *out) {
-  for (int d = 0; d < D; d += W) store(out + d, load(q + d));
+// One tile: `num_queries` vectors of one KV head, row after row, `heads` of a row; row 0 sees `visible` tokens and each
+// row one more than that before it.
+template <class Q, class E>
+struct Tile {
+  int num_queries, heads, visible;
+  alignas(64) Q queries[kTileQueries * kMaxHeadDim];
+  alignas(64) float scores[kTileQueries * kChunkTokens];  // of a chunk; then its weights, as E
+  alignas(64) Q keys[kTileTokens * kMaxHeadDim];          // where they are not of Q in the cache
+  alignas(64) E values[kTileTokens * kMaxHeadDim];
+  alignas(64) float part[kTileQueries * kMaxHeadDim];     // of a chunk
+  alignas(64) float sum[kTileQueries * kMaxHeadDim];
+  float largest[kTileQueries], total[kTileQueries];
+
+  int seen_by(int query) const { return visible + query / heads; }
+};
+
+// Scores of tokens [first, end) of a chunk that begins at token `chunk_first`, for queries from `from` on.
+template <class T, class Q, class E>
+void score_piece(Tile<Q, E> *tile, const Chunk<T> &chunk, int chunk_first, int first, int end, int from, int D,
+                 float scale) {
+  int64_t offsets[kTileTokens];
+  const Q *k;
+  if constexpr (sizeof(Q) == sizeof(T)) {
+    k = chunk.k;
+    for (int t = first; t < end; ++t) offsets[t - first] = chunk.offsets[t];
+  } else {
+    for (int t = first; t < end; ++t) widen_row(chunk.k + chunk.offsets[t], D, tile->keys + (t - first) * D);
+    for (int t = first; t < end; ++t) offsets[t - first] = int64_t(t - first) * D;
+    k = tile->keys;
+  }
+  for (int i = from; i < tile->num_queries;) {
+    const int taken = tile->num_queries - i < kMaxGroup ? 1 : kMaxGroup;
+    const int left = tile->seen_by(i + taken - 1) - chunk_first;
+    const int count = (left < end ? left : end) - first;
+    const Q *q = tile->queries + i * D;
+    float *scores = tile->scores + i * kChunkTokens + first;
+    if (count > 0 && taken == 1)
+      score<Q, Q, 1>(q, k, offsets, count, nullptr, D, scale, scores);
+    else if (count > 0)
+      score<Q, Q, kMaxGroup>(q, k, offsets, count, nullptr, D, scale, scores);
+    i += taken;
+  }
 }
 
-PW_INLINE void pack_queries(const bf16 *q, int D, Pair *out) { std::memcpy(out, q, D * sizeof(bf16)); }
-
-PW_INLINE void put_weights(float *out, int index, vf weights) { store(out + index, weights); }
-PW_INLINE void put_weights(Pair *out, int index, vf weights) {
-  store(reinterpret_cast<bf16 *>(out) + index, weights);
+template <class T, class Q, class E>
+void prefill_chunk(Tile<Q, E> *tile, const Chunk<T> &chunk, int first, int D, float scale) {
+  int from = 0;  // the first query that sees any of it
+  while (tile->seen_by(from) <= first) from += tile->heads;
+  for (int t = 0; t < chunk.count; t += kTileTokens) {
+    const int end = t + kTileTokens < chunk.count ? t + kTileTokens : chunk.count;
+    score_piece(tile, chunk, first, t, end, from, D, scale);
+  }
+  float largest[kTileQueries], total[kTileQueries];
+  for (int i = from; i < tile->num_queries; ++i) {
+    float *scores = tile->scores + i * kChunkTokens;
+    const int left = tile->seen_by(i) - first;
+    const int count = left < chunk.count ? left : chunk.count;
+    to_weights<E>(scores, count, chunk.count, largest + i, total + i);
+  }
+  const int rows = tile->num_queries - from;
+  std::memset(tile->part + from * D, 0, sizeof(float) * rows * D);
+  for (int t = 0; t < chunk.count; t += kTileTokens) {
+    const int count = chunk.count - t < kTileTokens ? chunk.count - t : kTileTokens;
+    const int depth = pack_values(chunk.v, chunk.offsets + t, count, D, tile->values);
+    const E *weights = reinterpret_cast<const E *>(tile->scores + from * kChunkTokens) + t / tokens_in<E>();
+    multiply(weights, kChunkTokens, tile->values, D, tile->part + from * D, D, rows, D, depth);
+  }
+  for (int i = from; i < tile->num_queries; ++i)
+    merge(tile->part + i * D, largest[i], total[i], D, tile->sum + i * D, tile->largest + i, tile->total + i);
 }
 
 // `rows` rows of one sequence, `heads` of the query heads of one KV head: rows × heads ≤ kTileQueries vectors.
-template <class T, class E>
+template <class T, class Q, class E>
 void prefill_tile(const AttentionArgs *a, int seq, int first_row, int rows, int kv_head, int first_head, int heads) {
-  const int D = a->head_dim, num_queries = rows * heads;
+  const int D = a->head_dim;
   const int start = a->query_starts[seq];
   const int past = a->context_lens[seq] - (a->query_starts[seq + 1] - start);
   const int seen = past + first_row + rows;  // by the tile's last row
   const T *q = static_cast<const T *>(a->q) + (start + first_row) * a->q_stride + int64_t(first_head) * D;
-  const T *k = static_cast<const T *>(a->k), *v = static_cast<const T *>(a->v);
 
-  alignas(64) E queries[kTileQueries * kMaxHeadDim];
-  alignas(64) E packed[kTileTokens * kMaxHeadDim];  // K, then V
-  alignas(64) float scores[kTileQueries * kTileTokens];
-  alignas(64) E weights[kTileQueries * kTileTokens];
-  alignas(64) float out[kTileQueries * kMaxHeadDim];
-  float largest[kTileQueries], total[kTileQueries];
-  const int q_width = depth_of(queries, D);
-  for (int i = 0; i < num_queries; ++i) {
-    pack_queries(q + (i / heads) * a->q_stride + int64_t(i % heads) * D, D, queries + i * q_width);
-    largest[i] = kNegInf;
-    total[i] = 0;
+  Tile<Q, E> tile;
+  tile.num_queries = rows * heads;
+  tile.heads = heads;
+  tile.visible = past + first_row + 1;
+  for (int i = 0; i < tile.num_queries; ++i) {
+    const T *source = q + (i / heads) * a->q_stride + int64_t(i % heads) * D;
+    if constexpr (sizeof(Q) == sizeof(T))
+      std::memcpy(tile.queries + i * D, source, sizeof(T) * D);
+    else
+      widen_row(source, D, tile.queries + i * D);
+    tile.largest[i] = kNegInf;
+    tile.total[i] = 0;
   }
-  std::memset(out, 0, sizeof(float) * num_queries * D);
+  std::memset(tile.sum, 0, sizeof(float) * tile.num_queries * D);
 
-  for (int first = 0; first < seen; first += kTileTokens) {
-    const int count = seen - first < kTileTokens ? seen - first : kTileTokens;
-    const int w_width = depth_of(weights, kTileTokens);
-    int64_t offsets[kTileTokens];
-    token_offsets(a, seq, kv_head, first, count, offsets);
-    pack_keys(k, offsets, count, D, packed);
-    std::memset(scores, 0, sizeof(float) * num_queries * kTileTokens);
-    multiply(queries, q_width, packed, kTileTokens, scores, kTileTokens, num_queries, kTileTokens, q_width);
-    for (int i = 0; i < num_queries; ++i) {
-      float *row = scores + i * kTileTokens;
-      int visible = past + first_row + i / heads + 1 - first;
-      visible = visible > count ? count : visible < 0 ? 0 : visible;
-      for (int t = visible; t < kTileTokens; ++t) row[t] = kNegInf;
-      vf best = splat(kNegInf);
-      for (int t = 0; t < kTileTokens; t += W) best = vmax(best, load(row + t));
-      const float top = hmax(best) * a->scale;
-      const float next = top > largest[i] ? top : largest[i];
-      if (visible == 0) {  // nothing of this tile; a difference of infinities would be no number
-        std::memset(weights + i * w_width, 0, sizeof(E) * w_width);
-        continue;
-      }
-      vf sum = {};
-      for (int t = 0; t < kTileTokens; t += W) {
-        const vf weight = vexp(load(row + t) * a->scale - next);
-        sum += weight;
-        put_weights(weights + i * w_width, t, weight);
-      }
-      if (next > largest[i]) {
-        const float factor = vexp(splat(largest[i] - next))[0];
-        for (int d = 0; d < D; d += W) store(out + i * D + d, load(out + i * D + d) * factor);
-        total[i] *= factor;
-        largest[i] = next;
-      }
-      total[i] += hsum(sum);
-    }
-    pack_values(v, offsets, count, D, packed);
-    multiply(weights, w_width, packed, D, out, D, num_queries, D, depth_of(packed, count));
+  Chunk<T> chunk;
+  chunk.k = static_cast<const T *>(a->k);
+  chunk.v = static_cast<const T *>(a->v);
+  for (int first = 0; first < seen; first += kChunkTokens) {
+    chunk.count = seen - first < kChunkTokens ? seen - first : kChunkTokens;
+    token_offsets(a, seq, kv_head, first, chunk.count, chunk.offsets);
+    prefill_chunk(&tile, chunk, first, D, a->scale);
   }
-  for (int i = 0; i < num_queries; ++i) {
+  for (int i = 0; i < tile.num_queries; ++i) {
     const int64_t row = start + first_row + i / heads;
     T *target = static_cast<T *>(a->out) + (row * a->num_heads + first_head + i % heads) * D;
-    const float inverse = 1.0f / total[i];
-    for (int d = 0; d < D; d += W) store(target + d, load(out + i * D + d) * inverse);
+    put_result(tile.sum + i * D, tile.total[i], D, target);
   }
 }
 
-template <class T, class E>
+template <class T, class Q, class E>
 void prefill_piece(const AttentionArgs *a, const AttentionItem *item, int kv_head) {
   const int G = a->num_heads / a->num_kv_heads;
   const int heads = G < kTileQueries ? G : kTileQueries;
   for (int g = 0; g < G; g += heads) {
     const int taken = G - g < heads ? G - g : heads;
-    prefill_tile<T, E>(a, item->seq, item->first, item->count, kv_head, kv_head * G + g, taken);
+    prefill_tile<T, Q, E>(a, item->seq, item->first, item->count, kv_head, kv_head * G + g, taken);
   }
 }
 

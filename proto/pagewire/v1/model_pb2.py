@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pagewire.v1 import generation_pb2 as pagewire_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/model.proto\x12\x0bpagewire.v1\x1a\x1cpagewire/v1/generation.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.pagewire.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Model\"\xbf\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.pagewire.v1.Limits\x12/\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.Capabilities\x12\x18\n\x10tokenizer_digest\x18\x06 \x01(\t\x12\x16\n\x0eweights_digest\x18\x07 \x01(\t\x12\x36\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x1c.pagewire.v1.DefaultSampling\x12\x15\n\reos_token_ids\x18\t \x03(\r\x12,\n\x0b\x63hat_format\x18\n \x01(\x0b\x32\x17.pagewire.v1.ChatFormat\"\xa7\x02\n\x06Limits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\r\n\x05max_n\x18\x03 \x01(\r\x12\x12\n\nmax_queued\x18\x04 \x01(\r\x12\x18\n\x10max_stop_strings\x18\x05 \x01(\r\x12\x1d\n\x15max_stop_string_bytes\x18\x06 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\r\x12\x15\n\rmax_kv_tokens\x18\x08 \x01(\r\x12\x16\n\x0emax_logit_bias\x18\t \x01(\r\x12\x15\n\rmax_bad_words\x18\n \x01(\r\x12\x16\n\x0emax_candidates\x18\x0b \x01(\r\x12\x1d\n\x15max_logprob_token_ids\x18\x0c \x01(\r\"\x8b\x01\n\x0c\x43\x61pabilities\x12\x0c\n\x04text\x18\x01 \x01(\x08\x12\x0c\n\x04\x63hat\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x01(\x08\x12\x13\n\x0b\x63onstraints\x18\x04 \x01(\x08\x12\x11\n\tpenalties\x18\x05 \x01(\x08\x12\x11\n\treasoning\x18\x06 \x01(\x08\x12\x12\n\ntool_calls\x18\x07 \x01(\x08\"o\n\x0f\x44\x65\x66\x61ultSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.pagewire.v1.ListModelsRequest\x1a\x1f.pagewire.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.pagewire.v1.GetModelRequest\x1a\x1d.pagewire.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/model.proto\x12\x0bpagewire.v1\x1a\x1cpagewire/v1/generation.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.pagewire.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.pagewire.v1.Model\"\xdb\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.pagewire.v1.Limits\x12/\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.Capabilities\x12\x18\n\x10tokenizer_digest\x18\x06 \x01(\t\x12\x16\n\x0eweights_digest\x18\x07 \x01(\t\x12\x36\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x1c.pagewire.v1.DefaultSampling\x12\x15\n\reos_token_ids\x18\t \x03(\r\x12,\n\x0b\x63hat_format\x18\n \x01(\x0b\x32\x17.pagewire.v1.ChatFormat\x12\x1a\n\x12\x65xact_continuation\x18\x0b \x01(\x08\"\xa7\x02\n\x06Limits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\r\n\x05max_n\x18\x03 \x01(\r\x12\x12\n\nmax_queued\x18\x04 \x01(\r\x12\x18\n\x10max_stop_strings\x18\x05 \x01(\r\x12\x1d\n\x15max_stop_string_bytes\x18\x06 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\r\x12\x15\n\rmax_kv_tokens\x18\x08 \x01(\r\x12\x16\n\x0emax_logit_bias\x18\t \x01(\r\x12\x15\n\rmax_bad_words\x18\n \x01(\r\x12\x16\n\x0emax_candidates\x18\x0b \x01(\r\x12\x1d\n\x15max_logprob_token_ids\x18\x0c \x01(\r\"\x8b\x01\n\x0c\x43\x61pabilities\x12\x0c\n\x04text\x18\x01 \x01(\x08\x12\x0c\n\x04\x63hat\x18\x02 \x01(\x08\x12\x10\n\x08logprobs\x18\x03 \x01(\x08\x12\x13\n\x0b\x63onstraints\x18\x04 \x01(\x08\x12\x11\n\tpenalties\x18\x05 \x01(\x08\x12\x11\n\treasoning\x18\x06 \x01(\x08\x12\x12\n\ntool_calls\x18\x07 \x01(\x08\"o\n\x0f\x44\x65\x66\x61ultSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.pagewire.v1.ListModelsRequest\x1a\x1f.pagewire.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.pagewire.v1.GetModelRequest\x1a\x1d.pagewire.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=182
   _globals['_GETMODELRESPONSE']._serialized_end=235
   _globals['_MODEL']._serialized_start=238
-  _globals['_MODEL']._serialized_end=557
-  _globals['_LIMITS']._serialized_start=560
-  _globals['_LIMITS']._serialized_end=855
-  _globals['_CAPABILITIES']._serialized_start=858
-  _globals['_CAPABILITIES']._serialized_end=997
-  _globals['_DEFAULTSAMPLING']._serialized_start=999
-  _globals['_DEFAULTSAMPLING']._serialized_end=1110
-  _globals['_MODELSERVICE']._serialized_start=1113
-  _globals['_MODELSERVICE']._serialized_end=1279
+  _globals['_MODEL']._serialized_end=585
+  _globals['_LIMITS']._serialized_start=588
+  _globals['_LIMITS']._serialized_end=883
+  _globals['_CAPABILITIES']._serialized_start=886
+  _globals['_CAPABILITIES']._serialized_end=1025
+  _globals['_DEFAULTSAMPLING']._serialized_start=1027
+  _globals['_DEFAULTSAMPLING']._serialized_end=1138
+  _globals['_MODELSERVICE']._serialized_start=1141
+  _globals['_MODELSERVICE']._serialized_end=1307
 # @@protoc_insertion_point(module_scope)

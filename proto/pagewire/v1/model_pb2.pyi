@@ -30,7 +30,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "dtype", "limits", "capabilities", "tokenizer_digest", "weights_digest", "default_sampling", "eos_token_ids", "chat_format")
+    __slots__ = ("name", "architecture", "dtype", "limits", "capabilities", "tokenizer_digest", "weights_digest", "default_sampling", "eos_token_ids", "chat_format", "exact_continuation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Model(_message.Message):
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_CONTINUATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     dtype: str
@@ -51,7 +52,8 @@ class Model(_message.Message):
     default_sampling: DefaultSampling
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     chat_format: _generation_pb2.ChatFormat
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., tokenizer_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., default_sampling: _Optional[_Union[DefaultSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., chat_format: _Optional[_Union[_generation_pb2.ChatFormat, _Mapping]] = ...) -> None: ...
+    exact_continuation: bool
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., tokenizer_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., default_sampling: _Optional[_Union[DefaultSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., chat_format: _Optional[_Union[_generation_pb2.ChatFormat, _Mapping]] = ..., exact_continuation: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_model_len", "vocab_size", "max_n", "max_queued", "max_stop_strings", "max_stop_string_bytes", "max_message_bytes", "max_kv_tokens", "max_logit_bias", "max_bad_words", "max_candidates", "max_logprob_token_ids")

@@ -100,6 +100,7 @@ class ServedModel:
             ),
             eos_token_ids=spec.eos_token_ids,
             chat_format=describe_format(chat_format) if has_chat else None,
+            exact_continuation=self._status.info is not None and self._status.info.recomputes_exactly,
         )
 
 

@@ -1,6 +1,7 @@
-"""What the engine tells frontends of its workers' memory."""
+"""What the engine tells frontends of its workers."""
 
 import msgspec
+import pytest
 
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
@@ -65,3 +66,14 @@ def test_ranks_without_a_device_have_none() -> None:
     for rank in range(2):
         group.join(rank, msgspec.structs.replace(HELLO, rank=rank, device_memory=None))
     assert group.info(EngineState.READY).device_memory is None
+
+
+@pytest.mark.parametrize(
+    ("world_size", "recomputes", "expected"), [(1, True, True), (2, True, True), (3, True, False), (1, False, False)]
+)
+def test_whether_what_is_computed_again_is_the_same(world_size: int, recomputes: bool, expected: bool) -> None:
+    group = WorkerGroup(msgspec.structs.replace(LAUNCH, world_size=world_size))
+    assert not group.info(EngineState.LOADING).recomputes_exactly
+    for rank in range(world_size):
+        group.join(rank, msgspec.structs.replace(HELLO, rank=rank, recomputes_exactly=recomputes))
+    assert group.info(EngineState.READY).recomputes_exactly == expected

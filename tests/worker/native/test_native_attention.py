@@ -1,6 +1,7 @@
 """Attention in place against attention written out, at every instruction set of this machine."""
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -101,8 +102,20 @@ class World:
             out[start : start + rows] = torch.einsum("rht,htd->rhd", weights, v)
         return out
 
-    def computed(self, library: NativeLibrary) -> torch.Tensor:
-        step = PagedNativeAttention(library, self.config, self.dtype).begin(self.batch, self.kv)
+    def by_rows(self) -> Batch:
+        """The same rows as sequences that decode, each of which ends with its row."""
+        starts, contexts_B = self.batch.query_starts, self.batch.context_lens_B
+        seqs_T = torch.repeat_interleave(torch.diff(starts).to(torch.int64))
+        contexts_T = torch.arange(1, len(seqs_T) + 1, dtype=torch.int32) + (contexts_B - starts[1:])[seqs_T]
+        return dataclasses.replace(
+            self.batch,
+            query_starts=torch.arange(len(seqs_T) + 1, dtype=torch.int32),
+            context_lens_B=contexts_T,
+            block_tables_BM=self.batch.block_tables_BM[seqs_T],
+        )
+
+    def computed(self, library: NativeLibrary, batch: Batch | None = None) -> torch.Tensor:
+        step = PagedNativeAttention(library, self.config, self.dtype).begin(batch or self.batch, self.kv)
         step.attend(0, self.q_THD)
         return step.attend(0, self.q_THD)  # twice: scratch memory is left as it was found
 
@@ -136,6 +149,18 @@ def test_decode_and_prompts_in_one_step(
 ) -> None:
     world, expected = mixed_world(heads, block_size, dtype)
     check(world, library, expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "heads", [(9, 3, 64), (16, 8, 128), (5, 1, 80), (4, 4, 96), (14, 2, 16), (6, 1, 256), (70, 1, 32)], ids=str
+)
+def test_a_row_of_a_prompt_is_what_it_is_when_it_decodes(
+    library: NativeLibrary, heads: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    chunks = [(2, 2), (64, 65), (65, 65), (33, 100), (7, 300), (300, 300), (20, 513), (3, 258)]
+    world = World(shape(*heads), 16, dtype, chunks)
+    assert torch.equal(world.computed(library).clone(), world.computed(library, world.by_rows()))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

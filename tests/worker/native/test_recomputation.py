@@ -1,4 +1,4 @@
-"""A sequence that is computed again comes to the same bits: keys, values and logits, in fp32, with the native kernels.
+"""A sequence that is computed again comes to the same bits: keys, values and logits, with the native kernels.
 
 What was decoded one by one beside other sequences is computed again as a prompt, whole and in chunks, alone and beside
 others, on one thread and on two.
@@ -13,12 +13,13 @@ from support.decoders import ServedModel, served_model_for
 from support.torch_threads import torch_threads
 from support.worker_plans import GREEDY, PlanMaker, admit
 
-from pagewire.wire.model import DecoderConfig, ModelSpec
-from pagewire.worker.attention import paged_native
+from pagewire.wire.launch import Quantization
+from pagewire.wire.model import DecoderConfig, DType, ModelSpec
 from pagewire.worker.attention.base import Batch
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.slots.columns import SlotLimits
+from pagewire.worker.weights.build import TORCH_DTYPES
 
 MAX_LEN = 700
 BLOCK_SIZE = 32
@@ -55,6 +56,11 @@ SHAPES = {
     "group 3, head 16": msgspec.structs.replace(CONFIG, num_heads=3, num_kv_heads=1, head_dim=16),
 }
 """A context of more than 256 tokens is decoded in parts (paged_native)."""
+NUMBERS: dict[str, tuple[DType, Quantization]] = {
+    "float32": ("float32", "none"),
+    "bfloat16": ("bfloat16", "none"),
+    "int8": ("bfloat16", "int8"),
+}
 SAMPLED = msgspec.structs.replace(GREEDY, temperature=3.0, seed=3)
 """So that a sequence does not repeat itself."""
 
@@ -72,7 +78,7 @@ class Watched:
         return logits_SV
 
 
-def model(config: DecoderConfig) -> ServedModel:
+def model(config: DecoderConfig, dtype: DType, quantization: Quantization) -> ServedModel:
     spec = ModelSpec(
         name="tiny",
         decoder=config,
@@ -83,7 +89,7 @@ def model(config: DecoderConfig) -> ServedModel:
         eos_token_ids=(),
         tokenizer_file=None,
     )
-    return served_model_for(spec, "float32", "native")
+    return served_model_for(spec, dtype, "native", quantization)
 
 
 def kv_of(kv: KVCache, first_block: int, num_tokens: int) -> list[torch.Tensor]:
@@ -99,10 +105,10 @@ def table(slot: int) -> list[int]:
 
 
 def run_again(
-    served: ServedModel, ids: list[int], draw: random.Random | None
+    served: ServedModel, dtype: DType, ids: list[int], draw: random.Random | None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """As a prompt in slot 1: whole, or in random chunks beside two other sequences that decode or are prompts too."""
-    kv = KVCache(served.decoder.config, LIMITS.num_blocks, BLOCK_SIZE, torch.float32)
+    kv = KVCache(served.decoder.config, LIMITS.num_blocks, BLOCK_SIZE, TORCH_DTYPES[dtype])
     watched = Watched(served)
     runner, maker = CpuRunner(watched, kv, LIMITS, served.kernels.sampler(LIMITS.vocab_size)), PlanMaker()
     runner.begin(1)
@@ -122,17 +128,15 @@ def run_again(
     return watched.logits_SV[-1], kv_of(kv, BLOCKS, len(ids))
 
 
-@pytest.mark.parametrize("most_partials", [paged_native._MAX_PARTIALS, 7], ids=["one call", "many calls"])
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_was_decoded_is_computed_again_to_the_bit(
-    shape: str, num_threads: int, most_partials: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paged_native, "_MAX_PARTIALS", most_partials)
+def test_what_was_decoded_is_computed_again_to_the_bit(shape: str, num_threads: int, numbers: str) -> None:
+    dtype, quantization = NUMBERS[numbers]
     draw = random.Random(shape)
     with torch_threads(num_threads):
-        served = model(SHAPES[shape])
-        kv = KVCache(served.decoder.config, LIMITS.num_blocks, BLOCK_SIZE, torch.float32)
+        served = model(SHAPES[shape], dtype, quantization)
+        kv = KVCache(served.decoder.config, LIMITS.num_blocks, BLOCK_SIZE, TORCH_DTYPES[dtype])
         watched = Watched(served)
         runner, maker = CpuRunner(watched, kv, LIMITS, served.kernels.sampler(LIMITS.vocab_size)), PlanMaker()
         runner.begin(1)
@@ -150,7 +154,7 @@ def test_what_was_decoded_is_computed_again_to_the_bit(
             if length in (6, 31, 255, 256, 257, 300, 639):
                 expected = kv_of(kv, BLOCKS, length)
                 for again in (None, random.Random(length), random.Random(-length)):
-                    logits_again_V, kv_again = run_again(served, ids, again)
+                    logits_again_V, kv_again = run_again(served, dtype, ids, again)
                     assert torch.equal(logits_again_V, logits_V), f"logits differ at {length}, {again}"
                     for layer, (one, two) in enumerate(zip(kv_again, expected, strict=True)):
                         assert torch.equal(one, two), f"keys or values of layer {layer} differ at {length}, {again}"
