@@ -6,6 +6,7 @@ gRPC's errors are turned into these at one border, `from_rpc_error`; nothing els
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+_LARGER = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 _DETAILS_KEY = "grpc-status-details-bin"
 _Detail = TypeVar("_Detail", bound=Message)
 
@@ -27,6 +29,10 @@ class InvalidRequest(PagewireError):
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class TooLarge(InvalidRequest):
+    """The request has more bytes than the server takes in one message."""
 
 
 class NotFound(PagewireError):
@@ -124,8 +130,11 @@ def from_rpc_error(error: grpc.RpcError) -> PagewireError:
         case kind if kind is InvalidRequest:
             return InvalidRequest(message, field=_field(details))
         case kind if kind is Overloaded:
-            if "larger than max" in message:  # gRPC's own refusal of a message, which waiting does not cure
-                return InvalidRequest(message)
+            if sizes := _LARGER.search(message):  # gRPC's own refusal of a message, which waiting does not cure
+                return TooLarge(
+                    f"the message has {sizes[1]} bytes; this side takes at most {sizes[2]} "
+                    "(a server's setting max_message_bytes)"
+                )
             return Overloaded(message, retry_after_s=_retry_after_s(details))
         case kind if kind is Unavailable:
             return Unavailable(message, reason=_reason(details), retry_after_s=_retry_after_s(details))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -45,7 +46,10 @@ def from_json(text: str | bytes) -> Any:
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise NotJson(f"it holds text that is not UTF-8: {error.reason}") from error
     except Exception as error:  # ValueError for what is no JSON and for endless numbers, MemoryError
-        raise NotJson(str(error) or type(error).__name__) from error
+        problem = str(error) or type(error).__name__
+        if "set_int_max_str_digits" in problem:
+            problem = f"it holds an integer of more than {sys.get_int_max_str_digits()} digits"
+        raise NotJson(problem) from error
     return value
 
 

@@ -15,8 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from pagewire.client.errors import InvalidRequest
+from pagewire.client.errors import InvalidRequest, PagewireError
 from pagewire.client.json_text import NotJson, from_json
+
+
+class NotWritten(PagewireError):
+    """The file takes no more."""
 
 
 class BatchFile:
@@ -29,24 +33,30 @@ class BatchFile:
         self._requests = requests
         self.answered: set[int] = set()
         """Indices of prompts whose answers were in the file before."""
+        is_there = path.exists()
+        if is_there and not path.is_file():
+            raise InvalidRequest(f"--output {str(path)!r} is no file: its lines must be there to go on from")
         try:
-            self._file: IO[bytes] = open(path, "r+b" if resumes and path.exists() else "xb")  # noqa: SIM115  # __exit__
+            self._file: IO[bytes] = open(path, "r+b" if resumes and is_there else "xb")  # noqa: SIM115  # __exit__
         except FileExistsError as error:
             raise InvalidRequest(f"--output {str(path)!r} is there already; --resume goes on with it") from error
         except OSError as error:
             raise InvalidRequest(f"--output {str(path)!r} cannot be written: {error.strerror}") from error
         try:
             self._lock(self._file)
-            if resumes:
+            if resumes and is_there:
                 self._resume()
         except BaseException:
             self._file.close()
             raise
 
     def write(self, index: int, what: dict[str, object]) -> None:
-        """Add what became of one prompt."""
-        self._file.write(_line({"index": index, "request": self._requests[index], **what}))
-        self._file.flush()
+        """Add what became of one prompt. Raises NotWritten."""
+        try:
+            self._file.write(_line({"index": index, "request": self._requests[index], **what}))
+            self._file.flush()
+        except OSError as error:
+            raise NotWritten(f"--output {str(self._path)!r} cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +64,8 @@ class BatchFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what is left of a line that could not be written
+            self._file.close()
 
     def _lock(self, file: IO[bytes]) -> None:
         try:

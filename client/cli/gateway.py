@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from pagewire.client.gateway.app import Gateway
     from pagewire.client.transport import Transport
 
+    if not args.target:
+        raise InvalidRequest("--target is empty; it must be HOST:PORT or unix:/path")
     tls = connection.tls(args)
 
     def open_client(api_key: str | None) -> AsyncClient:
@@ -116,7 +118,7 @@ def _listener(address: str) -> socket.socket:
         raise InvalidRequest(f"--listen is {address!r}, which is no socket that listens")
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found["port"]) > 65535:
-        raise InvalidRequest(f"--listen is {address!r}; it must be HOST:PORT")
+        raise InvalidRequest(f"--listen is {address!r}; it must be HOST:PORT, with a port up to 65535")
     try:
         family = socket.AF_INET6 if ":" in found["host"] else socket.AF_INET
         return socket.create_server((found["host"], int(found["port"])), family=family, backlog=1024)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pagewire.client import requests
 from pagewire.client.cli import batch, connection, inputs, parameters, tools
 from pagewire.client.cli.answer import AnswerPrinter, as_text
-from pagewire.client.cli.batch_file import BatchFile
+from pagewire.client.cli.batch_file import BatchFile, NotWritten
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.logprobs import print_logprobs
 from pagewire.client.cli.measure import Measured, as_json, measure
@@ -134,17 +134,22 @@ def _into_file(connected: Connected, prompts: Sequence[Prompt], chosen: Paramete
         found = batch.outcomes(connected, left, chosen, args.timeout, args.concurrency)
         with batch.progress(len(prompts), answered) as told:
             for index, outcome in told(found):
-                if isinstance(outcome, Measured):
-                    file.write(index, as_json(outcome, connected.model.name))
-                    answered += 1
-                    tokens += outcome.result.usage.completion_tokens
-                    continue
                 if isinstance(outcome, Unavailable) and not outcome.reason:
                     gone = str(connection.unreachable(args.target, outcome))
                     found.close()
                     break
-                file.write(index, _failure(outcome))
-                failed += 1
+                try:
+                    if isinstance(outcome, Measured):
+                        file.write(index, as_json(outcome, connected.model.name))
+                        answered += 1
+                        tokens += outcome.result.usage.completion_tokens
+                    else:
+                        file.write(index, _failure(outcome))
+                        failed += 1
+                except NotWritten as error:
+                    gone = str(error)
+                    found.close()
+                    break
     wall_s = time.monotonic() - began
     said = f"{answered} of {len(prompts)} prompts have answers in {args.output}"
     if left:

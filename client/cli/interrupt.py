@@ -31,7 +31,7 @@ def ends_program() -> Iterator[None]:
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    with _calls(lambda: os._exit(INTERRUPTED)):
+    with _calls(lambda _number: os._exit(INTERRUPTED), signal.SIGINT):
         yield
 
 
@@ -62,13 +62,15 @@ class EndsAnswer:
 
     def __init__(self) -> None:
         self.pressed = False
+        self.number = 0
+        """Of the signal that came last."""
         self._lock = threading.Lock()
         self._named: Closable | None = None
 
     @contextmanager
-    def hears(self) -> Iterator[None]:
-        """Main thread only."""
-        with _calls(self._press):
+    def hears(self, *others: int) -> Iterator[None]:
+        """Main thread only. `others` are signals that do the same."""
+        with _calls(self._press, signal.SIGINT, *others):
             yield
 
     def closes(self, named: Closable) -> None:
@@ -79,34 +81,35 @@ class EndsAnswer:
         if pressed:
             named.close()
 
-    def _press(self) -> None:
+    def _press(self, number: int) -> None:
         with self._lock:
-            self.pressed = True
+            self.pressed, self.number = True, number
             named = self._named
         if named is not None:
             named.close()
 
 
 @contextmanager
-def _calls(pressed: Callable[[], object]) -> Iterator[None]:
-    """At each SIGINT, call `pressed` in a thread of its own. Main thread only."""
+def _calls(pressed: Callable[[int], object], *numbers: int) -> Iterator[None]:
+    """At each of these signals, call `pressed` with its number in a thread of its own. Main thread only."""
     heard, heard_by = os.pipe()
     os.set_blocking(heard_by, False)
 
     def listen() -> None:
         while (number := os.read(heard, 1)[0]) != _BLOCK_ENDED:
-            if number == signal.SIGINT:
-                pressed()
+            if number in numbers:
+                pressed(number)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
     heard_by_before = signal.set_wakeup_fd(heard_by)
     try:
         yield
     finally:
         signal.set_wakeup_fd(heard_by_before)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.write(heard_by, bytes([_BLOCK_ENDED]))
         listener.join()
         os.close(heard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from pagewire.client.cli import connection, interrupt
 from pagewire.client.cli.engine_picture import Seen, picture
 from pagewire.client.cli.printing import console
 from pagewire.client.cli.streams import is_unicode
-from pagewire.client.errors import InvalidRequest, PagewireError, Unavailable, from_rpc_error
+from pagewire.client.errors import InvalidRequest, PagewireError, ProtocolError, Unavailable, from_rpc_error
 from pagewire.client.transport import Transport
 from pagewire.v1 import admin_pb2 as pb
 from pagewire.v1 import admin_pb2_grpc
@@ -58,13 +59,14 @@ def run(args: argparse.Namespace) -> int:
         watch = _Watch(channel, transport, args.interval)
         ends = interrupt.EndsAnswer()
         ends.closes(watch)
-        with ends.hears():
+        # However it is told to end, it leaves the terminal as it was.
+        with ends.hears(signal.SIGTERM, signal.SIGHUP):
             if args.once:
                 _print_once(watch)
             else:
                 _draw(watch)
-        if ends.pressed and args.once:
-            return interrupt.INTERRUPTED
+        if ends.pressed and (args.once or ends.number != signal.SIGINT):
+            return 128 + ends.number
     return 0
 
 
@@ -120,6 +122,8 @@ class _Watch:
             self._ended.wait(_RETRY_S)
 
     def _unreachable(self, error: PagewireError) -> PagewireError:
+        if isinstance(error, ProtocolError):
+            return InvalidRequest(f"{self._target} has no AdminService; a service names its address as it starts")
         return connection.unreachable(self._target, error) if isinstance(error, Unavailable) else error
 
     def _read_blocks(self) -> None:

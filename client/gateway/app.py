@@ -14,13 +14,14 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from pagewire.client.aio import AsyncClient
 from pagewire.client.aio_stream import AsyncStream
-from pagewire.client.errors import Cancelled, InvalidRequest, NotFound, PagewireError
+from pagewire.client.errors import Cancelled, NotFound, PagewireError, TooLarge
 from pagewire.client.gateway import pages
 from pagewire.client.gateway.answers import (
     LAST_LINE,
@@ -37,6 +38,7 @@ from pagewire.client.gateway.errors import said
 from pagewire.client.gateway.requests import Wanted, of_chat, of_completion
 from pagewire.client.types import Delta, Finished, HealthStatus, Model, Result, Started, Usage
 
+_CHAT = "/v1/chat/completions"
 MAX_BODY_BYTES = 16 * 1024 * 1024
 _MAX_CLIENTS = 256
 """Keys with a connection of their own; the one that was used least lately loses its."""
@@ -60,7 +62,7 @@ class Gateway:
     def application(self) -> Starlette:
         """To be run by an ASGI server."""
         routes = [
-            Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+            Route(_CHAT, self._guarded(self._chat), methods=["POST"]),
             Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
             Route("/v1/models", self._guarded(self._models)),
             Route("/v1/models/{name:path}", self._guarded(self._model)),
@@ -69,7 +71,9 @@ class Gateway:
             *pages.routes(),
             *[Route(path, self._guarded(self._not_built), methods=["GET", "POST"]) for path in _NOT_BUILT],
         ]
-        return Starlette(routes=routes, lifespan=self._lifespan)
+        return Starlette(
+            routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _not_as_it_is_called}
+        )
 
     def end_watching(self) -> None:
         """Streams that would not end by themselves do. For when the server is told to end, which waits for them."""
@@ -90,7 +94,7 @@ class Gateway:
             try:
                 return await handle(request)
             except PagewireError as error:
-                return _error(error)
+                return _error(error, is_chat=request.url.path == _CHAT)
 
         return guarded
 
@@ -159,13 +163,16 @@ def _api_key(request: Request) -> str | None:
 
 
 async def _body(request: Request) -> bytes:
-    """Raises InvalidRequest for one that is too large, before all of it is read."""
+    """Raises TooLarge for one that is, before all of it is read, and Cancelled where its end does not come."""
     pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            raise InvalidRequest(f"the body has more than {MAX_BODY_BYTES} bytes")
-        pieces.append(piece)
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > MAX_BODY_BYTES:
+                raise TooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")
+            pieces.append(piece)
+    except ClientDisconnect:
+        raise Cancelled("the caller has gone away before its body was whole") from None
     return b"".join(pieces)
 
 
@@ -238,7 +245,7 @@ async def _lines(stream: AsyncStream, making: ChatChunks | CompletionChunks) -> 
                 if new:
                     yield b"".join(map(event_line, new))
         except PagewireError as error:
-            yield event_line(said(error).body)
+            yield event_line(said(error, is_chat=isinstance(making, ChatChunks)).body)
         else:
             yield LAST_LINE
 
@@ -261,6 +268,16 @@ def _json(value: dict[str, Any]) -> Response:
     return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json")
 
 
-def _error(error: PagewireError) -> Response:
-    status, body, headers = said(error)
+async def _not_as_it_is_called(request: Request, error: Exception) -> Response:
+    """A path or a method that is not served, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    return Response(
+        json.dumps(body).encode(), status_code=error.status_code, headers=error.headers, media_type="application/json"
+    )
+
+
+def _error(error: PagewireError, *, is_chat: bool) -> Response:
+    status, body, headers = said(error, is_chat=is_chat)
     return Response(json.dumps(body).encode(), status_code=status, headers=headers, media_type="application/json")

@@ -5,6 +5,7 @@ Keys that OpenAI does not have are named as vLLM's server has them. It knows wha
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -13,6 +14,8 @@ from pagewire.client.errors import InvalidRequest
 from pagewire.client.json_text import NotJson, from_json
 
 B = TypeVar("B")
+
+_NAMED = re.compile(r"(?:unknown|required) field `(.*)`")
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,4 +119,6 @@ def read(text: bytes, kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
+        if named := _NAMED.search(message):  # the key that is not known, or is missing
+            raise InvalidRequest(message, field=f"{field}.{named[1]}" if field else named[1]) from error
         raise InvalidRequest(f"{field}: {message}" if field else message, field=field) from error

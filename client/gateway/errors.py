@@ -14,12 +14,15 @@ from pagewire.client.errors import (
     Overloaded,
     PagewireError,
     PermissionDenied,
+    TooLarge,
     Unauthenticated,
     Unavailable,
 )
+from pagewire.client.gateway.keys import by_keys
 
 _STATUSES: dict[type[PagewireError], tuple[int, str, str | None]] = {
     InvalidRequest: (400, "invalid_request_error", None),
+    TooLarge: (413, "invalid_request_error", None),
     Unauthenticated: (401, "authentication_error", "invalid_api_key"),
     PermissionDenied: (403, "permission_error", None),
     NotFound: (404, "not_found_error", "model_not_found"),
@@ -39,10 +42,12 @@ class Said(NamedTuple):
     headers: dict[str, str]
 
 
-def said(error: PagewireError) -> Said:
-    """As HTTP has it."""
+def said(error: PagewireError, *, is_chat: bool = False) -> Said:
+    """As HTTP has it. `is_chat`: whether the keys are those of a chat's body, as errors name them."""
     if isinstance(error, BatchError):
         error = next(outcome for outcome in error.outcomes if isinstance(outcome, PagewireError))
+    if isinstance(error, InvalidRequest):
+        error = by_keys(error, is_chat=is_chat)
     status, kind, code = _STATUSES.get(type(error), _OTHERS)
     param = error.field if isinstance(error, InvalidRequest) and error.field else None
     retry_s = error.retry_after_s if isinstance(error, Overloaded | Unavailable) else None

@@ -95,6 +95,8 @@ def _prompts(given: str | list[Any]) -> list[Any]:
 
 
 def _wanted(body: Common, prompts: list[Any], parameters: Parameters, *, has_logprobs: bool) -> Wanted:
+    if not body.model:
+        raise InvalidRequest("model is empty; GET /v1/models names what is served", field="model")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is set, and stream is not true", field="stream_options")
     return Wanted(
@@ -109,6 +111,8 @@ def _wanted(body: Common, prompts: list[Any], parameters: Parameters, *, has_log
 def _parameters(body: Common) -> Parameters:
     parameters: dict[str, Any] = {name: getattr(body, name) for name in _SAME_NAMES}
     parameters["include_stop"] = body.include_stop_str_in_output
+    if body.top_k == -1:  # as vLLM's server has it: all
+        parameters["top_k"] = 0
     if body.logit_bias is not None:
         parameters["logit_bias"] = {_token_id(key): value for key, value in body.logit_bias.items()}
     return cast(Parameters, parameters | _constraint(body.response_format))
@@ -121,13 +125,19 @@ def _format(given: ChatFormatBody | None) -> ChatFormat | None:
 
 
 def _token_id(key: str) -> int:
-    if not (key.isascii() and key.isdigit()):
+    if not (key.isascii() and key.isdigit()) or (key[0] == "0" and key != "0"):
         raise InvalidRequest(f"logit_bias has the key {key!r}; its keys are token ids", field="logit_bias")
     return int(key)
 
 
 def _constraint(wanted: ResponseFormat | None) -> dict[str, Any]:
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return {}
+    if wanted.type != "json_schema" and wanted.json_schema is not None:
+        raise InvalidRequest(
+            f"response_format.json_schema is set; type is {wanted.type}", field="response_format.json_schema"
+        )
+    if wanted.type == "text":
         return {}
     if wanted.type == "json_object":
         return {"json_object": True}

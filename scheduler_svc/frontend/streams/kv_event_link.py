@@ -54,7 +54,9 @@ class KvEventLink:
         last_ts = 0.0
         kept = await self._replay(first)
         if first and (not kept or kept[0][0] != first):
-            raise OutOfRange(f"start_sequence_number {first} is not kept any more, or is not there yet")
+            oldest = kept or await self._replay(0)
+            known = f"{oldest[0][0]} to {oldest[-1][0]} are kept" if oldest else "none is kept"
+            raise OutOfRange(f"start_sequence_number is {first}, which is not kept any more or not there yet; {known}")
         if kept:
             last, last_ts = kept[-1][0], kept[-1][1].ts
         if first or (kept and kept[0][0] == 0):

@@ -149,7 +149,9 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         if self._num_followers >= MAX_FOLLOWERS:
             raise ResourceExhausted(f"{MAX_FOLLOWERS} callers follow KV events already", 1.0)
         if request.start_sequence_number >= 2**63:
-            raise InvalidArgument("start_sequence_number", "is no number that a batch can have")
+            raise InvalidArgument(
+                "start_sequence_number", f"is {request.start_sequence_number}; its range is 0 to {2**63 - 1}"
+            )
         messages = KvEventMessages()
         self._num_followers += 1
         try:
