@@ -18,7 +18,6 @@ import msgspec
 from pagewire.scheduler_svc.models.cache import cache_dir_of
 from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.progress import closing_progress, make_progress
-from pagewire.scheduler_svc.settings.checks import exposure_warnings
 from pagewire.scheduler_svc.settings.device import (
     check_tensor_parallel,
     choose_device,
@@ -26,6 +25,7 @@ from pagewire.scheduler_svc.settings.device import (
     choose_max_model_len,
     read_cpuinfo,
 )
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys

@@ -1,12 +1,11 @@
-"""Checks of settings together, whatever their sources: what two must agree on, whether addresses are well formed, and
-what they leave open to other machines.
+"""Checks of settings together, whatever their sources: what two must agree on, and whether addresses are well formed.
 
 Every refusal is a SettingsError that names the settings. Nothing here listens or opens a socket.
 """
 
 import importlib.util
-import ipaddress
 
+from pagewire.scheduler_svc.settings.exposure import check_exposure
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
@@ -25,6 +24,7 @@ def check_agreement(settings: Settings) -> None:
     _check_limits(settings)
     _check_network(settings)
     _check_ranks(settings)
+    check_exposure(settings)
 
 
 def _check_device(settings: Settings) -> None:
@@ -160,35 +160,6 @@ def _check_ranks(settings: Settings) -> None:
         )
 
 
-def exposure_warnings(settings: Settings) -> list[str]:
-    """What is open to the network without TLS or keys."""
-    found = []
-    if not is_loopback(settings.listen):
-        missing = [
-            word
-            for word, value in (("TLS", settings.tls_certificate), ("API keys", settings.api_keys_file))
-            if value is None
-        ]
-        if len(missing) == 2 or (missing == ["API keys"] and settings.tls_client_ca is None):
-            found.append(f"listen = {settings.listen!r} is open to other machines, without {' or '.join(missing)}")
-        elif missing == ["TLS"]:
-            found.append(f"listen = {settings.listen!r} is open to other machines, and API keys travel without TLS")
-    if settings.openai is not None and not is_loopback(settings.openai):
-        without = "and API keys travel without TLS" if settings.api_keys_file else "without TLS or API keys"
-        found.append(f"openai = {settings.openai!r} is open to other machines, {without}")
-    if settings.admin_listen and not is_loopback(settings.admin_listen):
-        found.append(f"admin_listen = {settings.admin_listen!r} is open to other machines: they can drain this server")
-    if settings.distributed_address is not None and not is_loopback(settings.distributed_address):
-        found.append(
-            f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
-            "neither keys nor encryption"
-        )
-    for name, address in (("kv_events", settings.kv_events), ("kv_events_replay", settings.kv_events_replay)):
-        if address is not None and address.startswith("tcp://") and not is_loopback(address.removeprefix("tcp://")):
-            found.append(f"{name} = {address!r} is open to other machines: whoever reaches it reads prompts' token ids")
-    return found
-
-
 def check_address(name: str, address: str) -> None:
     """Raise SettingsError unless `address` is host:port or unix:/absolute/path."""
     if address.startswith("unix:"):
@@ -205,16 +176,3 @@ def check_address(name: str, address: str) -> None:
         raise SettingsError(f"{name} = {address!r} must be host:port with a port of 0 to 65535, or unix:/path")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise SettingsError(f"{name} = {address!r}: an IPv6 address stands in brackets, such as [::1]:50051")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can connect."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -123,6 +123,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Setting("network", "File with lines of tenant:key; requests must then carry a key.", unset="no keys"),
     ] = None
+    insecure: Annotated[
+        bool,
+        Setting(
+            "network",
+            "Let addresses be open to other machines although nothing says who may come in: no API keys and no client "
+            "certificates. For a network that is closed by other means.",
+        ),
+    ] = False
     vllm_grpc: Annotated[
         bool,
         Setting(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.scheduler_svc.settings.checks import exposure_warnings
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.field import setting_fields
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import (
@@ -361,6 +361,42 @@ def test_exposure_is_warned_about() -> None:
     assert "can drain this server" in exposure_warnings(Settings(admin_listen="0.0.0.0:5"))[0]
     assert exposure_warnings(Settings(kv_events="tcp://127.0.0.1:5", kv_events_replay="ipc:///run/x")) == []
     assert "reads prompts' token ids" in exposure_warnings(Settings(kv_events="tcp://*:5"))[0]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:5", "[::]:5", "10.0.0.1:5", "inference.example:5", "[fe80::1]:5"])
+@pytest.mark.parametrize("name", ["listen", "admin-listen", "openai"])
+def test_what_anyone_could_use_from_elsewhere_is_refused(name: str, address: str) -> None:
+    flags = (f"--{name}", address)
+    with pytest.raises(SettingsError) as refused:
+        resolved(*flags)
+    assert str(refused.value).startswith(f"{name.replace('-', '_')} = '{address}' is open to other machines")
+    assert "--api-keys-file" in str(refused.value)
+    assert "--insecure" in str(refused.value)
+    resolved(*flags, "--api-keys-file", "k")
+    assert exposure_warnings(resolved(*flags, "--insecure").settings)[-1].startswith("insecure is set")
+    certificates = ("--tls-certificate", "c", "--tls-key", "k")
+    if name != "openai":  # which has no TLS of its own
+        assert "--tls-client-ca" in str(refused.value)
+        resolved(*flags, *certificates, "--tls-client-ca", "ca")
+        with pytest.raises(SettingsError, match="is open to other machines"):
+            resolved(*flags, *certificates)  # it says who serves, not who may call
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5", "127.9.9.9:5", "localhost:5", "[::1]:5", "unix:/run/x"])
+def test_this_machine_needs_no_credentials(address: str) -> None:
+    resolved("--listen", address, "--admin-listen", "127.0.0.1:0")
+    resolved("--admin-listen", address)
+
+
+def test_kv_events_for_others_are_the_operators_word() -> None:
+    for flags in (
+        ("--kv-events", "tcp://*:5"),
+        ("--kv-events", "ipc:///run/x", "--kv-events-replay", "tcp://10.0.0.1:5"),
+    ):
+        with pytest.raises(SettingsError, match=f"{flags[-2][2:].replace('-', '_')} = .* is open to other machines"):
+            resolved(*flags, "--api-keys-file", "k")
+        resolved(*flags, "--insecure")
+    resolved("--kv-events", "tcp://127.0.0.1:5")
 
 
 def test_the_supervisor_starts_without_heavy_imports() -> None:

@@ -11,7 +11,8 @@ import pytest
 from support.service import serve
 from support.supervised import ScriptedServer, is_alive, wait_for
 
-from pagewire.scheduler_svc.settings.checks import check_agreement, exposure_warnings
+from pagewire.scheduler_svc.settings.checks import check_agreement
+from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
