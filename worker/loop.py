@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from pagewire.wire.control import Drain, EngineRestarted, Stop, ToChild, WorkerLost
+from pagewire.wire.control import Drain, EngineRestarted, Reload, Stop, ToChild, WorkerLost
 from pagewire.wire.plan import Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerFailed, WorkerHello
 from pagewire.worker.slots.plan_check import PlanError
 
@@ -115,7 +115,7 @@ class WorkerLoop:
                         return None
                     case EngineRestarted():
                         self._greet_new_engine()
-                    case Drain() | WorkerLost():
+                    case Drain() | WorkerLost() | Reload():
                         pass  # the engine's and the frontends' business
             failure = self._send_results()
             if failure is None:

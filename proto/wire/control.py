@@ -82,8 +82,12 @@ class EngineRestarted(msgspec.Struct, frozen=True, tag="engine_restarted"):
     incarnation: int
 
 
+class Reload(msgspec.Struct, frozen=True, tag="reload"):
+    """To frontends: read the files with keys and certificates again, whether they look changed or not."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """To any child: end now with status 0."""
 
 
-ToChild = Drain | WorkerLost | EngineRestarted | Stop
+ToChild = Drain | WorkerLost | EngineRestarted | Reload | Stop

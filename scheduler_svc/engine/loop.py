@@ -31,7 +31,17 @@ from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import unpack
-from pagewire.wire.control import Drain, EngineRestarted, Loading, Ready, StepOverdue, Stop, ToChild, WorkerLost
+from pagewire.wire.control import (
+    Drain,
+    EngineRestarted,
+    Loading,
+    Ready,
+    Reload,
+    StepOverdue,
+    Stop,
+    ToChild,
+    WorkerLost,
+)
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
 from pagewire.wire.plan import Begin, FromWorker, StepResult, WorkerFailed, WorkerHello
 from pagewire.wire.requests import (
@@ -129,8 +139,8 @@ class EngineLoop:
             case WorkerLost(rank=rank):
                 self._workers.forget(rank)
                 self._lose(rank)
-            case Stop() | EngineRestarted():
-                pass  # the first is obeyed above, the second concerns other processes
+            case Stop() | EngineRestarted() | Reload():
+                pass  # the first is obeyed above, the others concern other processes
 
     # Frontends
 

@@ -6,6 +6,7 @@ launch file, clock, randomness, and a way to talk to the supervisor.
     start   text parts, engine link, listeners bound and serving, then Ready
     drain   NOT_SERVING at once; new calls for `delay_s` more; then refused; at most `grace_s` more for those that run,
             then cut with UNAVAILABLE; listeners closed; Drained
+    reload  keys and certificates are read again
     stop    cut, close, end
 """
 
@@ -24,8 +25,9 @@ from pagewire.scheduler_svc.frontend.fairness import RequestBytes
 from pagewire.scheduler_svc.frontend.limits import MAX_CALLS
 from pagewire.scheduler_svc.frontend.request.prompt import PromptReader
 from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
-from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor, read_keys
+from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
+from pagewire.scheduler_svc.frontend.rpc.credentials import Credentials
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Generations
 from pagewire.scheduler_svc.frontend.rpc.health import Health
@@ -45,6 +47,7 @@ from pagewire.wire.control import (
     EngineRestarted,
     FromChild,
     Ready,
+    Reload,
     Stop,
     ToChild,
     WorkerLost,
@@ -88,7 +91,7 @@ class Frontend:
         """Serve until a Stop. Raises what keeps it from starting, and InternalError for a broken invariant."""
         launch = self._launch
         spec = launch.model
-        authenticator = Authenticator(None) if launch.api_keys_file is None else read_keys(launch.api_keys_file)
+        self._credentials = Credentials(launch)
         threads = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="tokenizer")
         tokenizer = None if spec.tokenizer_file is None else TextTokenizer(spec.tokenizer_file, spec, threads)
         template: ChatTemplate | None = None
@@ -104,7 +107,7 @@ class Frontend:
             model=model,
             engine=self._engine,
             calls=self._calls,
-            authenticator=authenticator,
+            authenticator=self._credentials.authenticator,
             tokenizer=tokenizer,
             prompts=PromptReader(tokenizer, template),
             grammars=grammars,
@@ -118,9 +121,10 @@ class Frontend:
             if template is not None:
                 await template.start()
             address = await self._listen(parts, threads)
-            admin_address = await self._listen_admin(authenticator)
+            admin_address = await self._listen_admin(parts.authenticator)
             self._spawn(self._health.run())
             self._spawn(self._engine.follow())
+            self._spawn(self._credentials.follow())
             self._spawn(self._beat())
             on_ready(Ready(address, admin_address))
             await self._ended
@@ -181,7 +185,7 @@ class Frontend:
     async def _serve(self, server: grpc.aio.Server, address: str, services: Sequence[str]) -> str:
         self._health.add_to(server, services)
         reflection.enable_server_reflection((*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-        bound = bind(server, address, self._launch.tls)
+        bound = bind(server, address, self._credentials.tls)
         await server.start()
         self._servers.append(server)
         return bound
@@ -216,6 +220,8 @@ class Frontend:
                     self._spawn(self._drain(command))
             case EngineRestarted():
                 self._engine.engine_restarted()
+            case Reload():
+                self._spawn(self._credentials.reload())
             case Stop():
                 self.stop()
             case WorkerLost():

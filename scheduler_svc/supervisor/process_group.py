@@ -7,6 +7,7 @@ supervisor's.
 
 import asyncio
 import logging
+import signal
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -162,6 +163,8 @@ class ProcessGroup:
                     process.child = None
                 case None if killed:
                     return
+                case Signalled(signal.SIGHUP):
+                    continue  # it ends nothing, so it hastens nothing
                 case None | Signalled():
                     killed = True
                     deadline_s = loop.time() + STOP_S

@@ -12,7 +12,8 @@ events from one queue (what a child said, an exit, a signal, a timer) and is the
   the server with status 1.
 - A child that stands still without ending is ended: the engine and frontends by their silence, workers when the engine
   says that a step is overdue. What follows is what follows any other end.
-- A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number.
+- A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number. SIGHUP is
+  such a signal while STARTING alone: later it has the frontends read their keys and certificates again.
 - However the supervisor ends, no child outlives it: a child reads end-of-file on its lifeline and ends.
 """
 
@@ -46,6 +47,7 @@ from pagewire.wire.control import (
     Failed,
     Loading,
     Ready,
+    Reload,
     StepOverdue,
     WorkerLost,
 )
@@ -159,6 +161,10 @@ class Supervisor:
                 self._group.abort(process, f"has made no progress for {self._settings.hang_timeout_s:g} s")
 
     def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP and self._phase is not Phase.STARTING:
+            _log.info("SIGHUP: keys and certificates are read again")
+            self._group.tell(self._frontends, Reload())
+            return
         if self._phase is Phase.STARTING or self._was_signalled:
             self._outcome = Outcome(128 + number, in_haste=True)
         elif self._phase is Phase.SERVING:

@@ -104,6 +104,7 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
     """Start, wait until it has registered, and stop at the end. An error of the frontend's own fails the test."""
     engine_options = {name: changes.pop(name) for name in _ENGINE_OPTIONS if name in changes}
     curve = changes.pop("curve", None)
+    trust: grpc.ChannelCredentials | None = changes.pop("trust", None)  # where it serves with TLS
     async with ScriptedEngine(**engine_options) as engine:
         news: asyncio.Queue[FromChild] = asyncio.Queue()
         ids = itertools.count()
@@ -126,8 +127,8 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
         try:
             await engine.act(Register)
             async with (
-                grpc.aio.insecure_channel(addresses.address) as channel,
-                grpc.aio.insecure_channel(addresses.admin_address) as admin_channel,
+                open_channel(addresses.address, trust) as channel,
+                open_channel(addresses.admin_address, trust) as admin_channel,
             ):
                 under_test = FrontendUnderTest(frontend, engine, addresses, channel, admin_channel, news, clock)
                 await until(lambda: under_test.engine_client.status.info is not None)
@@ -136,6 +137,14 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
             frontend.stop()
             async with asyncio.timeout(LIMIT_S):
                 await running
+
+
+def open_channel(address: str, trust: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """A channel with connections of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if trust is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, trust, options)
 
 
 async def until(condition: Any) -> None:

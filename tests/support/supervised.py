@@ -37,7 +37,13 @@ class ScriptedServer:
     """One run of scripted_server.py."""
 
     def __init__(
-        self, scripts: Path, runtime_base: Path, flags: tuple[str, ...], environ: dict[str, str], redirect: str
+        self,
+        scripts: Path,
+        runtime_base: Path,
+        flags: tuple[str, ...],
+        environ: dict[str, str],
+        redirect: str,
+        ignores_sighup: bool = False,
     ) -> None:
         self.scripts = scripts
         self.runtime_base = runtime_base
@@ -47,6 +53,8 @@ class ScriptedServer:
         argv += ["--ready-fd", str(theirs), *flags]
         if redirect:
             argv = ["bash", "-c", f'exec "$@" {redirect}', "bash", *argv]
+        if ignores_sighup:
+            argv = ["bash", "-c", "trap '' HUP; exec \"$@\"", "bash", *argv]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PAGEWIRE_")}
         self.process = subprocess.Popen(
             argv,

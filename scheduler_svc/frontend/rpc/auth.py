@@ -1,7 +1,8 @@
 """Authentication: API keys, and the tenants they stand for.
 
-The keys are read once. Only their SHA-256 digests are kept, so that neither a log nor a dump of this object shows one,
-and digests of equal length are compared in constant time, always all of them. It knows gRPC's metadata but no service.
+Only the keys' SHA-256 digests are kept, so that neither a log nor a dump of this object shows one, and digests of equal
+length are compared in constant time, always all of them. It knows gRPC's metadata but no service, and not when the file
+is read again: a key that is gone by then is known to no call that arrives.
 
 Without a keys file there is one anonymous tenant, whose name is empty. With one, every call but a health check brings
 `authorization: Bearer KEY`; calls of the admin listener need the key of the tenant `admin`.
@@ -26,6 +27,8 @@ _BEARER = "bearer "
 """In any case, as HTTP has it."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
+Keys = list[tuple[bytes, str]]
+"""A key's SHA-256, and its tenant."""
 
 
 class KeysFileError(StartupError):
@@ -35,20 +38,24 @@ class KeysFileError(StartupError):
 class Authenticator:
     """Turns a call's metadata into its tenant."""
 
-    def __init__(self, tenants: list[tuple[bytes, str]] | None) -> None:
-        """`tenants`: pairs of a key's SHA-256 and its tenant; none where keys are not used."""
-        self._tenants = tenants
+    def __init__(self) -> None:
+        """Without keys."""
+        self._keys: Keys | None = None
+
+    def use_keys(self, keys: Keys) -> None:
+        """These, and no others, from now on."""
+        self._keys = keys
 
     def tenant(self, metadata: Metadata | None) -> str:
         """The caller's tenant, empty where keys are not used. Raises Unauthenticated."""
-        if self._tenants is None:
+        if self._keys is None:
             return ""
         values = [value for name, value in metadata or () if name == "authorization"]
         if len(values) != 1 or not isinstance(values[0], str) or not values[0].lower().startswith(_BEARER):
             raise Unauthenticated("this server needs one metadata entry 'authorization' with 'Bearer' and an API key")
         presented = hashlib.sha256(values[0][len(_BEARER) :].encode()).digest()
         found: str | None = None
-        for digest, tenant in self._tenants:
+        for digest, tenant in self._keys:
             if hmac.compare_digest(digest, presented):
                 found = tenant
         if found is None:
@@ -57,13 +64,13 @@ class Authenticator:
 
     def admin(self, metadata: Metadata | None) -> None:
         """Raise Unauthenticated or PermissionDenied unless the caller may use the admin listener."""
-        if self._tenants is not None and self.tenant(metadata) != ADMIN_TENANT:
+        if self._keys is not None and self.tenant(metadata) != ADMIN_TENANT:
             raise PermissionDenied(f"the admin listener needs the key of the tenant {ADMIN_TENANT!r}")
 
 
-def read_keys(path: str) -> Authenticator:
+def read_keys(path: str) -> Keys:
     """Read lines of `tenant:key`; empty lines and # comments are left out. Raises KeysFileError, OSError."""
-    tenants: list[tuple[bytes, str]] = []
+    keys: Keys = []
     try:
         lines = decode_text(Path(path).read_bytes()).splitlines()
     except WireError as error:
@@ -81,12 +88,12 @@ def read_keys(path: str) -> Authenticator:
                 "printable ASCII characters"
             )
         digest = hashlib.sha256(key.encode()).digest()
-        if any(digest == known for known, _ in tenants):
+        if any(digest == known for known, _ in keys):
             raise KeysFileError(f"{path}, line {number}: the key of tenant {tenant!r} stands in an earlier line too")
-        tenants.append((digest, tenant))
-    if not tenants:
+        keys.append((digest, tenant))
+    if not keys:
         raise KeysFileError(f"{path} has no key")
-    return Authenticator(tenants)
+    return keys
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone

@@ -1,15 +1,14 @@
-"""Listeners: gRPC servers, every option in so many words, credentials, and the address that was bound.
+"""Listeners: gRPC servers, every option in so many words, and the address that was bound.
 
 It knows no service. grpc's own defaults are not relied on, because they differ between versions and are no decision.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from pagewire.scheduler_svc.launch import TlsFiles
+from pagewire.scheduler_svc.frontend.rpc.tls import Tls
 from pagewire.scheduler_svc.startup_errors import StartupError
 
 _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -61,25 +60,16 @@ def create_server(
     return grpc.aio.server(interceptors=list(interceptors), options=options)
 
 
-def bind(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> str:
-    """Listen on host:port or unix:/path; returns the address with its real port. Raises ListenError, OSError."""
+def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
+    """Listen on host:port or unix:/path; returns the address with its real port. Raises ListenError."""
     try:
         if tls is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, _credentials(tls))
+            port = server.add_secure_port(address, tls.credentials())
     except RuntimeError as error:
         raise ListenError(f"cannot listen on {address}: {error}") from error
     if address.startswith("unix:"):
         return address
     host, _, _ = address.rpartition(":")
     return f"{host}:{port}"
-
-
-def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    client_ca = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
-    return grpc.ssl_server_credentials(
-        [(Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())],
-        root_certificates=client_ca,
-        require_client_auth=client_ca is not None,
-    )

@@ -43,6 +43,35 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(run_server: RunServer) -> N
     assert_nothing_left(server)
 
 
+def test_sighup_has_frontends_read_their_files_again_and_ends_nothing(run_server: RunServer) -> None:
+    server = run_server("--frontends", "2")
+    server.ready()
+    server.signal(signal.SIGHUP)
+    for who in ("frontend-0", "frontend-1"):
+        server.heard(who, "Reload")
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: sum(entry["what"] == "Reload" for entry in server.log()) == 4, "a second order")
+    server.signal(signal.SIGTERM)  # the first signal that ends it
+    assert server.end()[0] == 0
+    assert {entry["who"] for entry in server.log() if entry["what"] == "Reload"} == {"frontend-0", "frontend-1"}
+
+
+def test_sighup_ends_a_server_that_does_not_serve_yet(run_server: RunServer) -> None:
+    server = run_server(worker="load")
+    server.heard("worker-0", "started")
+    server.signal(signal.SIGHUP)
+    assert server.end()[0] == 128 + signal.SIGHUP
+
+
+def test_nohup_is_honoured(run_server: RunServer) -> None:
+    server = run_server(ignores_sighup=True)
+    server.ready()
+    server.signal(signal.SIGHUP)
+    server.signal(signal.SIGTERM)
+    assert server.end()[0] == 0
+    assert not [entry for entry in server.log() if entry["what"] == "Reload"]
+
+
 def test_children_have_groups_of_their_own_and_private_files(run_server: RunServer) -> None:
     server = run_server()
     server.ready()

@@ -1,0 +1,48 @@
+"""Credentials: the files that say who serves and who may call, in force from the start and followed from then on.
+
+It puts the files together with those who use what is in them, and knows no call.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, read_keys
+from pagewire.scheduler_svc.frontend.rpc.followed_files import FollowedFiles
+from pagewire.scheduler_svc.frontend.rpc.tls import Tls, read_tls
+from pagewire.scheduler_svc.launch import FrontendLaunch, TlsFiles
+
+
+class Credentials:
+    """Of one frontend."""
+
+    def __init__(self, launch: FrontendLaunch) -> None:
+        """Reads the files. Raises StartupError, OSError."""
+        self.authenticator = Authenticator()
+        self.tls = None if launch.tls is None else Tls()
+        self._files: list[FollowedFiles] = []
+        if launch.api_keys_file is not None:
+            path = launch.api_keys_file
+            self._files.append(FollowedFiles("API keys", [path], lambda: self._read_keys(path)))
+        if launch.tls is not None:
+            files = launch.tls
+            paths = [files.certificate, files.key, *([] if files.client_ca is None else [files.client_ca])]
+            self._files.append(FollowedFiles("TLS certificates", paths, lambda: self._read_tls(files)))
+
+    async def follow(self) -> None:
+        """Read again what changes, until cancelled."""
+        await asyncio.gather(*(files.follow() for files in self._files))
+
+    async def reload(self) -> None:
+        """Read all of them again now."""
+        for files in self._files:
+            await files.look(ordered=True)
+
+    def _read_keys(self, path: str) -> Callable[[], None]:
+        keys = read_keys(path)
+        return lambda: self.authenticator.use_keys(keys)
+
+    def _read_tls(self, files: TlsFiles) -> Callable[[], None]:
+        configuration = read_tls(files)
+        tls = self.tls
+        assert tls is not None
+        return lambda: tls.use(configuration, files.client_ca is not None)
