@@ -15,6 +15,7 @@ from pagewire.wire.launch import Device, Endpoint
 from pagewire.wire.model import DType, ModelSpec
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+IdentityKind = Literal["common_name", "uri", "dns"]
 Launch = TypeVar("Launch", "EngineLaunch", "FrontendLaunch")
 
 
@@ -95,8 +96,12 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where the engine publishes them for frontends, if it does."""
     tls: TlsFiles | None = None
     api_keys_file: str | None = None
-    """Lines of `tenant:key`; without it there is one anonymous tenant. With it, the admin listener needs the key of the
-    tenant `admin`."""
+    """Lines of `tenant:key`. With it a key says who calls, and without it a client's certificate, where there must be
+    one; where neither does, there is one anonymous tenant, which may call AdminService too."""
+    client_identity: IdentityKind = "common_name"
+    """Of a client's certificate: what its tenant is."""
+    admin_tenants: tuple[str, ...] = ("admin",)
+    """Who may call AdminService."""
     settings: dict[str, str] = {}
     """For GetServerInfo, secrets left out."""
     started_unix_s: float

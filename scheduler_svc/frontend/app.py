@@ -143,7 +143,7 @@ class Frontend:
 
     async def _listen(self, parts: GenerationParts, threads: Executor) -> str:
         launch = self._launch
-        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(parts.authenticator.tenant)]
+        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(parts.authenticator, for_admins=False)]
         server = create_server(launch.max_message_bytes, launch.reuse_port, interceptors)
         generations = Generations(parts)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generations, parts), server)
@@ -176,7 +176,7 @@ class Frontend:
         launch = self._launch
         if launch.admin_listen is None:
             return ""
-        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator.admin)]
+        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator, for_admins=True)]
         server = create_server(launch.max_message_bytes, False, interceptors)
         admin = AdminService(launch, self._engine, self._calls, self._request_drain)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)

@@ -59,6 +59,13 @@ def _check_network(settings: Settings) -> None:
         raise SettingsError(f"{given} is set and {missing} is not: TLS needs both")
     if settings.tls_client_ca is not None and settings.tls_certificate is None:
         raise SettingsError(f"tls_client_ca = {settings.tls_client_ca!r} needs tls_certificate and tls_key")
+    if not all(tenants_of(settings.admin_tenants)):
+        raise SettingsError(f"admin_tenants = {settings.admin_tenants!r} must be names, separated by commas")
+    if settings.tls_client_identity != "common_name" and (settings.tls_client_ca is None or settings.api_keys_file):
+        raise SettingsError(
+            f"tls_client_identity = {settings.tls_client_identity!r} is of no use "
+            + ("with api_keys_file: a key says who calls" if settings.api_keys_file else "without tls_client_ca")
+        )
     if settings.max_request_bytes_in_flight < settings.max_message_bytes:
         raise SettingsError(
             f"max_request_bytes_in_flight = {settings.max_request_bytes_in_flight} is less than max_message_bytes = "
@@ -158,6 +165,11 @@ def _check_ranks(settings: Settings) -> None:
             f"remote_workers = {settings.remote_workers} and distributed_address = {settings.distributed_address!r}: "
             "ranks of other hosts need both, and nothing else needs either"
         )
+
+
+def tenants_of(setting: str) -> tuple[str, ...]:
+    """The names in `admin_tenants`."""
+    return tuple(name.strip() for name in setting.split(","))
 
 
 def check_address(name: str, address: str) -> None:

@@ -123,6 +123,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Setting("network", "File with lines of tenant:key; requests must then carry a key.", unset="no keys"),
     ] = None
+    tls_client_identity: Annotated[
+        Literal["common_name", "uri", "dns"],
+        Setting(
+            "network",
+            "What of a client's certificate is its tenant, where tls_client_ca is set and api_keys_file is not: the "
+            "subject's common name, or its one alternative name of this kind.",
+        ),
+    ] = "common_name"
+    admin_tenants: Annotated[
+        str,
+        Setting(
+            "network",
+            "Tenants, separated by commas, that may call AdminService, where API keys or client certificates say who "
+            "calls.",
+        ),
+    ] = "admin"
     insecure: Annotated[
         bool,
         Setting(

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, KvEventsLaunch, TlsFiles
+from pagewire.scheduler_svc.settings.checks import tenants_of
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import as_text
 from pagewire.wire.launch import CurveKeys, Device, Endpoint, RankGroup, WorkerLaunch
@@ -179,6 +180,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             kv_events=self._frontend_kv_events(),
             tls=tls,
             api_keys_file=settings.api_keys_file,
+            client_identity=settings.tls_client_identity,
+            admin_tenants=tenants_of(settings.admin_tenants),
             settings=as_text(settings),
             started_unix_s=self.started_unix_s,
             log_level=settings.log_level,

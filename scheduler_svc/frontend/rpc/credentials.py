@@ -17,7 +17,8 @@ class Credentials:
 
     def __init__(self, launch: FrontendLaunch) -> None:
         """Reads the files. Raises StartupError, OSError."""
-        self.authenticator = Authenticator()
+        needs_certificate = launch.tls is not None and launch.tls.client_ca is not None
+        self.authenticator = Authenticator(launch.admin_tenants, launch.client_identity if needs_certificate else None)
         self.tls = None if launch.tls is None else Tls()
         self._files: list[FollowedFiles] = []
         if launch.api_keys_file is not None:

@@ -115,8 +115,8 @@ class Generations:
             self._close(stream)
 
     def tenant(self, context: Context) -> str:
-        """The caller's tenant, empty where there are no keys."""
-        return self._parts.authenticator.tenant(context.invocation_metadata())
+        """The caller's tenant, empty where there is but one."""
+        return self._parts.authenticator.tenant(context)
 
     def client(self, context: Context) -> str:
         """Whom work is done for that others wait for: a tenant, or one connection where there are none."""

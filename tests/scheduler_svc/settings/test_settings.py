@@ -93,6 +93,7 @@ def test_sizes(text: str, size: int) -> None:
     assert resolved("--kv-cache-bytes", text).settings.kv_cache_bytes == size
 
 
+TLS = ("--tls-certificate", "c", "--tls-key", "k", "--tls-client-ca", "ca")
 REMOTE = (
     *("--tensor-parallel-size", "2", "--remote-workers", "1", "--curve-dir", "keys"),
     *("--worker-transport", "tcp://10.0.0.1:5555", "--distributed-address", "10.0.0.1:5556"),
@@ -380,6 +381,21 @@ def test_what_anyone_could_use_from_elsewhere_is_refused(name: str, address: str
         resolved(*flags, *certificates, "--tls-client-ca", "ca")
         with pytest.raises(SettingsError, match="is open to other machines"):
             resolved(*flags, *certificates)  # it says who serves, not who may call
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--admin-tenants", "ann,,bob"), "admin_tenants = 'ann,,bob' must be names"),
+        (("--tls-client-identity", "uri"), "is of no use without tls_client_ca"),
+        ((*TLS, "--tls-client-identity", "dns", "--api-keys-file", "k"), "is of no use with api_keys_file"),
+        (("--tls-client-identity", "cn"), "must be common_name, uri or dns"),
+    ],
+)
+def test_identities_that_would_be_ignored_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolved(*flags)
+    resolved(*TLS, "--tls-client-identity", "dns", "--admin-tenants", "ann, bob")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:5", "127.9.9.9:5", "localhost:5", "[::1]:5", "unix:/run/x"])
