@@ -110,6 +110,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     """As `plan.Admit.prompt_logprobs`; the prefix cache is not read for this sequence then."""
     cache_salt: str | None = None
     """The request's own part of `salt`, as it was sent; for KV events alone."""
+    tenant: str = ""
+    """Whose `request_id` it is; empty where there is but one tenant."""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):
@@ -120,10 +122,12 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort")
 
 
 class AbortRequest(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort_request"):
-    """An operator ends a request of any frontend; answered with `Answer`, value the number of sequences ended."""
+    """End a request of any frontend; answered with `Answer`, value the number of sequences ended."""
 
     query: int
     request_id: str
+    tenant: str | None = None
+    """Whose; none for all that have this id, whoever's they are."""
 
 
 class FlushCache(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="flush"):

@@ -52,6 +52,7 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
     sequence = Sequence(
         key=key,
         request_id=request.request_id,
+        tenant=request.tenant,
         sampling=request.sampling,
         prompt_len=len(prompt),
         max_len=len(prompt) + request.max_tokens,

@@ -158,8 +158,8 @@ class EngineLoop:
                 self._submit(frontend, message)
             case Abort(handles=handles):
                 self._abort(frontend, handles)
-            case AbortRequest(query=query, request_id=request_id):
-                finishes = self._taker.abort_request(request_id)
+            case AbortRequest(query=query, request_id=request_id, tenant=tenant):
+                finishes = self._taker.abort_request(request_id, tenant)
                 self._outbox.add_finishes(finishes)
                 self._frontends.send(frontend, Answer(query, len(finishes)))
             case FlushCache(query=query):

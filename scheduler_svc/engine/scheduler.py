@@ -89,12 +89,12 @@ class Scheduler:
         self._end(sequence)
         return True
 
-    def abort_request(self, request_id: str) -> list[Event[SeqFinished]]:
-        """End every sequence of a request."""
+    def abort_request(self, request_id: str, tenant: str | None) -> list[Event[SeqFinished]]:
+        """End every sequence of a tenant's request; with no tenant given, of all tenants' requests of that id."""
         return [
             self._finish(sequence, FinishKind.ABORTED)
             for sequence in list(self._sequences.values())
-            if sequence.request_id == request_id
+            if sequence.request_id == request_id and tenant in (None, sequence.tenant)
         ]
 
     def abort_frontend(self, frontend: int) -> int:

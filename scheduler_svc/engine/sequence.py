@@ -38,6 +38,8 @@ class Sequence:
 
     key: SequenceKey
     request_id: str
+    tenant: str
+    """Whose `request_id` it is."""
     sampling: SamplingParams
     prompt_len: int
     max_len: int

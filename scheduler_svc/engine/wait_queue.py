@@ -101,7 +101,7 @@ class EarlySubmissions:
         """Forget one; false if it does not wait."""
         return self._waiting.pop(key, None) is not None
 
-    def abort_request(self, request_id: str) -> list[Event[SeqFinished]]:
+    def abort_request(self, request_id: str, tenant: str | None) -> list[Event[SeqFinished]]:
         """Nothing runs whose end would have to be told."""
         return []
 

@@ -78,6 +78,7 @@ class World:
         salt: bytes = b"",
         max_queue_time_s: float | None = None,
         request_id: str = "request",
+        tenant: str = "",
         generated: int = 0,
     ) -> int:
         """Submit a sequence, with the first `generated` tokens of its output already delivered; returns its handle."""
@@ -104,6 +105,7 @@ class World:
             salt=salt,
             max_queue_time_s=max_queue_time_s,
             cache_salt=salt.decode() or None,
+            tenant=tenant,
         )
         answer = self.scheduler.submit(FRONTEND, message, self.now_s)
         if isinstance(answer, Rejected):
@@ -120,9 +122,9 @@ class World:
         if known:
             expectation.cancelled = True
 
-    def abort_request(self, request_id: str) -> None:
+    def abort_request(self, request_id: str, tenant: str | None = None) -> None:
         """An operator ends a request."""
-        for finish in self.scheduler.abort_request(request_id):
+        for finish in self.scheduler.abort_request(request_id, tenant):
             self.sequences[finish.message.handle].kind = FinishKind.ABORTED
             self._finish(finish)
 

@@ -149,7 +149,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         refuse_unknown_fields(request)
         if not request.request_id:
             raise InvalidArgument("request_id", "is empty; it is required")
-        return pb.AbortResponse(aborted_outputs=await self._engine.abort_request(request.request_id))
+        tenant = request.tenant if request.HasField("tenant") else None
+        return pb.AbortResponse(aborted_outputs=await self._engine.abort_request(request.request_id, tenant))
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         """Answers when the supervisor's order to drain has come back to this frontend."""

@@ -186,6 +186,7 @@ class Generations:
                 logprobs=valid.logprobs,
                 prompt_logprobs=valid.prompt_logprobs if index == 0 else None,
                 cache_salt=valid.cache_salt,
+                tenant=tenant,
             )
             text, reports = self._text(valid, stops, prompt_ids), self._reports(valid)
             answer = None if form is None else AnswerParts(AnswerReader(form), submit, self._hidden(valid))

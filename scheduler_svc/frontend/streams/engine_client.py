@@ -108,10 +108,11 @@ class EngineClient:
             self._must_resubmit = False
             self.sequences.resubmit_all()
 
-    async def abort_request(self, request_id: str) -> int:
-        """End a request of any frontend; returns how many sequences ended. Raises Unavailable."""
+    async def abort_request(self, request_id: str, tenant: str | None) -> int:
+        """End a tenant's request of any frontend, or, with no tenant given, all tenants' requests of that id; returns
+        how many sequences ended. Raises Unavailable."""
         query = next(self._query_ids)
-        return _value(await self._ask(query, AbortRequest(query, request_id)))
+        return _value(await self._ask(query, AbortRequest(query, request_id, tenant)))
 
     async def flush_cache(self) -> int:
         """Forget cached blocks that no sequence holds; returns how many. Raises Unavailable."""

@@ -8,7 +8,6 @@ Scalars without presence mean nothing where they are 0, as vLLM's own server rea
 then, and `n` is 1. The model's own defaults are not applied: the gateway applies those of GetModelInfo itself.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ _REFUSED = {
 }
 
 
-def generation_of(request: Any, tenant: str) -> inference_pb2.StreamGenerateRequest:
+def generation_of(request: Any) -> inference_pb2.StreamGenerateRequest:
     """A vllm.grpc.engine.GenerateRequest as ours. Raises InvalidArgument with the facade's field."""
     made = inference_pb2.StreamGenerateRequest()
     generation = made.generation
@@ -52,7 +51,7 @@ def generation_of(request: Any, tenant: str) -> inference_pb2.StreamGenerateRequ
     if not request.HasField("input"):
         raise InvalidArgument("input", "is not set: tokenized or text is required")
     if request.request_id:
-        generation.request_id = request_name(request.request_id, tenant)
+        generation.request_id = request.request_id
     params = request.sampling_params
     # What has a meaning where it is not set.
     generation.output.text = False
@@ -63,13 +62,6 @@ def generation_of(request: Any, tenant: str) -> inference_pb2.StreamGenerateRequ
         is_set = params.HasField(name) if has_presence else value != 0
         setattr(generation.sampling, name, value if is_set else getattr(_NEUTRAL, name))
     return made
-
-
-def request_name(request_id: str, tenant: str) -> str:
-    """What the engine calls a request of the facade. Tenants choose their ids, and must not abort each other's."""
-    if not tenant:
-        return request_id
-    return f"{hashlib.sha256(tenant.encode()).hexdigest()[:16]}:{request_id}"
 
 
 def in_facades_words(error: InvalidArgument) -> InvalidArgument:

@@ -26,7 +26,6 @@ from pagewire.scheduler_svc.frontend.vllm_engine.request import (
     generation_of,
     in_facades_words,
     refuse_set_fields,
-    request_name,
 )
 from pagewire.scheduler_svc.frontend.vllm_engine.tokenizer_files import TokenizerArchive, chunks
 from pagewire.scheduler_svc.launch import KvEventsLaunch
@@ -67,7 +66,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         refuse_unknown_fields(request)
         answer = Answer(request.stream, request.sampling_params.HasField("logprobs"))
         is_streamed = request.stream
-        generation = generation_of(request, parts.generations.tenant(context))
+        generation = generation_of(request)
         del request  # it would stay for as long as the stream does
 
         async def write(message: inference_pb2.StreamGenerateResponse) -> None:
@@ -90,8 +89,8 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
             raise in_facades_words(error) from error
 
     async def Abort(self, request: Any, context: Context) -> Any:
-        """Ends requests that came by this service, from whichever frontend; of those that are not there it says
-        nothing. With API keys a tenant ends its own alone."""
+        """Ends the caller's requests, from whichever frontend; of an id that is nobody's, or another tenant's, it says
+        nothing."""
         refuse_unknown_fields(request)
         if len(request.request_ids) > MAX_ABORTED_IDS:
             raise InvalidArgument(
@@ -99,7 +98,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
             )
         tenant = self._parts.generations.tenant(context)
         for request_id in request.request_ids:
-            await self._parts.engine.abort_request(request_name(request_id, tenant))
+            await self._parts.engine.abort_request(request_id, tenant)
         return vllm.AbortResponse()
 
     async def HealthCheck(self, request: Any, context: Context) -> Any:

@@ -371,3 +371,26 @@ def test_results_of_other_than_one_token_a_row_are_refused(counts: list[int]) ->
     assert rows_of(StepResult(0, 0, tokens, 1, 1, pack([1, 1]))).tokens.tolist() == [5, 6]
     with pytest.raises(ValueError, match="other numbers of tokens than one"):
         rows_of(StepResult(0, 0, tokens, 1, 1, pack(counts)))
+
+
+def test_a_request_id_is_its_tenants_own() -> None:
+    w = world()
+    red, blue, red_again, other = (
+        w.submit([1, 2, 3], max_tokens=9, request_id=request_id, tenant=tenant)
+        for request_id, tenant in (("a", "red"), ("a", "blue"), ("a", "red"), ("b", "red"))
+    )
+    w.plan()  # some run and some wait
+
+    def ended() -> set[int]:
+        return {handle for handle in (red, blue, red_again, other) if w.sequences[handle].ended is not None}
+
+    w.abort_request("a", "nobody")
+    assert ended() == set()
+    w.abort_request("a", "red")
+    assert ended() == {red, red_again}
+    w.abort_request("a", "")  # the tenant of a server that has but one, and no other's
+    assert ended() == {red, red_again}
+    w.abort_request("a")
+    assert ended() == {red, blue, red_again}
+    w.drain()
+    w.check_end()

@@ -155,9 +155,15 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
 
             abort = asyncio.ensure_future(world.admin.Abort(admin_pb2.AbortRequest(request_id="r")))
             query = await world.engine.act(AbortRequest)
-            assert query.request_id == "r"
+            assert (query.request_id, query.tenant) == ("r", None)  # whoever's it is
             await world.engine.reply(query.query, 2)
             assert (await abort).aborted_outputs == 2
+            for tenant in ("ann", ""):
+                abort = asyncio.ensure_future(world.admin.Abort(admin_pb2.AbortRequest(request_id="r", tenant=tenant)))
+                query = await world.engine.act(AbortRequest)
+                assert (query.request_id, query.tenant) == ("r", tenant)
+                await world.engine.reply(query.query, 0)
+                assert (await abort).aborted_outputs == 0
             assert violated_field(await failure(world.admin.Abort(admin_pb2.AbortRequest()))) == "request_id"
             flush = asyncio.ensure_future(world.admin.FlushCache(admin_pb2.FlushCacheRequest()))
             await world.engine.reply((await world.engine.act(FlushCache)).query, 7)

@@ -31,19 +31,21 @@ def test_keys_are_asked_of_everything_but_health(spec: ModelSpec, run: Run, tmp_
             ):
                 assert (await failure(call)).code() is grpc.StatusCode.UNAUTHENTICATED
             asked = vllm.GenerateRequest(request_id="mine", text="a", stream=True)
-            names, salts = [], []
+            tenants, salts = [], []
             for metadata in (red, blue):
                 call = stub.Generate(asked, metadata=metadata)
                 submit = await world.engine.act(Submit)
-                names.append(submit.request_id)
+                assert submit.request_id == "mine"
+                tenants.append(submit.tenant)
                 salts.append(submit.salt)
                 await world.engine.answer(submit.handle, [1], FinishKind.LENGTH)
                 assert [message.WhichOneof("response") async for message in call] == ["chunk", "complete"]
-            assert len(set(names)) == len(set(salts)) == 2
-            for metadata, name in zip((red, blue), names, strict=True):
+            assert tenants == list(KEYS)
+            assert len(set(salts)) == 2
+            for metadata, tenant in zip((red, blue), tenants, strict=True):
                 call = stub.Abort(vllm.AbortRequest(request_ids=["mine"]), metadata=metadata)
                 abort = await world.engine.act(AbortRequest)
-                assert abort.request_id == name
+                assert (abort.request_id, abort.tenant) == ("mine", tenant)
                 await world.engine.reply(abort.query, 0)
                 await call
 

@@ -13,7 +13,6 @@ from pagewire.scheduler_svc.frontend.vllm_engine.request import (
     WITHOUT_EFFECT,
     generation_of,
     in_facades_words,
-    request_name,
 )
 from pagewire.v1 import generation_pb2 as pb
 
@@ -102,13 +101,13 @@ def test_every_field_reaches_one_of_ours_or_is_refused(path: str) -> None:
         neutral.text = "another"
     if path in REFUSED:
         with pytest.raises(InvalidArgument) as refused:
-            generation_of(request, "")
+            generation_of(request)
         assert refused.value.field == path
         assert path not in WITHOUT_EFFECT
     elif path in WITHOUT_EFFECT:
-        assert generation_of(request, "") == generation_of(neutral, "")
+        assert generation_of(request) == generation_of(neutral)
     else:
-        assert generation_of(request, "") != generation_of(neutral, "")
+        assert generation_of(request) != generation_of(neutral)
 
 
 def test_what_is_without_effect_is_a_field_of_today() -> None:
@@ -132,19 +131,19 @@ def test_fields_that_a_later_proto_brings_are_refused() -> None:
     newer = message_factory.GetMessageClass(pool.FindMessageTypeByName("vllm.grpc.engine.GenerateRequest"))
     for path in ("of_tomorrow", *(f"{room}.of_tomorrow" for room in NESTED)):
         with pytest.raises(InvalidArgument) as refused:
-            generation_of(request_with(path, newer), "")
+            generation_of(request_with(path, newer))
         assert refused.value.field == path
 
 
 def test_scalars_that_are_not_set_are_neutral_and_not_the_models_defaults() -> None:
-    made = generation_of(vllm.GenerateRequest(text="a"), "").generation
+    made = generation_of(vllm.GenerateRequest(text="a")).generation
     expected = pb.Sampling(temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=1)
     assert made.sampling == expected
     assert made.output == pb.Output(text=False, skip_special_tokens=False)
     assert not made.HasField("stopping")
     assert not made.HasField("n")
     greedy = vllm.GenerateRequest(text="a", sampling_params=vllm.SamplingParams(temperature=0, max_tokens=0))
-    made = generation_of(greedy, "").generation
+    made = generation_of(greedy).generation
     assert made.sampling.temperature == 0
     assert made.stopping.HasField("max_tokens")  # 0, which is refused as any other request's is
 
@@ -161,22 +160,22 @@ def test_scalars_that_are_not_set_are_neutral_and_not_the_models_defaults() -> N
 )
 def test_values_that_our_own_fields_cannot_say(params: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        generation_of(vllm.GenerateRequest(text="a", sampling_params=vllm.SamplingParams(**params)), "")
+        generation_of(vllm.GenerateRequest(text="a", sampling_params=vllm.SamplingParams(**params)))
     assert refused.value.field == field
 
 
 def test_values_that_say_nothing() -> None:
-    plain = generation_of(vllm.GenerateRequest(text="a"), "")
+    plain = generation_of(vllm.GenerateRequest(text="a"))
     for request in (
         vllm.GenerateRequest(text="a", data_parallel_rank=0),
         vllm.GenerateRequest(text="a", sampling_params=vllm.SamplingParams(seed=-1)),
     ):
-        assert generation_of(request, "") == plain
+        assert generation_of(request) == plain
 
 
 def test_a_prompt_is_required() -> None:
     with pytest.raises(InvalidArgument) as refused:
-        generation_of(vllm.GenerateRequest(request_id="a"), "")
+        generation_of(vllm.GenerateRequest(request_id="a"))
     assert refused.value.field == "input"
 
 
@@ -200,10 +199,3 @@ def test_a_prompt_is_required() -> None:
 def test_errors_name_the_facades_fields(ours: str, facades: str) -> None:
     error = in_facades_words(InvalidArgument(ours, "is wrong"))
     assert (error.field, error.message) == (facades, f"{facades} is wrong")
-
-
-def test_tenants_have_request_ids_of_their_own() -> None:
-    assert request_name("a", "") == "a"
-    named = {request_name("a", tenant) for tenant in ("", "red", "blue")}
-    assert len(named) == 3
-    assert generation_of(vllm.GenerateRequest(request_id="a", text="x"), "red").generation.request_id in named
