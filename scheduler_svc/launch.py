@@ -65,6 +65,19 @@ class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     client_ca: str | None = None
 
 
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of a listener's connections."""
+
+    max_connections: int = 4096
+    """More are closed as they come."""
+    max_idle_s: float = 0.0
+    """Without calls; 0: any time."""
+    max_age_s: float = 0.0
+    """0: any age."""
+    age_grace_s: float = 0.0
+    """What running calls get beyond that age."""
+
+
 class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a frontend process needs to know."""
 
@@ -94,6 +107,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Serve vllm.grpc.engine.VllmEngine too."""
     kv_events: KvEventsLaunch | None = None
     """Where the engine publishes them for frontends, if it does."""
+    connections: ConnectionLimits = ConnectionLimits()
+    """Of the public listener; of the admin listener all but the number."""
     tls: TlsFiles | None = None
     api_keys_file: str | None = None
     """Lines of `tenant:key`. With it a key says who calls, and without it a client's certificate, where there must be

@@ -16,11 +16,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 from google.protobuf.internal import api_implementation
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.app import Frontend, FrontendHost
 from pagewire.scheduler_svc.frontend.errors import InternalError
+from pagewire.scheduler_svc.frontend.rpc.descriptors import connections_within, raise_descriptor_limit
 from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -40,6 +42,12 @@ def _require_upb() -> None:
             f"protobuf runs on its {found!r} implementation; a server needs 'upb': install a protobuf wheel for this "
             "platform, and leave PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION unset"
         )
+
+
+def _within_descriptors(launch: FrontendLaunch) -> FrontendLaunch:
+    room = connections_within(launch.connections.max_connections, raise_descriptor_limit())
+    connections = msgspec.structs.replace(launch.connections, max_connections=room)
+    return msgspec.structs.replace(launch, connections=connections)
 
 
 def _ready(lifeline: Lifeline, ready: Ready) -> None:
@@ -84,7 +92,7 @@ def main() -> int:
         logging.basicConfig(
             level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
         )
-        asyncio.run(_run(launch, lifeline))
+        asyncio.run(_run(_within_descriptors(launch), lifeline))
     except InternalError as error:
         lifeline.send(Failed(f"internal error in a frontend: {error}"))
         return 1

@@ -17,6 +17,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
+import msgspec
 from grpc_reflection.v1alpha import reflection
 
 from pagewire.scheduler_svc.endings import is_ending
@@ -28,6 +29,7 @@ from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
 from pagewire.scheduler_svc.frontend.rpc.credentials import Credentials
+from pagewire.scheduler_svc.frontend.rpc.descriptors import ADMIN_CONNECTIONS
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Generations
 from pagewire.scheduler_svc.frontend.rpc.health import Health
@@ -144,7 +146,7 @@ class Frontend:
     async def _listen(self, parts: GenerationParts, threads: Executor) -> str:
         launch = self._launch
         interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(parts.authenticator, for_admins=False)]
-        server = create_server(launch.max_message_bytes, launch.reuse_port, interceptors)
+        server = create_server(launch.max_message_bytes, launch.reuse_port, launch.connections, interceptors)
         generations = Generations(parts)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generations, parts), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(parts.model), server)
@@ -177,7 +179,8 @@ class Frontend:
         if launch.admin_listen is None:
             return ""
         interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator, for_admins=True)]
-        server = create_server(launch.max_message_bytes, False, interceptors)
+        connections = msgspec.structs.replace(launch.connections, max_connections=ADMIN_CONNECTIONS)
+        server = create_server(launch.max_message_bytes, False, connections, interceptors)
         admin = AdminService(launch, self._engine, self._calls, self._request_drain)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         return await self._serve(server, launch.admin_listen, (_ADMIN,))

@@ -111,6 +111,44 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             limits=(16, MAX_INT32),
         ),
     ] = 4096
+    max_connections: Annotated[
+        int,
+        Setting(
+            "network",
+            "Most connections of a frontend; one more is closed as it comes. Fewer where the process may not have so "
+            "many descriptors.",
+            unit="connections",
+            limits=(1, 1024 * 1024),
+        ),
+    ] = 4096
+    max_connection_idle_s: Annotated[
+        float,
+        Setting(
+            "network",
+            "A connection without calls for so long is closed, which clients do not notice; 0: never.",
+            unit="s",
+            limits=(0, 1_000_000),
+        ),
+    ] = 3600.0
+    max_connection_age_s: Annotated[
+        float,
+        Setting(
+            "network",
+            "A connection of this age (10 % more or less, drawn) takes no more calls, and its client makes another; so "
+            "balancers spread clients anew and revoked certificates run out. 0: any age.",
+            unit="s",
+            limits=(0, 1_000_000),
+        ),
+    ] = 0.0
+    max_connection_age_grace_s: Annotated[
+        float,
+        Setting(
+            "network",
+            "How long calls may go on that run on a connection of that age; then they end with UNAVAILABLE.",
+            unit="s",
+            limits=(0, 1_000_000),
+        ),
+    ] = 600.0
     tls_certificate: Annotated[
         str | None, Setting("network", "PEM file with the certificate chain.", unset="no TLS")
     ] = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, KvEventsLaunch, TlsFiles
+from pagewire.scheduler_svc.launch import ConnectionLimits, EngineLaunch, FrontendLaunch, KvEventsLaunch, TlsFiles
 from pagewire.scheduler_svc.settings.checks import tenants_of
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.settings.sources import as_text
@@ -178,6 +178,12 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
             kv_events=self._frontend_kv_events(),
+            connections=ConnectionLimits(
+                max_connections=settings.max_connections,
+                max_idle_s=settings.max_connection_idle_s,
+                max_age_s=settings.max_connection_age_s,
+                age_grace_s=settings.max_connection_age_grace_s,
+            ),
             tls=tls,
             api_keys_file=settings.api_keys_file,
             client_identity=settings.tls_client_identity,

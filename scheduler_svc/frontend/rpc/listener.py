@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from pagewire.scheduler_svc.frontend.rpc.tls import Tls
+from pagewire.scheduler_svc.launch import ConnectionLimits
 from pagewire.scheduler_svc.startup_errors import StartupError
 
 _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -21,6 +22,9 @@ _MAX_PENDING_S = 24 * 3600
 _MIN_PING_INTERVAL_MS = 10_000
 _KEEPALIVE_INTERVAL_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
+_HANDSHAKE_TIMEOUT_MS = 20_000
+_NEVER_MS = 2**31 - 1
+"""gRPC's word for no limit."""
 
 
 class ListenError(StartupError):
@@ -28,9 +32,12 @@ class ListenError(StartupError):
 
 
 def create_server(
-    max_message_bytes: int, reuse_port: bool, interceptors: Sequence["grpc.aio.ServerInterceptor[Any, Any]"]
+    max_message_bytes: int,
+    reuse_port: bool,
+    connections: ConnectionLimits,
+    interceptors: Sequence["grpc.aio.ServerInterceptor[Any, Any]"],
 ) -> grpc.aio.Server:
-    """A server with bounds on messages, metadata, streams and pings."""
+    """A server with bounds on messages, metadata, connections, streams and pings."""
     options: list[tuple[str, int]] = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", _MAX_SENT_MESSAGE_BYTES),
@@ -48,6 +55,12 @@ def create_server(
         # asked for gets a window of its size.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _MAX_UNREAD_BYTES_PER_STREAM),
+        # Whoever connects and then says nothing goes before long; who has spoken may be idle for longer.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_allowed_incoming_connections", connections.max_connections),
+        ("grpc.max_connection_idle_ms", _limit_ms(connections.max_idle_s)),
+        ("grpc.max_connection_age_ms", _limit_ms(connections.max_age_s)),
+        ("grpc.max_connection_age_grace_ms", round(connections.age_grace_s * 1000)),
         # A connection whose other end is gone is found, and its sequences are freed.
         ("grpc.keepalive_time_ms", _KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
@@ -58,6 +71,10 @@ def create_server(
         ("grpc.http2.max_ping_strikes", 2),
     ]
     return grpc.aio.server(interceptors=list(interceptors), options=options)
+
+
+def _limit_ms(limit_s: float) -> int:
+    return round(limit_s * 1000) or _NEVER_MS
 
 
 def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
