@@ -117,6 +117,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Of a client's certificate: what its tenant is."""
     admin_tenants: tuple[str, ...] = ("admin",)
     """Who may call AdminService."""
+    tenant_limits_file: str | None = None
+    """JSON: a tenant's name, or `*`, to its limits."""
     settings: dict[str, str] = {}
     """For GetServerInfo, secrets left out."""
     started_unix_s: float

@@ -36,6 +36,7 @@ from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
+from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler
@@ -93,7 +94,8 @@ class Frontend:
         """Serve until a Stop. Raises what keeps it from starting, and InternalError for a broken invariant."""
         launch = self._launch
         spec = launch.model
-        self._credentials = Credentials(launch)
+        usage = TenantUsage(self._host.clock)
+        self._credentials = Credentials(launch, usage)
         threads = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="tokenizer")
         tokenizer = None if spec.tokenizer_file is None else TextTokenizer(spec.tokenizer_file, spec, threads)
         template: ChatTemplate | None = None
@@ -114,6 +116,7 @@ class Frontend:
             prompts=PromptReader(tokenizer, template),
             grammars=grammars,
             request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
+            usage=usage,
             max_waiting_tokens=launch.stream_buffer_tokens,
             clock=self._host.clock,
             draw_seed=self._host.draw_seed,

@@ -66,6 +66,11 @@ def _check_network(settings: Settings) -> None:
             f"tls_client_identity = {settings.tls_client_identity!r} is of no use "
             + ("with api_keys_file: a key says who calls" if settings.api_keys_file else "without tls_client_ca")
         )
+    if settings.tenant_limits_file is not None and settings.api_keys_file is None and settings.tls_client_ca is None:
+        raise SettingsError(
+            f"tenant_limits_file = {settings.tenant_limits_file!r} needs api_keys_file or tls_client_ca, which say who "
+            "a tenant is"
+        )
     if settings.max_request_bytes_in_flight < settings.max_message_bytes:
         raise SettingsError(
             f"max_request_bytes_in_flight = {settings.max_request_bytes_in_flight} is less than max_message_bytes = "

@@ -177,6 +177,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "calls.",
         ),
     ] = "admin"
+    tenant_limits_file: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "JSON file with what each tenant may ask of a frontend: priority, requests at once, requests and tokens a "
+            "minute.",
+            unset="no limits",
+        ),
+    ] = None
     insecure: Annotated[
         bool,
         Setting(

@@ -188,6 +188,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             api_keys_file=settings.api_keys_file,
             client_identity=settings.tls_client_identity,
             admin_tenants=tenants_of(settings.admin_tenants),
+            tenant_limits_file=settings.tenant_limits_file,
             settings=as_text(settings),
             started_unix_s=self.started_unix_s,
             log_level=settings.log_level,

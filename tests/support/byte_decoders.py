@@ -26,6 +26,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.rpc.tenant_limits import LimitsFileError, read_limits
 from pagewire.scheduler_svc.frontend.text.chat_format import ToolCallFormat
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
 from pagewire.scheduler_svc.frontend.text.grammar_process import (
@@ -296,6 +297,9 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     keys = b"tenant:0123456789abcdef\n# comment\n"
     read = written(lambda path: read_keys(str(path)))
     yield ByteDecoder("scheduler_svc/frontend/rpc/auth.py", read, (KeysFileError,), (keys,))
+    limits = b'{"ann": {"max_priority": 0, "requests_per_minute": 60}, "*": {"tokens_per_minute": 1000}}'
+    read_them = written(lambda path: read_limits(str(path)))
+    yield ByteDecoder("scheduler_svc/frontend/rpc/tenant_limits.py", read_them, (LimitsFileError,), (limits,))
     curve = folder / "curve"
     make_curve_keys(curve)
 

@@ -1,4 +1,5 @@
-"""Credentials: the files that say who serves and who may call, in force from the start and followed from then on.
+"""Credentials: the files that say who serves, who may call and how much, in force from the start and followed from then
+on.
 
 It puts the files together with those who use what is in them, and knows no call.
 """
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, read_keys
 from pagewire.scheduler_svc.frontend.rpc.followed_files import FollowedFiles
+from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, read_limits
 from pagewire.scheduler_svc.frontend.rpc.tls import Tls, read_tls
 from pagewire.scheduler_svc.launch import FrontendLaunch, TlsFiles
 
@@ -15,8 +17,9 @@ from pagewire.scheduler_svc.launch import FrontendLaunch, TlsFiles
 class Credentials:
     """Of one frontend."""
 
-    def __init__(self, launch: FrontendLaunch) -> None:
+    def __init__(self, launch: FrontendLaunch, usage: TenantUsage) -> None:
         """Reads the files. Raises StartupError, OSError."""
+        self._usage = usage
         needs_certificate = launch.tls is not None and launch.tls.client_ca is not None
         self.authenticator = Authenticator(launch.admin_tenants, launch.client_identity if needs_certificate else None)
         self.tls = None if launch.tls is None else Tls()
@@ -28,6 +31,10 @@ class Credentials:
             files = launch.tls
             paths = [files.certificate, files.key, *([] if files.client_ca is None else [files.client_ca])]
             self._files.append(FollowedFiles("TLS certificates", paths, lambda: self._read_tls(files)))
+
+        if launch.tenant_limits_file is not None:
+            limits = launch.tenant_limits_file
+            self._files.append(FollowedFiles("tenants' limits", [limits], lambda: self._read_limits(limits)))
 
     async def follow(self) -> None:
         """Read again what changes, until cancelled."""
@@ -41,6 +48,10 @@ class Credentials:
     def _read_keys(self, path: str) -> Callable[[], None]:
         keys = read_keys(path)
         return lambda: self.authenticator.use_keys(keys)
+
+    def _read_limits(self, path: str) -> Callable[[], None]:
+        limits = read_limits(path)
+        return lambda: self._usage.use(limits)
 
     def _read_tls(self, files: TlsFiles) -> Callable[[], None]:
         configuration = read_tls(files)

@@ -30,6 +30,7 @@ from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
+from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, Turn
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
 from pagewire.scheduler_svc.frontend.streams.output import Output
@@ -64,6 +65,7 @@ class GenerationParts:
     grammars: GrammarCompiler | None
     """None where no output can be constrained."""
     request_bytes: RequestBytes
+    usage: TenantUsage
     max_waiting_tokens: int
     """Of one stream, before it fails."""
     clock: Callable[[], float]
@@ -87,32 +89,36 @@ class Generations:
     ) -> None:
         """Hand every message to `write` as it comes; waits for each. Raises RequestErrors."""
         reader = asyncio.current_task()
-        opening = self._open(request, context, reader, self._parts.max_waiting_tokens)
-        del request  # it would stay for as long as the stream does
-        stream = await opening
-        try:
-            while (message := await stream.next()) is not None:
-                await write(message)
-        except asyncio.CancelledError:
-            # A stream that fails while its client does not read cancels its reader; grpc cancels it when the client
-            # has gone. Only the first is an answer.
-            if stream.error is not None and reader is not None and reader.uncancel() == 0:
-                raise stream.error from None
-            raise
-        finally:
-            self._close(stream)
+        with self._parts.usage.turn(self.tenant(context)) as turn:
+            opening = self._open(request, context, turn, reader, self._parts.max_waiting_tokens)
+            del request  # it would stay for as long as the stream does
+            stream = await opening
+            try:
+                while (message := await stream.next()) is not None:
+                    await write(message)
+            except asyncio.CancelledError:
+                # A stream that fails while its client does not read cancels its reader; grpc cancels it when the client
+                # has gone. Only the first is an answer.
+                if stream.error is not None and reader is not None and reader.uncancel() == 0:
+                    raise stream.error from None
+                raise
+            finally:
+                self._close(stream)
+                turn.num_tokens = stream.num_tokens
 
     async def collect(
         self, request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context
     ) -> tuple[list[pb.StreamGenerateResponse], RequestStream]:
         """All messages of the same stream, and the stream, which is closed. Raises RequestErrors."""
-        opening = self._open(request, context, None, None)
-        del request  # as above
-        stream = await opening
-        try:
-            return await stream.collect(), stream
-        finally:
-            self._close(stream)
+        with self._parts.usage.turn(self.tenant(context)) as turn:
+            opening = self._open(request, context, turn, None, None)
+            del request  # as above
+            stream = await opening
+            try:
+                return await stream.collect(), stream
+            finally:
+                self._close(stream)
+                turn.num_tokens = stream.num_tokens
 
     def tenant(self, context: Context) -> str:
         """The caller's tenant, empty where there is but one."""
@@ -126,6 +132,7 @@ class Generations:
         self,
         request: pb.GenerateRequest | pb.StreamGenerateRequest,
         context: Context,
+        turn: Turn,
         reader: "asyncio.Task[Any] | None",
         max_waiting_tokens: int | None,
     ) -> RequestStream:
@@ -139,6 +146,7 @@ class Generations:
         with parts.request_bytes.hold(tenant, request.ByteSize()):
             refuse_unknown_fields(request)
             valid = validate_generation(request.generation, parts.model.spec, parts.model.limits)
+            priority = turn.priority(valid.priority, is_set=request.generation.HasField("priority"))
             del request
             parts.calls.check()
             parts.engine.status.check()
@@ -179,7 +187,7 @@ class Generations:
                 max_tokens=max_tokens,
                 stop_token_ids=list(valid.stop_token_ids),
                 ignore_eos=valid.ignore_eos,
-                priority=valid.priority,
+                priority=priority,
                 salt=salt,
                 max_queue_time_s=valid.max_queue_time_s,
                 controls=controls,

@@ -219,6 +219,11 @@ class RequestStream:
             self._queue.put(message)
             self._queue.wake()
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt, and of all outputs so far."""
+        return self._settings.num_prompt_tokens + sum(len(output.received) for output in self.outputs)
+
     def _describe_usage(self, into: pb.Usage) -> None:
         into.prompt_tokens = self._settings.num_prompt_tokens
         into.cached_tokens = self._cached_tokens

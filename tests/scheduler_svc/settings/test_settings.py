@@ -387,6 +387,7 @@ def test_what_anyone_could_use_from_elsewhere_is_refused(name: str, address: str
     ("flags", "message"),
     [
         (("--admin-tenants", "ann,,bob"), "admin_tenants = 'ann,,bob' must be names"),
+        (("--tenant-limits-file", "f"), "tenant_limits_file = 'f' needs api_keys_file or tls_client_ca"),
         (("--tls-client-identity", "uri"), "is of no use without tls_client_ca"),
         ((*TLS, "--tls-client-identity", "dns", "--api-keys-file", "k"), "is of no use with api_keys_file"),
         (("--tls-client-identity", "cn"), "must be common_name, uri or dns"),
