@@ -29,12 +29,11 @@ from pagewire.scheduler_svc.frontend.rpc.admin import AdminService
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, AuthInterceptor
 from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
 from pagewire.scheduler_svc.frontend.rpc.credentials import Credentials
-from pagewire.scheduler_svc.frontend.rpc.descriptors import ADMIN_CONNECTIONS
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Generations
 from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
-from pagewire.scheduler_svc.frontend.rpc.listener import bind, create_server
+from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient

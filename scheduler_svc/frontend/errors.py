@@ -10,11 +10,11 @@ ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; no
     │   ├── ResourceExhausted   the server has no room for it now
     │   ├── Unavailable         a part of the server is away; the same request may succeed later
     │   ├── DeadlineExceeded    its time ran out before it began
-    │   ├── Unauthenticated     no valid key came with it
+    │   ├── Unauthenticated     nothing says who calls: no key, no name in a certificate
     │   ├── OutOfRange          it goes on from where nothing is kept any more
     │   ├── KvEventsLost        what it follows has a gap
     │   ├── Unimplemented       a method that is not served
-    │   ├── PermissionDenied    the key is valid and does not allow this
+    │   ├── PermissionDenied    the caller is known and may not do this
     │   └── ModelFailed         the worker could not compute a token for it
     └── InternalError
 """
@@ -81,11 +81,11 @@ class DeadlineExceeded(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """No key, or one that is not known."""
+    """No key, or one that is not known; or a certificate without the name that counts."""
 
 
 class PermissionDenied(RequestError):
-    """A known key that does not allow the call."""
+    """A known caller who may not make the call."""
 
 
 class OutOfRange(RequestError):

@@ -13,7 +13,7 @@ import pytest
 from support.service import LIMIT_S, ids_of, serve, stream_request
 
 from pagewire.client import AsyncClient, Client
-from pagewire.scheduler_svc.frontend.rpc.descriptors import connections_within
+from pagewire.scheduler_svc.frontend.rpc.listener import connections_within
 from pagewire.v1 import model_pb2
 from pagewire.v1.model_pb2_grpc import ModelServiceStub
 

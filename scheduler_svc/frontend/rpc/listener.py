@@ -1,8 +1,12 @@
 """Listeners: gRPC servers, every option in so many words, and the address that was bound.
 
-It knows no service. grpc's own defaults are not relied on, because they differ between versions and are no decision.
+A process without a free descriptor can neither take a connection nor start a helper, so what its own work needs is set
+apart of those that it may have. It knows no service. grpc's own defaults are not relied on, because they differ between
+versions and are no decision.
 """
 
+import logging
+import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +16,7 @@ from pagewire.scheduler_svc.frontend.rpc.tls import Tls
 from pagewire.scheduler_svc.launch import ConnectionLimits
 from pagewire.scheduler_svc.startup_errors import StartupError
 
+_log = logging.getLogger(__name__)
 _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
 """A whole answer of Generate: 16 outputs of 100k tokens are 30 MB."""
 _MAX_METADATA_BYTES = 16 * 1024
@@ -25,6 +30,12 @@ _KEEPALIVE_TIMEOUT_MS = 20_000
 _HANDSHAKE_TIMEOUT_MS = 20_000
 _NEVER_MS = 2**31 - 1
 """gRPC's word for no limit."""
+_WANTED_DESCRIPTORS = 1 << 20
+"""Where there is no hard limit: none is needed either, and some libraries walk through all that there may be."""
+_OWN_DESCRIPTORS = 128
+"""Listeners, the engine, helper processes and their pipes."""
+ADMIN_CONNECTIONS = 64
+_LEAST_CONNECTIONS = 16
 
 
 class ListenError(StartupError):
@@ -90,3 +101,27 @@ def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
         return address
     host, _, _ = address.rpartition(":")
     return f"{host}:{port}"
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit as far as the hard one allows; returns what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return _WANTED_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(max_connections: int, max_descriptors: int) -> int:
+    """How many connections the public listener may take of those that it was told."""
+    room = max(_LEAST_CONNECTIONS, max_descriptors - _OWN_DESCRIPTORS - ADMIN_CONNECTIONS)
+    if room < max_connections:
+        _log.warning(
+            "at most %d connections are taken, and not max_connections = %d: this process may have %d descriptors "
+            "(ulimit -Hn, LimitNOFILE)",
+            room,
+            max_connections,
+            max_descriptors,
+        )
+    return min(room, max_connections)
