@@ -83,7 +83,7 @@ class EngineRestarted(msgspec.Struct, frozen=True, tag="engine_restarted"):
 
 
 class Reload(msgspec.Struct, frozen=True, tag="reload"):
-    """To frontends: read the files with keys and certificates again, whether they look changed or not."""
+    """To frontends: read the files with keys, limits and certificates again, whether they look changed or not."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):

@@ -162,7 +162,7 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP and self._phase is not Phase.STARTING:
-            _log.info("SIGHUP: keys and certificates are read again")
+            _log.info("SIGHUP: files of keys, limits and certificates are read again")
             self._group.tell(self._frontends, Reload())
             return
         if self._phase is Phase.STARTING or self._was_signalled:
