@@ -45,7 +45,7 @@ class FinishKind(enum.IntEnum):
     STOP_TOKEN = 3
     ABORTED = 4
     FAILED = 5
-    """A step failed it (`plan.RowFailure`), or workers kept dying under it; the request fails with INTERNAL, others are
+    """A step failed it (`plan.RowFailure`), or it was found to end workers; the request fails with INTERNAL, others are
     unharmed."""
     NO_ROOM = 6
     """It came to what memory holds of one sequence, since a worker came back with less than it was accepted for; the

@@ -247,8 +247,8 @@ class EngineLoop:
         if not was_complete or self._scheduler is None:
             return  # of a group that ends, the first rank's loss is the group's
         failed = self._scheduler.restart()
-        if failed:
-            _log.error("%d sequences were running whenever a worker was lost, and end", len(failed))
+        for frontend, finish in failed:
+            _log.error("sequence %d of frontend %d ends: %s", finish.handle, frontend, finish.reason)
         self._outbox.add_finishes(failed)
         self._pipeline.begin()
         self._frontends.broadcast(self._group.info(self._state()))

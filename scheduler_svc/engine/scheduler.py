@@ -31,6 +31,7 @@ from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, draw
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
+from pagewire.scheduler_svc.engine.suspects import Suspects
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
@@ -39,9 +40,6 @@ from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectK
 MAX_ADMITTED_IDS = 1 << 20
 """Token ids that one plan admits, of which the first sequence is one whatever its length: frames have a limit, and a
 worker that decodes for others should not read for long."""
-WORKERS_LOST = "the workers that computed this request were lost, one after the other"
-MAX_WORKER_CRASHES = 3
-"""Fewer than the supervisor's restarts in a row (`max_restarts`) plus one: the sequence goes before the server does."""
 
 
 class Scheduler:
@@ -53,6 +51,7 @@ class Scheduler:
         self._log = log
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting = WaitQueue()
+        self._suspects = Suspects()
         self._counters = Counters()
         self._num_arrivals = 0
         self._batch = RunningBatch(config, log)
@@ -126,18 +125,22 @@ class Scheduler:
     def restart(self) -> list[Event[SeqFinished]]:
         """The worker and everything in it is gone: every running sequence waits again, with the tokens received.
 
-        One that was running each time a worker was lost, MAX_WORKER_CRASHES times, and never got a token in between,
-        may be what ends them. It fails, so that it cannot end the server.
+        One that is found to end workers fails, so that it cannot end the server.
         """
-        finishes = []
-        for sequence in self._batch.slots.running():
+        running = self._batch.slots.running()
+        for sequence in running:
             self._batch.release(sequence)
             sequence.count_crash()
             self._wait_again(sequence)
-            if sequence.worker_crashes >= MAX_WORKER_CRASHES:
-                finishes.append(self._finish(sequence, FinishKind.FAILED, WORKERS_LOST))
         self._batch = RunningBatch(self._config, self._log)
-        return finishes
+        found = self._suspects.crashed(running)
+        if found is None:
+            return []
+        reason = (
+            f"the worker was lost {found.worker_crashes} times while it computed this request, without a token of it, "
+            f"the last {found.lone_crashes} times with no other request beside it"
+        )
+        return [self._finish(found, FinishKind.FAILED, reason)]
 
     def resize(self, config: SchedulerConfig) -> list[Event[SeqFinished]]:
         """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
@@ -256,7 +259,7 @@ class Scheduler:
         admits: list[Admit] = []
         starts: list[Event[SeqStarted]] = []
         num_ids = 0
-        while chunks.budget > 0 and self._batch.slots.num_free and (sequence := self._waiting.peek()) is not None:
+        while chunks.budget > 0 and self._batch.slots.num_free and (sequence := self._next_waiting()) is not None:
             num_ids += len(sequence.tokens)
             if sequence.controls is not None:
                 num_ids += len(sequence.controls.grammar)  # a character is as much as an id, or less
@@ -273,6 +276,12 @@ class Scheduler:
             if not sequence.started:
                 starts.append(self._start(sequence, now_s))
         return admits, starts
+
+    def _next_waiting(self) -> Sequence | None:
+        """While somebody is suspected of ending workers, only suspects are admitted, and those of one group."""
+        if trial := self._suspects.trial(self._batch.slots):
+            return next((sequence for sequence in trial if sequence.status is SequenceStatus.WAITING), None)
+        return self._waiting.peek()
 
     def _start(self, sequence: Sequence, now_s: float) -> Event[SeqStarted]:
         sequence.started = True

@@ -70,6 +70,8 @@ class Sequence:
     """Length of `tokens` when a worker was last lost under it."""
     worker_crashes: int = 0
     """Workers lost under it in a row without a token between them."""
+    lone_crashes: int = 0
+    """Those of them under which it ran alone as a suspect; written by Suspects."""
     next_scored: int = 1
     """Position of the prompt token whose log-probability comes next, where they are asked for."""
     scores_prompt: bool = False
@@ -98,7 +100,9 @@ class Sequence:
     def count_crash(self) -> None:
         """A worker was lost under it."""
         known = len(self.tokens)
-        self.worker_crashes = self.worker_crashes + 1 if known == self.known_at_crash else 1
+        if known != self.known_at_crash:
+            self.worker_crashes = self.lone_crashes = 0
+        self.worker_crashes += 1
         self.known_at_crash = known
 
     def end_with(self, token: int, length: int, config: SchedulerConfig) -> FinishKind | None:

@@ -8,7 +8,6 @@ from pagewire.scheduler_svc.engine import scheduler
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.results import StepRows, rows_of
-from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.plan import NO_TOKEN, RowFailure, StepResult
@@ -291,21 +290,6 @@ def test_a_row_without_numbers_fails_alone() -> None:
     assert outcome.handles.tolist() == [good]
     w.submit(prompt(4), 5, ignore_eos=True)
     assert w.scheduler.plan(0, 99, 0.0).plan.admit[0].num_cached == 0, "nobody finds what it computed"
-
-
-def test_a_sequence_under_which_workers_keep_dying_fails_before_the_server_does() -> None:
-    w = world()
-    poison = w.submit(prompt(4), 50, ignore_eos=True)
-    survivor = w.submit(prompt(4, 30), 50, ignore_eos=True)
-    plan(w)
-    assert w.lose_worker() == []
-    plan(w)
-    assert w.lose_worker() == []
-    w.scheduler._sequences[SequenceKey(FRONTEND, survivor)].known_at_crash = 0  # as if it had got a token meanwhile
-    plan(w)
-    assert [(end.handle, end.kind) for _, end in w.lose_worker()] == [(poison, FinishKind.FAILED)]
-    w.drain()
-    assert w.sequences[survivor].got == w.sequences[survivor].output
 
 
 def test_a_result_that_cannot_be_this_step_s_changes_nothing() -> None:

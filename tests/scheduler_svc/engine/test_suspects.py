@@ -1,0 +1,226 @@
+"""Requests that end workers are found and fail alone, whoever runs with them and whatever else ends workers."""
+
+import math
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.scheduler_world import FRONTEND, World
+
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
+from pagewire.scheduler_svc.engine.events import Event
+from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.wire.columns import unpack_pairs
+from pagewire.wire.requests import FinishKind, SeqFinished
+
+RUNS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "400"))
+MAX_PLANS = 20_000
+IN_ANY_STEP = 0
+
+
+class PoisonWorld(World):
+    """A world in which some sequences end the worker that computes them, from some length on."""
+
+    def __init__(self, config: SchedulerConfig, depth: int) -> None:
+        super().__init__(config, depth)
+        self.poison: dict[int, int] = {}
+        """By handle: the tokens of it that a worker can compute."""
+        self.failed: list[Event[SeqFinished]] = []
+        self.losses = 0
+        self.most_losses_in_row = 0
+        """Without a token of anybody between them."""
+        self.may_kill = True
+        """False where the last end came from outside and no token has come since."""
+        self._losses_in_row = 0
+        self._ends_worker: list[bool] = []
+        """For each plan in flight."""
+
+    def lose(self, *, outside: bool) -> None:
+        """The worker ends."""
+        self._ends_worker.clear()
+        self.losses += 1
+        self._losses_in_row += 1
+        self.most_losses_in_row = max(self.most_losses_in_row, self._losses_in_row)
+        self.may_kill = not outside
+        self.failed += self.lose_worker()
+
+    def send(self) -> bool:
+        """Plan a step, if there is room and work."""
+        if not self.plan():
+            return False
+        step, slots = self._in_flight[-1][0], self.scheduler._batch.slots
+        computed = {*step.rows.tolist(), *unpack_pairs(step.plan.chunks)[:, 0].tolist()}
+        self._ends_worker.append(
+            any(
+                slots.planned.item(slot) > self.poison.get(slots.sequence(slot).key.handle, 1 << 30)
+                for slot in computed
+            )
+        )
+        return True
+
+    def answer(self) -> bool:
+        """The oldest plan's result comes, or the worker ends by it."""
+        if not self._ends_worker:
+            return False
+        if self._ends_worker[0]:
+            self.lose(outside=False)
+            return True
+        del self._ends_worker[0]
+        before = sum(len(e.got) for e in self.sequences.values())
+        self.deliver()
+        if sum(len(e.got) for e in self.sequences.values()) > before:
+            self._losses_in_row = 0
+            self.may_kill = True
+        return True
+
+    def run(self, kills: "frozenset[int]" = frozenset()) -> None:
+        """Until nobody is left; before the events of these numbers somebody ends the worker."""
+        for event in range(MAX_PLANS):
+            if not self.scheduler.has_work:
+                return
+            if event in kills and self.may_kill:
+                self.lose(outside=True)
+            sent = self.send()
+            assert self.answer() or sent, "sequences are alive and nothing moves"
+            if event % 8 == 0:
+                self.check()
+        raise AssertionError(f"no end after {MAX_PLANS} plans")
+
+
+def make_world(max_num_seqs: int, *, depth: int = 2, chunk: int = 64, num_blocks: int = 4000) -> PoisonWorld:
+    """A world with room for so many."""
+    return PoisonWorld(
+        SchedulerConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_seqs + chunk,
+            max_prefill_tokens_per_step=chunk,
+            max_model_len=48,
+            max_queued=1024,
+            vocab_size=101,
+            eos_token_ids=(0,),
+            num_blocks=num_blocks,
+            block_size=4,
+            enable_prefix_caching=True,
+        ),
+        depth,
+    )
+
+
+def submit(world: PoisonWorld, index: int, *, computable: int | None = None, max_tokens: int = 12) -> int:
+    """A sequence with a prompt of its own; a poison one where only so many of its tokens can be computed."""
+    handle = world.submit([1 + index % 90] * (1 + index % 5), max_tokens, ignore_eos=True)
+    if computable is not None:
+        world.poison[handle] = computable
+    return handle
+
+
+@pytest.mark.parametrize("running", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_the_one_is_found_in_so_many_ends_as_halving_takes(running: int, place: float) -> None:
+    world = make_world(running, chunk=1024)
+    culprit = round(place * (running - 1))
+    for index in range(running):
+        submit(world, index, computable=IN_ANY_STEP if index == culprit else None)
+    world.run()
+    assert [event.message.handle for event in world.failed] == [culprit]
+    assert world.most_losses_in_row <= math.ceil(math.log2(running)) + 3
+    assert world.losses <= math.ceil(math.log2(running)) + 4
+    world.check_end()
+
+
+def test_its_reason_says_what_happened() -> None:
+    world = make_world(2)
+    submit(world, 0, computable=IN_ANY_STEP)
+    submit(world, 1)
+    world.run()
+    ((_, finish),) = world.failed
+    assert finish.kind is FinishKind.FAILED
+    assert finish.reason == (
+        "the worker was lost 4 times while it computed this request, without a token of it, "
+        "the last 2 times with no other request beside it"
+    )
+
+
+def test_nobody_comes_beside_suspects_until_each_has_a_token() -> None:
+    world = make_world(8)
+    for index in range(4):
+        submit(world, index)
+    for _ in range(2):
+        assert world.send()
+        world.lose(outside=True)
+    newcomer = submit(world, 4)
+    admitted = []
+    while newcomer not in admitted:
+        before = {s.key.handle for s in world.scheduler._batch.slots.running()}
+        world.send()
+        after = {s.key.handle for s in world.scheduler._batch.slots.running()}
+        if after - before:
+            admitted += sorted(after - before)
+            assert all(world.sequences[handle].got for handle in before), "beside one that has no token"
+        world.answer()
+    assert admitted == [0, 1, 2, 3, newcomer]
+    world.run()
+    assert not world.failed
+    world.check_end()
+
+
+def test_ends_from_outside_with_a_token_between_fail_nobody() -> None:
+    world = make_world(1)
+    submit(world, 0, max_tokens=40)
+    while world.scheduler.has_work:
+        world.send()
+        if world.may_kill and world.losses < 30:
+            world.lose(outside=True)
+        else:
+            world.answer()
+    assert world.losses >= 20
+    assert not world.failed
+    world.check_end()
+
+
+def test_a_suspect_that_its_client_gives_up_holds_nobody_up() -> None:
+    world = make_world(4)
+    for index in range(2):
+        submit(world, index)
+    for _ in range(3):
+        world.send()
+        world.lose(outside=True)
+    for handle in range(2):
+        assert world.scheduler.abort(SequenceKey(FRONTEND, handle))
+        world.sequences[handle].cancelled = True
+    submit(world, 2)
+    world.run()
+    world.check_end()
+
+
+@pytest.mark.slow
+@settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    max_num_seqs=st.integers(1, 12),
+    depth=st.integers(1, 2),
+    chunk=st.sampled_from([1, 3, 64]),
+    num_blocks=st.sampled_from([12, 24, 200]),
+    num_innocent=st.integers(0, 20),
+    poison=st.dictionaries(st.integers(0, 20), st.integers(0, 12), max_size=2),
+    kills=st.frozensets(st.integers(0, 120), max_size=40),
+)
+def test_exactly_those_that_end_workers_fail(
+    max_num_seqs: int,
+    depth: int,
+    chunk: int,
+    num_blocks: int,
+    num_innocent: int,
+    poison: dict[int, int],
+    kills: frozenset[int],
+) -> None:
+    world = make_world(max_num_seqs, depth=depth, chunk=chunk, num_blocks=num_blocks)
+    for index in range(num_innocent + 1):
+        if index in poison:
+            submit(world, 31 + index, computable=poison[index], max_tokens=20)
+        if index < num_innocent:
+            submit(world, index)
+    world.run(kills)
+    assert {event.message.handle for event in world.failed} == set(world.poison)
+    assert {handle for handle, e in world.sequences.items() if e.ended is FinishKind.FAILED} == set(world.poison)
+    world.check_end()
