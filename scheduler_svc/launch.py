@@ -46,6 +46,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_prefill_tokens_per_step: int
     """Most prefill tokens in a step while sequences decode."""
     max_queued: int
+    max_queued_tokens: int
+    """Prompt tokens of all sequences that wait; half of it, and of max_queued, for one tenant."""
     enable_prefix_caching: bool
     pipeline_depth: int
     """Plans in flight: 1 or 2."""

@@ -111,7 +111,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit
     cache_salt: str | None = None
     """The request's own part of `salt`, as it was sent; for KV events alone."""
     tenant: str = ""
-    """Whose `request_id` it is; empty where there is but one tenant."""
+    """Whose the request is: ids, bounds and turns of the queue are a tenant's own. Empty where there are none."""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort"):

@@ -18,6 +18,7 @@ from pagewire.wire.requests import Rejected, RejectKind, Submit
 
 _MAX_REQUEST_ID_CHARACTERS = 1024
 _MAX_SALT_BYTES = 1024
+_MAX_TENANT_CHARACTERS = 1024
 _MAX_PRIORITY = 2**31 - 1
 _MAX_QUEUE_TIME_S = 1e9
 
@@ -61,6 +62,7 @@ def read_submission(key: SequenceKey, request: Submit, config: SchedulerConfig, 
         priority=request.priority,
         salt=request.salt,
         cache_salt=request.cache_salt,
+        tenant=request.tenant,
         arrived_s=now_s,
         queue_deadline_s=None if request.max_queue_time_s is None else now_s + request.max_queue_time_s,
         controls=request.controls,
@@ -85,6 +87,8 @@ def _problem(request: Submit, config: SchedulerConfig) -> str | None:
         return f"salt has {len(request.salt)} bytes; at most {_MAX_SALT_BYTES} may be"
     if request.cache_salt is not None and len(request.cache_salt) > _MAX_SALT_BYTES:
         return f"cache_salt has {len(request.cache_salt)} characters; at most {_MAX_SALT_BYTES} may be"
+    if len(request.tenant) > _MAX_TENANT_CHARACTERS:
+        return f"tenant has {len(request.tenant)} characters; at most {_MAX_TENANT_CHARACTERS} may be"
     asked = (request.controls, request.logprobs, request.prompt_logprobs)
     if asked != (None, None, None) and (problem := logits_problem(*asked, config.vocab_size)) is not None:
         return problem

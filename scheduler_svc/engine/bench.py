@@ -75,6 +75,7 @@ class EngineWorkload:
             max_prefill_tokens_per_step=prefill,
             max_model_len=max_model_len,
             max_queued=self.running,
+            max_queued_tokens=self.running * max_model_len,
             vocab_size=_VOCAB_SIZE,
             eos_token_ids=(_EOS,),
             num_blocks=self.running * (-(-max_model_len // self.block_size) + 1),

@@ -11,6 +11,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_prefill_tokens_per_step: int
     max_model_len: int
     max_queued: int
+    max_queued_tokens: int
+    """Of all sequences that wait; where there are tenants, one may have half of this and of max_queued."""
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     num_blocks: int

@@ -69,8 +69,7 @@ class Scheduler:
         # What an earlier engine had begun was accepted then, and goes on as far as memory holds it.
         if not request.generated and (rejection := refuse_oversized(sequence, self._config)) is not None:
             return rejection
-        if len(self._waiting) >= self._config.max_queued:
-            message = f"{len(self._waiting)} sequences wait already; the limit is {self._config.max_queued}"
+        if (message := self._waiting.refusal(sequence, self._config)) is not None:
             return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
         if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
             return SeqFinished(key.handle, kind)

@@ -54,6 +54,8 @@ class Sequence:
     logprobs: LogprobsRequest | None
     cache_salt: str | None
     """The request's own part of `salt`, for whoever follows the cache."""
+    tenant: str
+    """Empty where there are none."""
     prompt_logprobs: int | None
     """How many candidates come with each prompt token's log-probability; none where these are not asked for."""
 

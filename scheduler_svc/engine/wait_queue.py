@@ -1,16 +1,29 @@
 """Wait queues: sequences that wait for a slot, by priority, and submissions that wait for the first worker.
 
-The wait queue owns the order of waiting, and gives up those whose time limit has passed. It reads no clock: `expire` is
-told the time.
+The wait queue owns the order of waiting, knows how much waits, and gives up those whose time limit has passed. It reads
+no clock: `expire` is told the time.
 """
 
 import heapq
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, refuse_length
+from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.wire.requests import Rejected, RejectKind, SeqFinished, Submit
+
+
+class Amount(NamedTuple):
+    """How much waits."""
+
+    sequences: int
+    tokens: int
+
+    def plus(self, other: "Amount") -> "Amount":
+        """Both together."""
+        return Amount(self.sequences + other.sequences, self.tokens + other.tokens)
 
 
 class WaitQueue:
@@ -20,6 +33,9 @@ class WaitQueue:
         self._waiting: dict[SequenceKey, Sequence] = {}
         self._by_priority: list[tuple[tuple[int, int], int, Sequence]] = []
         self._by_deadline: list[tuple[float, int, Sequence]] = []
+        self._waits: dict[str, Amount] = {}
+        """By tenant, those who have something there."""
+        self._total = Amount(0, 0)
         self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
     def __len__(self) -> int:
@@ -31,6 +47,7 @@ class WaitQueue:
     def push(self, sequence: Sequence) -> None:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence
+        self._count(sequence, 1)
         self._pushes += 1
         heapq.heappush(self._by_priority, (sequence.priority_key, self._pushes, sequence))
         if sequence.queue_deadline_s is not None and not sequence.started:
@@ -48,6 +65,44 @@ class WaitQueue:
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out; it must be waiting."""
         del self._waiting[sequence.key]
+        self._count(sequence, -1)
+
+    def refusal(self, sequence: Sequence, config: SchedulerConfig) -> str | None:
+        """Why there is no room for one more, if there is none. Whoever has nothing here may bring any number of tokens:
+        a long prompt would never be let in otherwise."""
+        waits = self._total
+        if waits.sequences >= config.max_queued:
+            return f"{waits.sequences} sequences wait already; the limit is {config.max_queued} (max_queued)"
+        tokens, limit = len(sequence.tokens), config.max_queued_tokens
+        if waits.sequences and waits.tokens + tokens > limit:
+            return (
+                f"{waits.tokens} prompt tokens wait already; with the {tokens} of this one they are over the limit of "
+                f"{limit} (max_queued_tokens)"
+            )
+        own = self._waits.get(sequence.tenant)
+        if not sequence.tenant or own is None:
+            return None
+        if own.sequences >= config.max_queued // 2:
+            return (
+                f"{own.sequences} sequences of tenant {sequence.tenant} wait already; a tenant's limit is "
+                f"{config.max_queued // 2}, half of max_queued"
+            )
+        if own.tokens + tokens > limit // 2:
+            return (
+                f"{own.tokens} prompt tokens of tenant {sequence.tenant} wait already; with the {tokens} of this one "
+                f"they are over a tenant's limit of {limit // 2}, half of max_queued_tokens"
+            )
+        return None
+
+    def _count(self, sequence: Sequence, sign: int) -> None:
+        """A sequence that waits gets no tokens, so what is counted when it comes is what leaves with it."""
+        change = Amount(sign, sign * len(sequence.tokens))
+        self._total = self._total.plus(change)
+        waits = self._waits.get(sequence.tenant, Amount(0, 0)).plus(change)
+        if waits.sequences:
+            self._waits[sequence.tenant] = waits
+        else:
+            del self._waits[sequence.tenant]
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""

@@ -74,6 +74,7 @@ class WorkerGroup:
             # One sequence must fit the memory; its last token is sampled but never computed.
             max_model_len=min(launch.max_model_len, num_blocks * block_size + 1),
             max_queued=launch.max_queued,
+            max_queued_tokens=launch.max_queued_tokens,
             vocab_size=launch.vocab_size,
             eos_token_ids=launch.eos_token_ids,
             num_blocks=num_blocks,

@@ -51,6 +51,11 @@ def _check_limits(settings: Settings) -> None:
             f"max_n = {settings.max_n} is more than max_queued = {settings.max_queued}: a request's outputs wait "
             "together"
         )
+    if settings.api_keys_file is not None and settings.max_n > max(1, settings.max_queued // 2):
+        raise SettingsError(
+            f"max_n = {settings.max_n} is more than half of max_queued = {settings.max_queued}: where there are API "
+            "keys one tenant may have half of the queue, and a request's outputs wait together"
+        )
 
 
 def _check_network(settings: Settings) -> None:

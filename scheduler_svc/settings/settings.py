@@ -266,8 +266,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 256
     max_queued: Annotated[
         int,
-        Setting("scheduling", "Most sequences that wait; more are refused.", unit="sequences", limits=(1, 1024 * 1024)),
+        Setting(
+            "scheduling",
+            "Most sequences that wait; more are refused. Where there are API keys, half of it for one tenant.",
+            unit="sequences",
+            limits=(1, 1024 * 1024),
+        ),
     ] = 1024
+    max_queued_tokens: Annotated[
+        int,
+        Setting(
+            "scheduling",
+            "Most prompt tokens of all sequences that wait; what would exceed it is refused, but where nothing waits. "
+            "Where there are API keys, half of it for one tenant. An id is 4 bytes of the engine's memory.",
+            unit="tokens",
+            limits=(1, 2**40),
+        ),
+    ] = 8 * 1024 * 1024
     max_n: Annotated[int, Setting("scheduling", "Most outputs of one request.", unit="outputs", limits=(1, 1024))] = 16
     block_size: Annotated[
         int | None,

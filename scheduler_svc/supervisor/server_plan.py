@@ -118,6 +118,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_prefill_tokens_per_step=settings.max_prefill_tokens_per_step,
             max_queued=settings.max_queued,
+            max_queued_tokens=settings.max_queued_tokens,
             enable_prefix_caching=settings.enable_prefix_caching,
             pipeline_depth=settings.pipeline_depth,
             load_interval_s=settings.load_interval_s,

@@ -178,6 +178,7 @@ _CONFIG = SchedulerConfig(
     max_prefill_tokens_per_step=8,
     max_model_len=32,
     max_queued=4,
+    max_queued_tokens=1 << 20,
     vocab_size=100,
     eos_token_ids=(0,),
     num_blocks=8,

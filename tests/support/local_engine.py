@@ -46,6 +46,7 @@ class LocalEngine:
                 max_prefill_tokens_per_step=self.chunk,
                 max_model_len=self.max_model_len,
                 max_queued=64,
+                max_queued_tokens=1 << 20,
                 vocab_size=self.served.decoder.config.vocab_size,
                 eos_token_ids=(),
                 num_blocks=self.num_blocks,

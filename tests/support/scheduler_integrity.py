@@ -24,6 +24,10 @@ def check_integrity(scheduler: Scheduler) -> None:
     waiting = list(scheduler._waiting)
     scheduler.blocks.check_integrity(running)
     check_uses(scheduler, Counter(block for sequence in running for block in sequence.blocks))
+    for tenant in {None, *(s.tenant for s in waiting)}:
+        mine = [len(s.tokens) for s in waiting if tenant in (None, s.tenant)]
+        counted = scheduler._waiting._total if tenant is None else scheduler._waiting._waits[tenant]
+        assert counted == (len(mine), sum(mine)), f"what waits of {tenant} is miscounted"
     assert {id(s) for s in running + waiting} == {id(s) for s in scheduler._sequences.values()}, "a sequence is lost"
     assert len(running) + slots.num_free == config.max_num_seqs, "a slot is lost"
     assert all(not s.blocks and s.slot == NO_SLOT for s in waiting), "a waiting one holds memory"

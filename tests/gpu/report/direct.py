@@ -71,6 +71,7 @@ class DirectEngine:
             max_prefill_tokens_per_step=int(scale.settings["max_prefill_tokens_per_step"]),
             max_model_len=limits.max_model_len,
             max_queued=1024,
+            max_queued_tokens=1 << 20,
             vocab_size=spec.decoder.vocab_size,
             eos_token_ids=spec.eos_token_ids,
             num_blocks=limits.num_blocks,

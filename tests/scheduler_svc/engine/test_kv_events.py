@@ -26,6 +26,7 @@ CONFIG = SchedulerConfig(
     max_prefill_tokens_per_step=32,
     max_model_len=64,
     max_queued=8,
+    max_queued_tokens=1 << 20,
     vocab_size=101,
     eos_token_ids=(0,),
     num_blocks=24,

@@ -19,6 +19,7 @@ CONFIG = SchedulerConfig(
     max_prefill_tokens_per_step=256,
     max_model_len=512,
     max_queued=32,
+    max_queued_tokens=1 << 20,
     vocab_size=101,
     eos_token_ids=(0,),
     num_blocks=200,

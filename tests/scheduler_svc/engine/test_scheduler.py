@@ -20,6 +20,7 @@ CONFIG = SchedulerConfig(
     max_prefill_tokens_per_step=64,
     max_model_len=256,
     max_queued=8,
+    max_queued_tokens=1 << 20,
     vocab_size=101,
     eos_token_ids=(0,),
     num_blocks=64,
@@ -250,6 +251,40 @@ def test_a_full_queue_refuses_with_a_delay() -> None:
     (rejection,) = w.rejections
     assert rejection.kind is RejectKind.QUEUE_FULL
     assert rejection.retry_after_s
+
+
+def test_the_queue_is_bounded_in_tokens_too_and_the_refusal_has_the_numbers() -> None:
+    w = world(max_num_seqs=1, max_queued_tokens=100)
+    long = w.submit(prompt(150), 1)
+    assert not w.rejections, "where nothing waits, any length is let in"
+    w.cancel(long)
+    w.submit(prompt(60), 1)
+    w.submit(prompt(40), 1)
+    w.submit(prompt(1), 1)
+    (rejection,) = w.rejections
+    assert rejection.kind is RejectKind.QUEUE_FULL
+    assert rejection.message == (
+        "100 prompt tokens wait already; with the 1 of this one they are over the limit of 100 (max_queued_tokens)"
+    )
+    w.drain()
+    w.submit(prompt(100), 1)
+    assert len(w.rejections) == 1
+    w.check()
+
+
+def test_a_tenant_may_have_half_of_the_queue() -> None:
+    w = world(max_num_seqs=1, max_queued=8, max_queued_tokens=100)
+    for _ in range(5):
+        w.submit(prompt(2), 1, tenant="a")
+    w.submit(prompt(51), 1, tenant="b")
+    w.submit(prompt(1), 1, tenant="b")
+    w.submit(prompt(1), 1, tenant="c")
+    w.check()
+    assert [rejection.message for rejection in w.rejections] == [
+        "4 sequences of tenant a wait already; a tenant's limit is 4, half of max_queued",
+        "51 prompt tokens of tenant b wait already; with the 1 of this one they are over a tenant's limit of 50, half "
+        "of max_queued_tokens",
+    ]
 
 
 def test_waiting_longer_than_wished_is_a_rejection_and_running_is_not_waiting() -> None:

@@ -56,6 +56,7 @@ def make_world(shape: Shape) -> World:
             max_prefill_tokens_per_step=shape.chunk,
             max_model_len=48,
             max_queued=8,
+            max_queued_tokens=90,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
             num_blocks=shape.num_blocks,
@@ -82,6 +83,7 @@ def interpret(world: World, kind: int, a: int, b: int) -> None:
                 salt=b"other" if b % 7 == 0 else b"",
                 max_queue_time_s=0.5 + a % 4 if b % 6 == 0 else None,
                 request_id=f"request-{a % 4}",
+                tenant=("", "", "one", "two")[b // 16 % 4],
             )
         case 3:
             if world.sequences:

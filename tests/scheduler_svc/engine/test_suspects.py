@@ -97,6 +97,7 @@ def make_world(max_num_seqs: int, *, depth: int = 2, chunk: int = 64, num_blocks
             max_prefill_tokens_per_step=chunk,
             max_model_len=48,
             max_queued=1024,
+            max_queued_tokens=1 << 20,
             vocab_size=101,
             eos_token_ids=(0,),
             num_blocks=num_blocks,

@@ -21,6 +21,7 @@ LAUNCH = EngineLaunch(
     max_num_batched_tokens=64,
     max_prefill_tokens_per_step=32,
     max_queued=8,
+    max_queued_tokens=1 << 20,
     enable_prefix_caching=True,
     pipeline_depth=2,
     load_interval_s=1.0,
