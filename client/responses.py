@@ -71,7 +71,10 @@ def event(message: inference_pb2.StreamGenerateResponse) -> Event:
 
 def started(message: pb.Started) -> Started:
     """The first event."""
-    return Started(message.request_id, message.seed, message.prompt_tokens, message.cached_tokens)
+    predicted_s = None
+    if message.HasField("predicted_time_to_first_token"):
+        predicted_s = _seconds(message.predicted_time_to_first_token)
+    return Started(message.request_id, message.seed, message.prompt_tokens, message.cached_tokens, predicted_s)
 
 
 def finished(message: pb.Finished) -> Finished:

@@ -53,6 +53,8 @@ class Started:
     seed: int
     prompt_tokens: int
     cached_tokens: int
+    predicted_time_to_first_token_s: float | None = None
+    """From the request's arrival at the engine, as predicted then; none where nothing was measured yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,8 @@ class SeqStarted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     handle: Handle
     cached_tokens: Count
     queue_s: Seconds
+    forecast_s: Seconds | None = None
+    """What the engine forecast for its first token when it came, from then on; none where it had no measure."""
 
 
 class SeqFinished(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -27,12 +27,13 @@ from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
+from pagewire.scheduler_svc.engine.forecast import Forecast
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
-from pagewire.scheduler_svc.engine.suspects import Suspects
-from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
+from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
+from pagewire.scheduler_svc.engine.wait_queue import Amount, WaitQueue
 from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
 from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
@@ -52,6 +53,7 @@ class Scheduler:
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._waiting = WaitQueue()
         self._suspects = Suspects()
+        self._forecast = Forecast()
         self._counters = Counters()
         self._num_arrivals = 0
         self._batch = RunningBatch(config, log)
@@ -70,9 +72,12 @@ class Scheduler:
         if not request.generated and (rejection := refuse_oversized(sequence, self._config)) is not None:
             return rejection
         if (message := self._waiting.refusal(sequence, self._config)) is not None:
-            return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
+            retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+            return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, retry_s)
         if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
             return SeqFinished(key.handle, kind)
+        num_ahead, tokens_ahead = self._before_start_of(sequence)
+        sequence.forecast_s = self._forecast.start_s(num_ahead, tokens_ahead + len(sequence.tokens))
         sequence.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._sequences[key] = sequence
@@ -113,7 +118,8 @@ class Scheduler:
             sequence.status = SequenceStatus.FINISHED
             del self._sequences[sequence.key]
             message = f"no step came free within max_queue_time, {now_s - sequence.arrived_s:.3f} s after arrival"
-            rejected = Rejected(sequence.key.handle, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, 1.0)
+            retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+            rejected = Rejected(sequence.key.handle, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, retry_s)
             rejections.append(Event(sequence.key.frontend, rejected))
         return rejections
 
@@ -126,6 +132,7 @@ class Scheduler:
 
         One that is found to end workers fails, so that it cannot end the server.
         """
+        self._forecast.pause()
         running = self._batch.slots.running()
         for sequence in running:
             self._batch.release(sequence)
@@ -135,11 +142,7 @@ class Scheduler:
         found = self._suspects.crashed(running)
         if found is None:
             return []
-        reason = (
-            f"the worker was lost {found.worker_crashes} times while it computed this request, without a token of it, "
-            f"the last {found.lone_crashes} times with no other request beside it"
-        )
-        return [self._finish(found, FinishKind.FAILED, reason)]
+        return [self._finish(found, FinishKind.FAILED, reason_of(found))]
 
     def resize(self, config: SchedulerConfig) -> list[Event[SeqFinished]]:
         """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
@@ -171,6 +174,9 @@ class Scheduler:
             batch.advance_prefill(sequence, chunks)
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
         admits, starts = ([], []) if victims else self._admit(chunks, now_s)
+        if self._waiting or self._forecast.is_backlogged:
+            num_served = self._counters.prompt_tokens + self._counters.output_tokens
+            self._forecast.observe(now_s, num_served, is_backlogged=len(self._waiting) > 0)
         if not len(decodes) and not chunks.pairs:
             return None
         idle = (batch.slots.decoding & ~active).nonzero()[0]
@@ -287,7 +293,8 @@ class Scheduler:
         self._counters.prompt_tokens += sequence.prompt_len
         cached = min(sequence.num_cached, sequence.prompt_len)
         self._counters.cached_prompt_tokens += cached
-        return Event(sequence.key.frontend, SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s))
+        started = SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s, sequence.forecast_s)
+        return Event(sequence.key.frontend, started)
 
     def _ends(self, rows: IndexArray, tokens: Int32Array, lengths: Int32Array) -> list[Event[SeqFinished]]:
         """Find and end the sequences that their new token ends."""
@@ -321,12 +328,22 @@ class Scheduler:
         limit = self._config.longest if kind is FinishKind.NO_ROOM else 0
         return Event(sequence.key.frontend, SeqFinished(sequence.key.handle, kind, limit, reason))
 
+    def _before_start_of(self, sequence: Sequence) -> Amount:
+        """What must be served before a sequence that comes now could start; where every slot is taken and nobody waits,
+        one like itself."""
+        ahead = self._waiting.ahead_of(sequence)
+        if ahead.sequences or not self._batch.slots.num_free:
+            return ahead.plus(Amount(1, len(sequence.tokens)))
+        return ahead
+
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:
             self._batch.release(sequence, keep_cached=keep_cached)
         else:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
+        if sequence.started:
+            self._forecast.output_ended(len(sequence.tokens) - sequence.prompt_len)
         del self._sequences[sequence.key]
 
     def _wait_again(self, sequence: Sequence) -> None:

@@ -66,6 +66,8 @@ class Sequence:
     """Order of arrival; breaks ties of priority."""
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = NO_SLOT
+    forecast_s: float | None = None
+    """What its time to first token was forecast to be when it came; none where nothing was measured yet."""
     started: bool = False
     """Its first step has been planned; stays true through preemptions."""
     known_at_crash: int = -1

@@ -58,6 +58,14 @@ class Suspects:
         return []
 
 
+def reason_of(found: Sequence) -> str:
+    """What its client is told."""
+    return (
+        f"the worker was lost {found.worker_crashes} times while it computed this request, without a token of it, "
+        f"the last {found.lone_crashes} times with no other request beside it"
+    )
+
+
 def _may_be_it(sequence: Sequence, slots: SlotTable | None = None) -> bool:
     """Whether it is alive and has got no token since a worker was last lost under it."""
     if sequence.status is SequenceStatus.FINISHED:

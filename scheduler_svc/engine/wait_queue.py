@@ -6,13 +6,15 @@ no clock: `expire` is told the time.
 
 import heapq
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, refuse_length
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.wire.requests import Rejected, RejectKind, SeqFinished, Submit
+
+Name = TypeVar("Name", str, int)
 
 
 class Amount(NamedTuple):
@@ -35,6 +37,8 @@ class WaitQueue:
         self._by_deadline: list[tuple[float, int, Sequence]] = []
         self._waits: dict[str, Amount] = {}
         """By tenant, those who have something there."""
+        self._by_level: dict[int, Amount] = {}
+        """By priority, likewise."""
         self._total = Amount(0, 0)
         self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
@@ -94,15 +98,20 @@ class WaitQueue:
             )
         return None
 
+    def ahead_of(self, sequence: Sequence) -> Amount:
+        """What waits and would go before a sequence that came now."""
+        ahead = Amount(0, 0)
+        for priority, waits in self._by_level.items():
+            if priority >= sequence.priority:
+                ahead = ahead.plus(waits)
+        return ahead
+
     def _count(self, sequence: Sequence, sign: int) -> None:
         """A sequence that waits gets no tokens, so what is counted when it comes is what leaves with it."""
         change = Amount(sign, sign * len(sequence.tokens))
         self._total = self._total.plus(change)
-        waits = self._waits.get(sequence.tenant, Amount(0, 0)).plus(change)
-        if waits.sequences:
-            self._waits[sequence.tenant] = waits
-        else:
-            del self._waits[sequence.tenant]
+        _change(self._waits, sequence.tenant, change)
+        _change(self._by_level, sequence.priority, change)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""
@@ -121,6 +130,14 @@ class WaitQueue:
             self.remove(sequence)
             expired.append(sequence)
         return expired
+
+
+def _change(amounts: dict[Name, Amount], name: Name, change: Amount) -> None:
+    amount = amounts.get(name, Amount(0, 0)).plus(change)
+    if amount.sequences:
+        amounts[name] = amount
+    else:
+        del amounts[name]
 
 
 class EarlySubmissions:

@@ -128,6 +128,26 @@ def test_logprobs_and_candidates_belong_to_their_token(client: Client, service: 
     assert result.outputs[0].matched == 5
 
 
+@pytest.mark.parametrize(("predicted", "seconds"), [(None, None), ("0s", 0.0), ("1.250s", 1.25)])
+def test_a_predicted_time_to_first_token_is_seconds_or_nothing(
+    client: Client, service: ScriptedService, predicted: str | None, seconds: float | None
+) -> None:
+    def script(_request: object, _context: object) -> list[inference_pb2.StreamGenerateResponse]:
+        started = pb.Started(prompt_tokens=2)
+        if predicted is not None:
+            started.predicted_time_to_first_token.FromJsonString(predicted)
+        return [
+            inference_pb2.StreamGenerateResponse(started=started),
+            inference_pb2.StreamGenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_EOS)),
+            inference_pb2.StreamGenerateResponse(usage=pb.Usage()),
+        ]
+
+    service.streams = [script]  # type: ignore[list-item]
+    started = next(iter(client.stream("hi")))
+    assert isinstance(started, Started)
+    assert started.predicted_time_to_first_token_s == seconds
+
+
 def test_tokenize_one_and_several(client: Client, service: ScriptedService) -> None:
     one = client.tokenize("hi", add_special_tokens=False)
     assert (one.ids, one.text) == (tuple(PROMPT_IDS), "hi")

@@ -155,9 +155,11 @@ class ScriptedEngine:
         """A heartbeat with numbers that a test can recognize."""
         await self.send(Load(self.state, 1, 2, 3, 4, self.num_blocks, 6, 7, 8, 9, 10, 300, 100, 11))
 
-    async def start(self, handle: int, cached_tokens: int = 0, queue_s: float = 0.0) -> None:
+    async def start(
+        self, handle: int, cached_tokens: int = 0, queue_s: float = 0.0, forecast_s: float | None = None
+    ) -> None:
         """Say that a sequence's first step is planned."""
-        await self.send(TokenBatch([SeqStarted(handle, cached_tokens, queue_s)], b"", b"", []))
+        await self.send(TokenBatch([SeqStarted(handle, cached_tokens, queue_s, forecast_s)], b"", b"", []))
 
     async def step(self, tokens: Iterable[tuple[int, int]], finished: Iterable[tuple[int, FinishKind]] = ()) -> None:
         """One step's (handle, token) pairs, and the sequences that end with it."""

@@ -158,7 +158,7 @@ class SequenceTable:
             return
         if rejected.kind is RejectKind.QUEUE_FULL and rejected.handle in self._resubmitted:
             # This stream was accepted by the engine before; it waits for its place instead of being lost.
-            delay_s = rejected.retry_after_s or _DEFAULT_RETRY_S
+            delay_s = min(rejected.retry_after_s or _DEFAULT_RETRY_S, _DEFAULT_RETRY_S)
             self._to_retry.add(rejected.handle)
             self._call_later(delay_s, lambda: self._retry(rejected.handle))
             return

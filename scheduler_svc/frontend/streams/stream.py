@@ -72,6 +72,7 @@ class RequestStream:
         """Why the stream failed, if it did."""
         self._submitted_s = clock()
         self._queue_s = 0.0
+        self._forecast_s: float | None = None
         self._cached_tokens = 0
         self._first_token_s: float | None = None
         self._last_token_s = self._submitted_s
@@ -96,6 +97,7 @@ class RequestStream:
         if output.index == 0:
             self._cached_tokens = started.cached_tokens
             self._queue_s = started.queue_s
+            self._forecast_s = started.forecast_s
             self._start()
 
     def _start(self) -> None:
@@ -114,6 +116,8 @@ class RequestStream:
         into.seed = self._settings.seed
         into.prompt_tokens = self._settings.num_prompt_tokens
         into.cached_tokens = self._cached_tokens
+        if self._forecast_s is not None:
+            into.predicted_time_to_first_token.FromMicroseconds(round(self._forecast_s * 1e6))
 
     def scored(self, logprobs: PromptLogprobs) -> None:
         """Log-probabilities of some of the prompt's tokens."""

@@ -77,10 +77,10 @@ class PoisonWorld(World):
     def run(self, kills: "frozenset[int]" = frozenset()) -> None:
         """Until nobody is left; before the events of these numbers somebody ends the worker."""
         for event in range(MAX_PLANS):
-            if not self.scheduler.has_work:
-                return
             if event in kills and self.may_kill:
                 self.lose(outside=True)
+            if not self.scheduler.has_work:
+                return
             sent = self.send()
             assert self.answer() or sent, "sequences are alive and nothing moves"
             if event % 8 == 0:

@@ -446,13 +446,14 @@ def test_salts_differ_unless_tenant_and_salt_are_equal(spec: ModelSpec, run: Run
         keys.write_text("# tenants\nann:0123456789abcdef\nbob:fedcba9876543210\n")
         async with running_frontend(spec, api_keys_file=str(keys)) as world:
             salts = []
-            for key in ("0123456789abcdef", "fedcba9876543210"):
+            for tenant, key in (("ann", "0123456789abcdef"), ("bob", "fedcba9876543210")):
                 for salt in (None, "", "x", "x"):
                     request = ids_request() if salt is None else ids_request(cache_salt=salt)
                     call = world.inference.StreamGenerate(request, metadata=[("authorization", f"Bearer {key}")])
                     submit = await world.engine.act(Submit)
                     assert unpack(submit.prompt).tolist() == [1, 2, 3]
                     salts.append(submit.salt)
+                    assert submit.tenant == tenant
                     await world.engine.answer(submit.handle, [40])
                     while await call.read() is not grpc.aio.EOF:
                         pass

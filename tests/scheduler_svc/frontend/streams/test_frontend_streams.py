@@ -117,7 +117,7 @@ def test_a_stream_is_started_deltas_finished_usage(spec: ModelSpec, tokenizer: T
             assert ("pagewire-request-id", "mine") in list(await call.initial_metadata())
             submit = await world.engine.act(Submit)
             assert unpack(submit.prompt).tolist() == [5, 6, 7]
-            await world.engine.start(submit.handle, cached_tokens=2, queue_s=0.25)
+            await world.engine.start(submit.handle, cached_tokens=2, queue_s=0.25, forecast_s=0.75)
             for token in ids:
                 await world.engine.step([(submit.handle, token)])
             await world.engine.step([(submit.handle, end)], [(submit.handle, FinishKind.EOS)])
@@ -135,6 +135,7 @@ def test_a_stream_is_started_deltas_finished_usage(spec: ModelSpec, tokenizer: T
                 3,
                 2,
             )
+            assert started.predicted_time_to_first_token.ToMilliseconds() == 750
             assert text_of(messages) == "Grüße 🙂 hello"
             assert ids_of(messages) == [*ids, end]
             for message in messages[1:-2]:

@@ -1,0 +1,71 @@
+"""The forecast: when a sequence that comes now would start, from how fast tokens are served while others wait.
+
+Owns the measured rate and the mean length of outputs. It reads no clock and knows no sequence: the scheduler says, with
+the time, how many tokens have been served, and how much waits.
+
+The rate counts prompt tokens of sequences that start and tokens of output, over the time in which somebody was left
+waiting: an engine with little to do serves few tokens and could serve more. What waits costs its prompts and, for each
+sequence, the mean of the outputs so far. In the long run slots, memory and budget all show in that rate, so nothing is
+said of which of them is short.
+"""
+
+import math
+
+_TIME_CONSTANT_S = 10.0
+_OUTPUT_WEIGHT = 1 / 32
+MIN_RETRY_S = 0.1
+"""Whoever comes again sooner costs more than a free place is worth."""
+MAX_RETRY_S = 60.0
+"""Nobody knows what will be in a minute; an operator may have added engines by then."""
+_UNMEASURED_RETRY_S = 1.0
+
+
+class Forecast:
+    """Exponentially weighted: what was measured 10 s of waiting ago counts a third."""
+
+    def __init__(self) -> None:
+        self._at_s = 0.0
+        self._num_served = 0
+        self._is_backlogged = False
+        self._tokens = 0.0
+        self._time_s = 0.0
+        self._mean_output = 0.0
+        self._num_outputs = 0
+
+    def observe(self, now_s: float, num_served: int, *, is_backlogged: bool) -> None:
+        """So many tokens have been served until now, in all. `is_backlogged`: somebody waits on from here."""
+        if self._is_backlogged:
+            elapsed_s = max(0.0, now_s - self._at_s)
+            keep = math.exp(-elapsed_s / _TIME_CONSTANT_S)
+            self._tokens = self._tokens * keep + num_served - self._num_served
+            self._time_s = self._time_s * keep + elapsed_s
+        self._at_s, self._num_served, self._is_backlogged = now_s, num_served, is_backlogged
+
+    def pause(self) -> None:
+        """The worker is gone: the time until the next observation says nothing."""
+        self._is_backlogged = False
+
+    def output_ended(self, num_tokens: int) -> None:
+        """An output came to this length."""
+        self._num_outputs += 1
+        self._mean_output += (num_tokens - self._mean_output) * max(_OUTPUT_WEIGHT, 1 / self._num_outputs)
+
+    @property
+    def is_backlogged(self) -> bool:
+        """Whether somebody was left waiting when it last observed."""
+        return self._is_backlogged
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The rate; none where nobody has been left waiting yet."""
+        return self._tokens / self._time_s if self._tokens > 0 and self._time_s > 0 else None
+
+    def start_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float | None:
+        """How long until so many sequences, with so many prompt tokens, have been served."""
+        rate = self.tokens_per_s
+        return None if rate is None else (prompt_tokens_ahead + num_ahead * self._mean_output) / rate
+
+    def retry_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float:
+        """When to come again, for who finds no room."""
+        start_s = self.start_s(num_ahead, prompt_tokens_ahead)
+        return _UNMEASURED_RETRY_S if start_s is None else min(MAX_RETRY_S, max(MIN_RETRY_S, start_s))
