@@ -28,12 +28,13 @@ from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.forecast import Forecast
+from pagewire.scheduler_svc.engine.queue_level import Amount
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
-from pagewire.scheduler_svc.engine.wait_queue import Amount, WaitQueue
+from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
 from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
@@ -274,7 +275,7 @@ class Scheduler:
             admit = self._batch.admit(sequence, reserve=self.num_running)
             if admit is None:
                 break
-            self._waiting.remove(sequence)
+            self._waiting.admit(sequence)
             sequence.status = SequenceStatus.RUNNING
             admits.append(admit)
             self._batch.advance_prefill(sequence, chunks)
@@ -339,6 +340,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:
             self._batch.release(sequence, keep_cached=keep_cached)
+            self._waiting.serve(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED

@@ -70,6 +70,8 @@ class Sequence:
     """What its time to first token was forecast to be when it came; none where nothing was measured yet."""
     started: bool = False
     """Its first step has been planned; stays true through preemptions."""
+    num_served: int = 0
+    """How many of its tokens count as served to its tenant; written by the WaitQueue."""
     known_at_crash: int = -1
     """Length of `tokens` when a worker was last lost under it."""
     worker_crashes: int = 0

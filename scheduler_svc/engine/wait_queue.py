@@ -1,45 +1,30 @@
 """Wait queues: sequences that wait for a slot, by priority, and submissions that wait for the first worker.
 
-The wait queue owns the order of waiting, knows how much waits, and gives up those whose time limit has passed. It reads
-no clock: `expire` is told the time.
+The wait queue owns the levels, one for each priority that waits, knows how much waits, and gives up those whose time
+limit has passed. It reads no clock: `expire` is told the time.
 """
 
 import heapq
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, refuse_length
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
+from pagewire.scheduler_svc.engine.queue_level import Amount, Level, change_amount
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.wire.requests import Rejected, RejectKind, SeqFinished, Submit
 
-Name = TypeVar("Name", str, int)
-
-
-class Amount(NamedTuple):
-    """How much waits."""
-
-    sequences: int
-    tokens: int
-
-    def plus(self, other: "Amount") -> "Amount":
-        """Both together."""
-        return Amount(self.sequences + other.sequences, self.tokens + other.tokens)
-
 
 class WaitQueue:
-    """A priority queue with removal. Entries of removed sequences stay in the heaps until they surface."""
+    """A queue of levels with removal. What a level knows of tenants is forgotten when nobody waits on it."""
 
     def __init__(self) -> None:
         self._waiting: dict[SequenceKey, Sequence] = {}
-        self._by_priority: list[tuple[tuple[int, int], int, Sequence]] = []
+        self._levels: dict[int, Level] = {}
         self._by_deadline: list[tuple[float, int, Sequence]] = []
-        self._waits: dict[str, Amount] = {}
-        """By tenant, those who have something there."""
-        self._by_level: dict[int, Amount] = {}
-        """By priority, likewise."""
-        self._total = Amount(0, 0)
+        self._waits: dict[str | None, Amount] = {}
+        """By tenant, those who have something here."""
+        self._total = Amount()
         self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
     def __len__(self) -> int:
@@ -51,25 +36,41 @@ class WaitQueue:
     def push(self, sequence: Sequence) -> None:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence
-        self._count(sequence, 1)
+        level = self._levels.setdefault(sequence.priority, Level())
+        level.push(sequence)
+        self._count(level, sequence, 1)
         self._pushes += 1
-        heapq.heappush(self._by_priority, (sequence.priority_key, self._pushes, sequence))
         if sequence.queue_deadline_s is not None and not sequence.started:
             heapq.heappush(self._by_deadline, (sequence.queue_deadline_s, self._pushes, sequence))
 
     def peek(self) -> Sequence | None:
-        """The first sequence by priority."""
-        while self._by_priority:
-            sequence = self._by_priority[0][2]
-            if self._waiting.get(sequence.key) is sequence:
-                return sequence
-            heapq.heappop(self._by_priority)
-        return None
+        """The first sequence of the highest level."""
+        return self._levels[max(self._levels)].first(self._has) if self._levels else None
+
+    def admit(self, sequence: Sequence) -> None:
+        """Take a sequence out because it gets a slot, which is its tenant's turn. Its tokens count as served."""
+        if not sequence.started:
+            self._levels[sequence.priority].take_turn(sequence.tenant)
+        self.serve(sequence)
+        self.remove(sequence)
+
+    def serve(self, sequence: Sequence) -> None:
+        """Count what has been computed of a sequence since it was counted last: its tenant has been served that."""
+        num_tokens = len(sequence.tokens) - sequence.num_served
+        sequence.num_served += num_tokens
+        if (level := self._levels.get(sequence.priority)) is not None:
+            level.serve(sequence.tenant, num_tokens)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out; it must be waiting."""
         del self._waiting[sequence.key]
-        self._count(sequence, -1)
+        level = self._levels[sequence.priority]
+        self._count(level, sequence, -1)
+        if not level.waits:
+            del self._levels[sequence.priority]
+
+    def _has(self, sequence: Sequence) -> bool:
+        return self._waiting.get(sequence.key) is sequence
 
     def refusal(self, sequence: Sequence, config: SchedulerConfig) -> str | None:
         """Why there is no room for one more, if there is none. Whoever has nothing here may bring any number of tokens:
@@ -100,24 +101,26 @@ class WaitQueue:
 
     def ahead_of(self, sequence: Sequence) -> Amount:
         """What waits and would go before a sequence that came now."""
-        ahead = Amount(0, 0)
-        for priority, waits in self._by_level.items():
-            if priority >= sequence.priority:
-                ahead = ahead.plus(waits)
+        ahead = Amount()
+        for priority, level in self._levels.items():
+            if priority > sequence.priority:
+                ahead = ahead.plus(level.all())
+            elif priority == sequence.priority:
+                ahead = ahead.plus(level.ahead_of(sequence))
         return ahead
 
-    def _count(self, sequence: Sequence, sign: int) -> None:
+    def _count(self, level: Level, sequence: Sequence, sign: int) -> None:
         """A sequence that waits gets no tokens, so what is counted when it comes is what leaves with it."""
         change = Amount(sign, sign * len(sequence.tokens))
         self._total = self._total.plus(change)
-        _change(self._waits, sequence.tenant, change)
-        _change(self._by_level, sequence.priority, change)
+        change_amount(self._waits, sequence.tenant, change)
+        level.count(sequence, change)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""
         while self._by_deadline:
             deadline_s, _, sequence = self._by_deadline[0]
-            if self._waiting.get(sequence.key) is sequence and not sequence.started:
+            if self._has(sequence) and not sequence.started:
                 return deadline_s
             heapq.heappop(self._by_deadline)
         return None
@@ -130,14 +133,6 @@ class WaitQueue:
             self.remove(sequence)
             expired.append(sequence)
         return expired
-
-
-def _change(amounts: dict[Name, Amount], name: Name, change: Amount) -> None:
-    amount = amounts.get(name, Amount(0, 0)).plus(change)
-    if amount.sequences:
-        amounts[name] = amount
-    else:
-        del amounts[name]
 
 
 class EarlySubmissions:

@@ -1,0 +1,202 @@
+"""Turns in the wait queue: whatever comes and goes, in whatever order, priority, tenants and arrival keep theirs."""
+
+import os
+from array import array
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.scheduler_integrity import check_amounts
+
+from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
+from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
+from pagewire.wire.sampling import SamplingParams
+
+RUNS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "300"))
+TENANTS = ("", "a", "b", "c")
+
+
+def sequence(number: int, tenant: str, num_tokens: int, priority: int = 0) -> Sequence:
+    """The one that came as number so and so."""
+    return Sequence(
+        key=SequenceKey(0, number),
+        request_id="r",
+        sampling=SamplingParams(0, 0, 1, 1),
+        prompt_len=num_tokens,
+        max_len=1 << 20,
+        stop_token_ids=frozenset(),
+        ignore_eos=True,
+        priority=priority,
+        salt=b"",
+        arrived_s=0.0,
+        queue_deadline_s=None,
+        controls=None,
+        logprobs=None,
+        cache_salt=None,
+        tenant=tenant,
+        prompt_logprobs=None,
+        tokens=array("i", [1]) * num_tokens,
+        arrival=number,
+    )
+
+
+class Turns:
+    """A wait queue, and those who have a slot."""
+
+    def __init__(self) -> None:
+        self.queue = WaitQueue()
+        self.running: list[Sequence] = []
+        self.num_arrived = 0
+
+    def arrive(self, tenant: str, num_tokens: int, priority: int = 0) -> Sequence:
+        """One more waits."""
+        new = sequence(self.num_arrived, tenant, num_tokens, priority)
+        self.num_arrived += 1
+        self.queue.push(new)
+        return new
+
+    def admit(self) -> Sequence:
+        """The first gets a slot."""
+        first = self.queue.peek()
+        assert first is not None
+        self.queue.admit(first)
+        first.started = True
+        self.running.append(first)
+        return first
+
+    def end(self, index: int, num_output: int) -> None:
+        """One that runs ends, with so many tokens more."""
+        ended = self.running.pop(index)
+        ended.tokens.extend([1] * num_output)
+        self.queue.serve(ended)
+
+
+class TurnsMachine(RuleBasedStateMachine):
+    """Arrivals, admissions, preemptions, ends and aborts in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = Turns()
+
+    @rule(tenant=st.sampled_from(TENANTS), num_tokens=st.integers(1, 50), priority=st.integers(-1, 1))
+    def arrive(self, tenant: str, num_tokens: int, priority: int) -> None:
+        self.turns.arrive(tenant, num_tokens, priority)
+
+    @precondition(lambda self: len(self.turns.queue))
+    @rule()
+    def admit(self) -> None:
+        self.turns.admit()
+
+    @precondition(lambda self: self.turns.running)
+    @rule(data=st.data(), num_output=st.integers(0, 50))
+    def end(self, data: st.DataObject, num_output: int) -> None:
+        self.turns.end(data.draw(st.integers(0, len(self.turns.running) - 1)), num_output)
+
+    @precondition(lambda self: self.turns.running)
+    @rule(data=st.data(), num_output=st.integers(0, 50))
+    def preempt(self, data: st.DataObject, num_output: int) -> None:
+        victim = self.turns.running.pop(data.draw(st.integers(0, len(self.turns.running) - 1)))
+        victim.tokens.extend([1] * num_output)
+        self.turns.queue.push(victim)
+
+    @precondition(lambda self: len(self.turns.queue))
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        waiting = list(self.turns.queue)
+        self.turns.queue.remove(waiting[data.draw(st.integers(0, len(waiting) - 1))])
+
+    @invariant()
+    def the_first_is_right(self) -> None:
+        waiting, first = list(self.turns.queue), self.turns.queue.peek()
+        if not waiting:
+            assert first is None
+            return
+        assert first is not None
+        level = [each for each in waiting if each.priority == max(each.priority for each in waiting)]
+        assert first in level
+        if have_run := [each for each in level if each.started]:
+            assert first is min(have_run, key=lambda each: each.arrival)
+        else:
+            assert first.arrival == min(each.arrival for each in level if each.tenant == first.tenant)
+        if len({each.tenant for each in level}) == 1:
+            assert first is min(level, key=lambda each: (not each.started, each.arrival))
+
+    @invariant()
+    def amounts_are_what_waits(self) -> None:
+        check_amounts(self.turns.queue)
+
+
+TestTurns = pytest.mark.slow(TurnsMachine.TestCase)
+TestTurns.settings = settings(
+    max_examples=RUNS, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    costs=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=60, max_size=60),
+    num_tenants=st.integers(2, 4),
+    backlog=st.integers(1, 5),
+)
+def test_tenants_that_always_wait_are_served_alike(
+    costs: list[tuple[int, int]], num_tenants: int, backlog: int
+) -> None:
+    """Whatever their requests cost; one runs at a time."""
+    turns, tenants = Turns(), TENANTS[-num_tenants:]
+    prompts = iter([prompt for prompt, _ in costs] * 20)
+    for tenant in tenants:
+        for _ in range(backlog):
+            turns.arrive(tenant, next(prompts))
+    served: Counter[str] = Counter(dict.fromkeys(tenants, 0))
+    dearest = max(prompt + output for prompt, output in costs)
+    for _, output in costs:
+        running = turns.admit()
+        turns.arrive(running.tenant, next(prompts))
+        turns.end(0, output)
+        served[running.tenant] += len(running.tokens)
+        assert max(served.values()) - min(served.values()) <= dearest
+
+
+@pytest.mark.parametrize("num_slots", [1, 4])
+def test_one_that_fills_the_queue_does_not_starve_a_modest_one(num_slots: int) -> None:
+    turns = Turns()
+    for _ in range(500):
+        turns.arrive("flood", 30)
+    waits = []
+    for turn in range(300):
+        if turn % 10 == 5:
+            modest = turns.arrive("modest", 30)
+            since = turn
+        if len(turns.running) == num_slots:
+            turns.end(0, 50)
+        if turns.admit() is (modest if turn >= 5 else None):
+            waits.append(turn - since)
+    assert len(waits) == 30
+    assert max(waits) <= 1, "it waits for no more than one of the other's"
+
+
+def test_to_have_been_away_earns_nothing() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.arrive("busy", 10)
+    for _ in range(50):
+        turns.admit()
+    for _ in range(20):
+        turns.arrive("back", 10)
+    order = [turns.admit().tenant for _ in range(20)]
+    assert order.count("back") == 10
+
+
+def test_what_goes_before_a_new_one_is_its_tenant_s_own_and_as_much_of_each_other() -> None:
+    turns = Turns()
+    for _ in range(10):
+        turns.arrive("flood", 30)
+    turns.arrive("modest", 30)
+    turns.arrive("modest", 7, priority=1)
+    turns.arrive("flood", 1000, priority=-1)
+    assert turns.queue.ahead_of(sequence(99, "modest", 30)) == Amount(1 + 1 + 2, 7 + 30 + 60)
+    assert turns.queue.ahead_of(sequence(99, "flood", 30)) == Amount(1 + 10 + 1, 7 + 300 + 30)
+    assert turns.queue.ahead_of(sequence(99, "new", 30, priority=1)) == Amount(1, 7)
