@@ -20,7 +20,7 @@ _MAX_REQUEST_ID_CHARACTERS = 1024
 _MAX_SALT_BYTES = 1024
 _MAX_TENANT_CHARACTERS = 1024
 _MAX_PRIORITY = 2**31 - 1
-_MAX_QUEUE_TIME_S = 1e9
+MAX_QUEUE_TIME_S = 1e9
 
 
 class UnanswerableError(ValueError):
@@ -93,8 +93,8 @@ def _problem(request: Submit, config: SchedulerConfig) -> str | None:
     if asked != (None, None, None) and (problem := logits_problem(*asked, config.vocab_size)) is not None:
         return problem
     wait_s = request.max_queue_time_s
-    if wait_s is not None and not (math.isfinite(wait_s) and 0 <= wait_s <= _MAX_QUEUE_TIME_S):
-        return f"max_queue_time_s is {wait_s}; the range is 0 to {_MAX_QUEUE_TIME_S:g}"
+    if wait_s is not None and not (math.isfinite(wait_s) and 0 <= wait_s <= MAX_QUEUE_TIME_S):
+        return f"max_queue_time_s is {wait_s}; the range is 0 to {MAX_QUEUE_TIME_S:g}"
     return None
 
 

@@ -115,7 +115,7 @@ class EngineLoop:
 
     def _sleep_ms(self) -> int:
         wake_s = self._next_load_s
-        if self._scheduler is not None and (deadline_s := self._scheduler.next_deadline_s()) is not None:
+        if (deadline_s := self._taker.next_deadline_s()) is not None:
             wake_s = min(wake_s, deadline_s)
         # One millisecond more than the rest of the time: the poll counts in whole ones, and must not wake too early.
         return max(0, int((wake_s - self._clock()) * 1000) + 1)
@@ -155,7 +155,7 @@ class EngineLoop:
                 self._frontends.send(frontend, self._group.info(self._state()))
                 self._frontends.send(frontend, self._load())
             case Submit():
-                self._submit(frontend, message)
+                self._submit(frontend, message, self._clock())
             case Abort(handles=handles):
                 self._abort(frontend, handles)
             case AbortRequest(query=query, request_id=request_id, tenant=tenant):
@@ -171,9 +171,9 @@ class EngineLoop:
                     uses = BlockUses(query, blocks.uses(first, count), blocks.num_blocks)
                 self._frontends.send(frontend, uses)
 
-    def _submit(self, frontend: int, request: Submit) -> None:
+    def _submit(self, frontend: int, request: Submit, came_s: float) -> None:
         try:
-            answer = self._taker.submit(frontend, request, self._clock())
+            answer = self._taker.submit(frontend, request, came_s)
         except UnanswerableError as error:
             _log.error("a submission was dropped: %s", error)
             self._unexpected_messages += 1
@@ -216,8 +216,8 @@ class EngineLoop:
         config = self._group.config()
         if self._scheduler is None:
             self._scheduler = Scheduler(config, self._cache_log)
-            for frontend, submit in self._early.take():
-                self._submit(frontend, submit)
+            for frontend, submit, came_s in self._early.take():
+                self._submit(frontend, submit, came_s)
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
             gc.freeze()
@@ -268,9 +268,9 @@ class EngineLoop:
 
     def _turn(self) -> None:
         now_s = self._clock()
+        for frontend, rejection in self._taker.expire(now_s):
+            self._frontends.send(frontend, rejection)
         if self._scheduler is not None:
-            for frontend, rejection in self._scheduler.expire(now_s):
-                self._frontends.send(frontend, rejection)
             self._advance(self._scheduler, now_s)
         if self._kv_events is not None and self._cache_log is not None and (events := self._cache_log.take()):
             self._kv_events.publish(events)

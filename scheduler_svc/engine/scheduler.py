@@ -34,7 +34,7 @@ from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
-from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
+from pagewire.scheduler_svc.engine.wait_queue import WaitQueue, queue_timeout
 from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
 from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
@@ -118,9 +118,8 @@ class Scheduler:
         for sequence in self._waiting.expire(now_s):
             sequence.status = SequenceStatus.FINISHED
             del self._sequences[sequence.key]
-            message = f"no step came free within max_queue_time, {now_s - sequence.arrived_s:.3f} s after arrival"
             retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
-            rejected = Rejected(sequence.key.handle, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, retry_s)
+            rejected = queue_timeout(sequence.key, now_s - sequence.arrived_s, retry_s)
             rejections.append(Event(sequence.key.frontend, rejected))
         return rejections
 

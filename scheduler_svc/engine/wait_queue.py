@@ -7,7 +7,7 @@ limit has passed. It reads no clock: `expire` is told the time.
 import heapq
 from collections.abc import Iterator
 
-from pagewire.scheduler_svc.engine.admission import UnanswerableError, refuse_length
+from pagewire.scheduler_svc.engine.admission import MAX_QUEUE_TIME_S, UnanswerableError, refuse_length
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.queue_level import Amount, Level, change_amount
@@ -135,17 +135,33 @@ class WaitQueue:
         return expired
 
 
+def queue_timeout(key: SequenceKey, waited_s: float, retry_s: float) -> Rejected:
+    """What is said of a sequence whose time to wait is over."""
+    message = f"no step came free within max_queue_time, {waited_s:.3f} s after arrival"
+    return Rejected(key.handle, RejectKind.QUEUE_TIMEOUT, "max_queue_time", message, retry_s)
+
+
+def _gives_up_s(request: Submit, came_s: float) -> float | None:
+    """None, too, where the scheduler will refuse what was asked for."""
+    wait_s = request.max_queue_time_s
+    return came_s + wait_s if wait_s is not None and 0 <= wait_s <= MAX_QUEUE_TIME_S else None
+
+
 class EarlySubmissions:
     """Submissions that came before the first worker; after an engine's restart, all that frontends still have running.
 
-    They wait in the order in which they came, no more than may later run and wait. Until there is a worker, and with it
-    a scheduler, they take what frontends say in the scheduler's place.
+    They wait in the order in which they came, no more than may later run and wait, and each no longer than it wishes:
+    the time until there is a worker is time in the queue. Until there is one, and with it a scheduler, they take what
+    frontends say in the scheduler's place.
     """
 
     def __init__(self, max_model_len: int, max_waiting: int) -> None:
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
-        self._waiting: dict[SequenceKey, Submit] = {}
+        self._waiting: dict[SequenceKey, tuple[Submit, float]] = {}
+        """With the time when it came."""
+        self._by_deadline: list[tuple[float, int, SequenceKey]] = []
+        self._num_taken = 0  # breaks ties
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -161,8 +177,29 @@ class EarlySubmissions:
         if len(self._waiting) >= self._max_waiting:
             message = f"{len(self._waiting)} sequences wait for the model to load already"
             return Rejected(request.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
-        self._waiting[key] = request
+        self._waiting[key] = (request, now_s)
+        if (deadline_s := _gives_up_s(request, now_s)) is not None:
+            self._num_taken += 1
+            heapq.heappush(self._by_deadline, (deadline_s, self._num_taken, key))
         return None
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` next has something to do."""
+        while self._by_deadline:
+            deadline_s, _, key = self._by_deadline[0]
+            if key in self._waiting and _gives_up_s(*self._waiting[key]) == deadline_s:
+                return deadline_s
+            heapq.heappop(self._by_deadline)
+        return None
+
+    def expire(self, now_s: float) -> list[Event[Rejected]]:
+        """Give up on those that waited longer than they wished to."""
+        rejections = []
+        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
+            key = heapq.heappop(self._by_deadline)[2]
+            _, came_s = self._waiting.pop(key)
+            rejections.append(Event(key.frontend, queue_timeout(key, now_s - came_s, 1.0)))
+        return rejections
 
     def abort(self, key: SequenceKey) -> bool:
         """Forget one; false if it does not wait."""
@@ -183,8 +220,8 @@ class EarlySubmissions:
         """Nothing is cached."""
         return 0
 
-    def take(self) -> list[tuple[int, Submit]]:
-        """All of them, with their frontends, which then wait no longer."""
-        taken = [(key.frontend, request) for key, request in self._waiting.items()]
+    def take(self) -> list[tuple[int, Submit, float]]:
+        """All of them, with their frontends and the times when they came, which then wait no longer."""
+        taken = [(key.frontend, request, came_s) for key, (request, came_s) in self._waiting.items()]
         self._waiting = {}
         return taken

@@ -67,12 +67,12 @@ class Output:
             finished.stop_token_id = self.received[-1]
         return finished
 
-    def resubmission(self, *, has_queued: bool, is_scored: bool) -> Submit:
-        """The same sequence once more, which goes on behind the tokens received. `has_queued`: its request has had its
-        time in the queue already; `is_scored`: all of its prompt's log-probabilities have come."""
+    def resubmission(self, *, max_queue_time_s: float | None, is_scored: bool) -> Submit:
+        """The same sequence once more, which goes on behind the tokens received. `max_queue_time_s`: what is left of
+        it; `is_scored`: all of its prompt's log-probabilities have come."""
         return msgspec.structs.replace(
             self.submit,
             generated=pack(np.frombuffer(self.received, dtype=np.intc)),
-            max_queue_time_s=None if has_queued else self.submit.max_queue_time_s,
+            max_queue_time_s=max_queue_time_s,
             prompt_logprobs=None if is_scored else self.submit.prompt_logprobs,
         )

@@ -193,7 +193,7 @@ class SequenceTable:
         if sequence is None:
             return
         try:
-            self._send(sequence.stream.resubmission(sequence.output))
+            self._send(sequence.stream.resubmission(sequence.output, self._clock()))
         except RequestError as error:
             self._forget(handle)
             sequence.stream.fail(error)

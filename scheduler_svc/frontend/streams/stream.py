@@ -168,10 +168,13 @@ class RequestStream:
             stop = output.text.matched
         self._finish(output, output.finished(finished.kind) if stop is None else output.stopped(stop))
 
-    def resubmission(self, output: Output) -> Submit:
-        """An output once more, for a new engine. A request that had started has queued once already."""
-        report = self._settings.prompt_report
-        return output.resubmission(has_queued=self.has_started, is_scored=report is None or report.is_complete)
+    def resubmission(self, output: Output, now_s: float) -> Submit:
+        """An output once more, for a new engine. A request that had started has queued once already; one that had not
+        has waited since it was made."""
+        report, rest_s = self._settings.prompt_report, output.submit.max_queue_time_s
+        if rest_s is not None:
+            rest_s = None if self.has_started else max(0.0, rest_s - (now_s - self._submitted_s))
+        return output.resubmission(max_queue_time_s=rest_s, is_scored=report is None or report.is_complete)
 
     def _add(self, output: Output, token: int, text: bytes, now_s: float) -> None:
         """One decided token of an output."""

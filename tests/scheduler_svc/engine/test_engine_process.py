@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.content_worker import expected_output
 from support.engine_process import (
@@ -249,6 +250,21 @@ def test_refusals_reach_the_frontend() -> None:
         rejected = frontend.until(lambda m: isinstance(m, Rejected))
         assert isinstance(rejected, Rejected)
         assert "outside 0 to 100" in rejected.message
+        worker.peer.close()
+
+
+def test_time_without_a_worker_is_time_in_the_queue() -> None:
+    with engine_process() as engine:
+        frontend = registered(engine)
+        frontend.send(msgspec.structs.replace(submit(1, [1, 2], 3), max_queue_time_s=0.2))
+        frontend.send(msgspec.structs.replace(submit(2, [1, 2], 3), max_queue_time_s=1000.0))
+        rejected = frontend.until(lambda m: isinstance(m, Rejected))
+        assert isinstance(rejected, Rejected)
+        assert (rejected.handle, rejected.kind) == (1, RejectKind.QUEUE_TIMEOUT)
+        worker = PlayedWorker(engine.workers)
+        got: dict[int, list[int]] = {}
+        collect(frontend, worker, got, 1)
+        assert got == {2: expected(2, [1, 2], 3)}
         worker.peer.close()
 
 

@@ -12,7 +12,9 @@ from support.scheduler_integrity import check_amounts
 
 from pagewire.scheduler_svc.engine.queue_level import Amount
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
-from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
+from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions, WaitQueue
+from pagewire.wire.columns import pack
+from pagewire.wire.requests import RejectKind, Submit
 from pagewire.wire.sampling import SamplingParams
 
 RUNS = int(os.environ.get("PAGEWIRE_TEST_RUNS", "300"))
@@ -151,7 +153,7 @@ def test_tenants_that_always_wait_are_served_alike(
         for _ in range(backlog):
             turns.arrive(tenant, next(prompts))
     served: Counter[str] = Counter(dict.fromkeys(tenants, 0))
-    dearest = max(prompt + output for prompt, output in costs)
+    dearest = max(prompt for prompt, _ in costs) + max(output for _, output in costs)
     for _, output in costs:
         running = turns.admit()
         turns.arrive(running.tenant, next(prompts))
@@ -200,3 +202,23 @@ def test_what_goes_before_a_new_one_is_its_tenant_s_own_and_as_much_of_each_othe
     assert turns.queue.ahead_of(sequence(99, "modest", 30)) == Amount(1 + 1 + 2, 7 + 30 + 60)
     assert turns.queue.ahead_of(sequence(99, "flood", 30)) == Amount(1 + 10 + 1, 7 + 300 + 30)
     assert turns.queue.ahead_of(sequence(99, "new", 30, priority=1)) == Amount(1, 7)
+
+
+def early(handle: int, wait_s: float | None) -> Submit:
+    return Submit(handle, "r", pack([1]), b"", SamplingParams(0, 0, 1, 1), 1, [], False, 0, b"", wait_s)
+
+
+def test_what_waits_for_the_first_worker_waits_no_longer_than_it_wishes() -> None:
+    queue = EarlySubmissions(max_model_len=10, max_waiting=10)
+    for handle, wait_s in enumerate((3.0, 1.0, None, 2.0, float("nan"), -1.0, 1e300)):
+        assert queue.submit(0, early(handle, wait_s), 10.0) is None
+    assert queue.next_deadline_s() == 11.0
+    assert queue.expire(10.5) == []
+    queue.abort(SequenceKey(0, 3))
+    assert queue.submit(0, early(3, 9.0), 10.5) is None, "the handle is another's now"
+    assert [(each.message.handle, each.message.kind) for each in queue.expire(12.5)] == [(1, RejectKind.QUEUE_TIMEOUT)]
+    assert queue.next_deadline_s() == 13.0
+    assert [(submit.handle, came_s) for _, submit, came_s in queue.take()] == [
+        (0, 10.0), (2, 10.0), (4, 10.0), (5, 10.0), (6, 10.0), (3, 10.5),
+    ]  # fmt: skip
+    assert queue.next_deadline_s() is None

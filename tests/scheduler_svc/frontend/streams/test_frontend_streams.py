@@ -320,7 +320,9 @@ def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: To
             request = ids_request(8, 9, stopping=pb.Stopping(max_tokens=40))
             request.generation.max_queue_time.FromSeconds(5)
             call = world.inference.StreamGenerate(request)
-            waiting = world.inference.StreamGenerate(ids_request(7))
+            waits = ids_request(7)
+            waits.generation.max_queue_time.FromSeconds(1000)
+            waiting = world.inference.StreamGenerate(waits)
             done = world.inference.StreamGenerate(ids_request(6))
             submits = {tuple(unpack(s.prompt).tolist()): s for s in [await world.engine.act(Submit) for _ in range(3)]}
             old, finished = submits[8, 9], submits[6,]
@@ -346,6 +348,9 @@ def test_a_new_engine_continues_every_open_stream(spec: ModelSpec, tokenizer: To
             assert (new.sampling, new.max_tokens, new.salt) == (old.sampling, old.max_tokens, old.salt)
             assert new.max_queue_time_s is None
             assert again[7,].generated == b""
+            rest_s = again[7,].max_queue_time_s
+            assert rest_s is not None
+            assert 0 < rest_s < 1000, "it has waited since it came"
             # The queue of a new engine may be full for a moment: an accepted stream waits, and is not lost.
             await world.engine.reject(new.handle, RejectKind.QUEUE_FULL, retry_after_s=0.01)
             new = await world.engine.act(Submit)
