@@ -55,6 +55,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Time between `Load` messages."""
     hang_timeout_s: float
     """Workers that hold a step for so long without an answer are reported as stuck; 0: never."""
+    step_slack_s: float
+    """They are reported sooner where the steps before say so, after three times what comparable ones took and this."""
     kv_events: KvEventsLaunch | None = None
     log_level: LogLevel = "info"
 

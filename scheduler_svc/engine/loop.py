@@ -24,11 +24,11 @@ from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError
+from pagewire.scheduler_svc.engine.step_deadline import StepDeadline
+from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, plausible_us
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
-from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import (
@@ -62,6 +62,9 @@ from pagewire.wire.requests import (
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S = 0.25
+"""Between two looks at the step that is answered next, at most."""
+
 
 class EngineLoop:
     """One engine. `run` returns the process's exit status."""
@@ -89,7 +92,9 @@ class EngineLoop:
         self._group = group
         self._draining = False
         self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
-        self._watchdog = Watchdog(launch.hang_timeout_s, launch.load_interval_s)
+        self._look_s = min(_LOOK_S, launch.load_interval_s)
+        self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
+        self._next_look_s = 0.0
         self._next_load_s = 0.0
         self._kv_events = kv_events
         self._cache_log = None if kv_events is None else CacheLog()
@@ -114,7 +119,7 @@ class EngineLoop:
             self._turn()
 
     def _sleep_ms(self) -> int:
-        wake_s = self._next_load_s
+        wake_s = min(self._next_load_s, self._next_look_s)
         if (deadline_s := self._taker.next_deadline_s()) is not None:
             wake_s = min(wake_s, deadline_s)
         # One millisecond more than the rest of the time: the poll counts in whole ones, and must not wake too early.
@@ -254,7 +259,8 @@ class EngineLoop:
         self._frontends.broadcast(self._group.info(self._state()))
 
     def _on_result(self, result: StepResult) -> None:
-        step = self._pipeline.pop(result)
+        now_s, since_s = self._clock(), self._pipeline.oldest_since_s
+        step = self._pipeline.pop(result, now_s)
         if step is None or self._scheduler is None:
             self._unexpected_messages += 1
             return
@@ -263,6 +269,8 @@ class EngineLoop:
         except ValueError as error:
             raise PipelineError(f"the result of step {result.step_id} does not fit its plan: {error}") from error
         self._outbox.add_outcome(outcome)
+        # The worker's own word too: of two results that are read together, the second seems to have taken no time.
+        self._deadline.answered(step.size, max(now_s - since_s, plausible_us(result.busy_us) / 1e6))
 
     # Each turn
 
@@ -282,8 +290,10 @@ class EngineLoop:
             self._next_load_s = now_s + self._launch.load_interval_s
             self._frontends.broadcast(self._load())
             self._lifeline.beat()
-            if self._watchdog.is_stuck(self._pipeline.oldest):
-                self._lifeline.send(StepOverdue(self._launch.hang_timeout_s))
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + self._look_s
+            if (waited_s := self._deadline.overdue_s(self._pipeline.oldest)) is not None:
+                self._lifeline.send(StepOverdue(waited_s))
 
     def _advance(self, scheduler: Scheduler, now_s: float) -> None:
         if not self._group.is_complete:
@@ -295,7 +305,7 @@ class EngineLoop:
                     self._pipeline.rest()
                 return
             self._workers.send(step.plan)
-            self._pipeline.push(step)
+            self._pipeline.push(step, now_s)
             self._outbox.add_starts(step.starts)
 
     # What others want to know

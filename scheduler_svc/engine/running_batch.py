@@ -21,7 +21,7 @@ from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence
-from pagewire.scheduler_svc.engine.steps import ScoredChunk, StepChunks
+from pagewire.scheduler_svc.engine.steps import ScoredChunk, StepChunks, StepSize
 from pagewire.wire.columns import BoolArray, IndexArray, Int32Array, pack
 from pagewire.wire.plan import Admit
 
@@ -236,6 +236,16 @@ class RunningBatch:
             generation, candidates = self.slots.generation.item(slot), sequence.prompt_logprobs or 0
             chunks.scored.append(ScoredChunk(len(chunks.pairs), slot, generation, start + 1, count, candidates))
         chunks.pairs.append((slot, size))
+
+    def size_of(self, decodes: IndexArray, chunks: list[tuple[int, int]]) -> StepSize:
+        """How large a step is that has been planned as far as this: these slots' decodes, and these chunks."""
+        planned = self.slots.planned
+        tokens = len(decodes)
+        attended = int(planned[decodes].sum(dtype=np.int64))
+        for slot, size in chunks:
+            tokens += size
+            attended += size * planned.item(slot) - size * (size - 1) // 2
+        return StepSize(tokens, attended)
 
     def end_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
         """Let slots whose last chunk is planned decode from the next step on; returns them in order of the chunks."""

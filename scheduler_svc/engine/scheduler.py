@@ -193,7 +193,8 @@ class Scheduler:
             idle=pack(idle),
         )
         self._counters.steps += 1
-        return PlannedStep(plan, rows, batch.slots.generation[rows], starts, chunks.scored)
+        size = batch.size_of(decodes, chunks.pairs)
+        return PlannedStep(plan, rows, batch.slots.generation[rows], starts, size, chunks.scored)
 
     def apply(self, step: PlannedStep, result: StepRows) -> StepOutcome:
         """Take in a step's result. Steps must be applied in the order planned.

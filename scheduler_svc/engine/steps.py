@@ -50,6 +50,15 @@ class StepChunks:
         return size
 
 
+class StepSize(NamedTuple):
+    """What a step's time depends on; both are at least 1."""
+
+    tokens: int
+    """Computed."""
+    attended: int
+    """Positions that these tokens look at, all together: of each its own and those before it."""
+
+
 class PlannedStep(NamedTuple):
     """A plan, and what is needed to understand its result."""
 
@@ -59,6 +68,7 @@ class PlannedStep(NamedTuple):
     generations: Int32Array
     """`SlotTable.generation` of those slots when the plan was made."""
     starts: list[Event[SeqStarted]]
+    size: StepSize
     scored: Sequence[ScoredChunk] = ()
     """In the order of chunks."""
 
@@ -85,6 +95,7 @@ class Pipeline:
         self._depth = depth
         self._in_flight: deque[PlannedStep] = deque()
         self._rested_before: int | None = None
+        self._oldest_since_s = 0.0
         self.epoch = first_epoch - 1
         self.next_step_id = 0
         self.busy_us = 0
@@ -96,9 +107,14 @@ class Pipeline:
         return len(self._in_flight) < self._depth
 
     @property
-    def oldest(self) -> tuple[int, int] | None:
-        """(epoch, step id) of the step that is answered next; none where none is in flight."""
-        return (self.epoch, self._in_flight[0].plan.step_id) if self._in_flight else None
+    def oldest(self) -> PlannedStep | None:
+        """The step that is answered next; none where none is in flight."""
+        return self._in_flight[0] if self._in_flight else None
+
+    @property
+    def oldest_since_s(self) -> float:
+        """Since when that step has been the oldest: a plan waits for the one before it."""
+        return self._oldest_since_s
 
     def begin(self) -> int:
         """Open the next epoch, forgetting what was in flight; returns its number."""
@@ -112,24 +128,27 @@ class Pipeline:
         """No sequence is left: what the worker idles until the next step is nobody's loss and does not count."""
         self._rested_before = self.next_step_id
 
-    def push(self, step: PlannedStep) -> None:
+    def push(self, step: PlannedStep, now_s: float) -> None:
         """A plan has been sent."""
+        if not self._in_flight:
+            self._oldest_since_s = now_s
         self._in_flight.append(step)
         self.next_step_id += 1
 
-    def pop(self, result: StepResult) -> PlannedStep | None:
+    def pop(self, result: StepResult, now_s: float) -> PlannedStep | None:
         """The step that a result answers; none for a result of an earlier epoch. Raises PipelineError."""
         if result.epoch != self.epoch:
             return None
         if not self._in_flight or self._in_flight[0].plan.step_id != result.step_id:
             expected = self._in_flight[0].plan.step_id if self._in_flight else "no step"
             raise PipelineError(f"a result of step {result.step_id} came where {expected} was awaited")
-        self.busy_us += _plausible(result.busy_us)
+        self._oldest_since_s = now_s
+        self.busy_us += plausible_us(result.busy_us)
         if result.step_id != self._rested_before:
-            self.idle_us += _plausible(result.idle_us)
+            self.idle_us += plausible_us(result.idle_us)
         return self._in_flight.popleft()
 
 
-def _plausible(duration_us: int) -> int:
+def plausible_us(duration_us: int) -> int:
     """What a step can have taken: a clock that is wrong must not spoil the totals, nor a message that holds them."""
     return min(max(0, duration_us), _MAX_STEP_US)

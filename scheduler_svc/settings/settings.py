@@ -405,7 +405,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Setting(
             "operation",
             "A process that makes no progress for so long is ended and started again: workers that hold a step, the "
-            "engine or a frontend whose loop stands still. Longer than the longest step; 0: never.",
+            "engine or a frontend whose loop stands still. Workers sooner, where their steps before took less. Longer "
+            "than the longest step; 0: never.",
             unit="s",
             limits=(0, 86_400),
         ),

@@ -23,6 +23,10 @@ _LEAST_ENGINE_TIMEOUT_S = 5.0
 """An engine that says nothing for this long, or ten load intervals, counts as lost: a step of a large prompt on a slow
 CPU may hold its next report up for a second or two."""
 
+_STEP_SLACK_S: dict[Device, float] = {"cpu": 1.5, "sim": 1.5, "cuda": 30.0}
+"""How much longer than three times what comparable steps took a step may take. On a GPU kernels may be compiled when
+they are first used. Elsewhere, and with half a second for the engine's looks and their rounding, two seconds."""
+
 
 class Commands(msgspec.Struct, frozen=True, kw_only=True):
     """How each child is started; `--launch FILE --lifeline-fd N` follows. -P: the working directory's files must not
@@ -123,6 +127,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             pipeline_depth=settings.pipeline_depth,
             load_interval_s=settings.load_interval_s,
             hang_timeout_s=settings.hang_timeout_s,
+            step_slack_s=_STEP_SLACK_S[self.device],
             kv_events=self._kv_events(),
             log_level=settings.log_level,
         )

@@ -182,6 +182,7 @@ def engine_process(**changes: object) -> Iterator[EngineProcess]:
         pipeline_depth=2,
         load_interval_s=0.05,
         hang_timeout_s=0.0,
+        step_slack_s=1.5,
     )
     launch = msgspec.structs.replace(defaults, **changes)
     file = directory / "engine.json"

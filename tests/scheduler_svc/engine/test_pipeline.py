@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, PlannedStep
+from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, PlannedStep, StepSize
 from pagewire.wire.plan import StepPlan, StepResult
 
 
 def push(pipeline: Pipeline) -> None:
     plan = StepPlan(pipeline.epoch, pipeline.next_step_id)
-    pipeline.push(PlannedStep(plan, np.zeros(0, np.int32), np.zeros(0, np.int32), []))
+    pipeline.push(PlannedStep(plan, np.zeros(0, np.int32), np.zeros(0, np.int32), [], StepSize(1, 1)), 0.0)
 
 
 def answer(pipeline: Pipeline, step_id: int, idle_us: int) -> None:
-    assert pipeline.pop(StepResult(pipeline.epoch, step_id, b"", 10, idle_us)) is not None
+    assert pipeline.pop(StepResult(pipeline.epoch, step_id, b"", 10, idle_us), 0.0) is not None
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def test_answers_come_in_order(pipeline: Pipeline) -> None:
     push(pipeline)
     push(pipeline)
     with pytest.raises(PipelineError, match="step 1 came where 0"):
-        pipeline.pop(StepResult(5, 1, b"", 0, 0))
+        pipeline.pop(StepResult(5, 1, b"", 0, 0), 0.0)
 
 
 def test_an_answer_of_an_earlier_epoch_is_none(pipeline: Pipeline) -> None:
     push(pipeline)
     assert pipeline.begin() == 6
-    assert pipeline.pop(StepResult(5, 0, b"", 9, 9)) is None
+    assert pipeline.pop(StepResult(5, 0, b"", 9, 9), 0.0) is None
     assert (pipeline.busy_us, pipeline.idle_us) == (0, 0)
 
 

@@ -26,6 +26,7 @@ LAUNCH = EngineLaunch(
     pipeline_depth=2,
     load_interval_s=1.0,
     hang_timeout_s=0.0,
+    step_slack_s=1.5,
 )
 HELLO = WorkerHello(
     protocol_version=PROTOCOL_VERSION,
