@@ -17,10 +17,10 @@ from pagewire.client.errors import PagewireError, Unavailable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential delays, jittered down to their half. The defaults wait about four seconds in all: a frontend is
-    started again in less."""
+    """Exponential delays, jittered down to their half. The defaults wait for 8.5 s at least and 17 at most: longer than
+    a server's longest back-off (LONGEST_BACKOFF_S of its supervisor, 5 s) and a start after it."""
 
-    max_attempts: int = 7
+    max_attempts: int = 13
     """Tries in a row without progress, the first included; 1 never tries again."""
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
@@ -29,6 +29,11 @@ class RetryPolicy:
     jitter: Callable[[], float] = random.random
     """Uniform in [0, 1)."""
 
+    @property
+    def least_patience_s(self) -> float:
+        """How long the tries of one call go on at least, where each fails at once and the server advises nothing."""
+        return sum(self._backoff_s(failures) / 2 for failures in range(1, self.max_attempts))
+
     def delay_s(self, error: PagewireError, failures: int) -> float | None:
         """How long to wait after the `failures`-th failure in a row; none: give up and raise it."""
         if not isinstance(error, Unavailable) or failures >= self.max_attempts:
@@ -36,8 +41,10 @@ class RetryPolicy:
         advice = error.retry_after_s or 0.0
         if advice > self.max_retry_after_s:
             return None
-        backoff = min(self.max_backoff_s, self.initial_backoff_s * 2.0 ** (failures - 1))
-        return max(advice, backoff * (0.5 + self.jitter() / 2))
+        return max(advice, self._backoff_s(failures) * (0.5 + self.jitter() / 2))
+
+    def _backoff_s(self, failures: int) -> float:
+        return min(self.max_backoff_s, self.initial_backoff_s * 2.0 ** (failures - 1))
 
 
 NO_RETRY = RetryPolicy(max_attempts=1)

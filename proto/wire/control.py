@@ -44,6 +44,11 @@ class StepOverdue(msgspec.Struct, frozen=True, tag="step_overdue"):
     waited_s: float
 
 
+class Served(msgspec.Struct, frozen=True, tag="served"):
+    """From the engine: a step's result was taken in, the first since it last said `Ready`. So it and the workers are of
+    use; what ends them from now on does not keep them from serving."""
+
+
 class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """A frontend has no stream left and has closed its listeners."""
 
@@ -57,7 +62,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-FromChild = Loading | Ready | Alive | StepOverdue | DrainRequested | Drained | Failed
+FromChild = Loading | Ready | Served | Alive | StepOverdue | DrainRequested | Drained | Failed
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
@@ -88,6 +93,10 @@ class Reload(msgspec.Struct, frozen=True, tag="reload"):
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """To any child: end now with status 0."""
+
+    worker_lost: bool = False
+    """The server ends because one of its processes cannot be kept running: a frontend's streams end with UNAVAILABLE,
+    reason WORKER_LOST, and not DRAINING. Default: no."""
 
 
 ToChild = Drain | WorkerLost | EngineRestarted | Reload | Stop

@@ -37,6 +37,7 @@ from pagewire.wire.control import (
     Loading,
     Ready,
     Reload,
+    Served,
     StepOverdue,
     Stop,
     ToChild,
@@ -95,6 +96,7 @@ class EngineLoop:
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
         self._next_look_s = 0.0
+        self._has_served = False
         self._next_load_s = 0.0
         self._kv_events = kv_events
         self._cache_log = None if kv_events is None else CacheLog()
@@ -230,6 +232,7 @@ class EngineLoop:
             self._resize(self._scheduler, config)
         self._workers.send(Begin(self._pipeline.begin()))
         self._lifeline.send(Ready())
+        self._has_served = False
         self._frontends.broadcast(self._group.info(self._state()))
 
     def _resize(self, scheduler: Scheduler, config: SchedulerConfig) -> None:
@@ -269,6 +272,9 @@ class EngineLoop:
         except ValueError as error:
             raise PipelineError(f"the result of step {result.step_id} does not fit its plan: {error}") from error
         self._outbox.add_outcome(outcome)
+        if not self._has_served:
+            self._has_served = True
+            self._lifeline.send(Served())
         # The worker's own word too: of two results that are read together, the second seems to have taken no time.
         self._deadline.answered(step.size, max(now_s - since_s, plausible_us(result.busy_us) / 1e6))
 

@@ -227,7 +227,9 @@ class Frontend:
                 self._engine.engine_restarted()
             case Reload():
                 self._spawn(self._credentials.reload())
-            case Stop():
+            case Stop(worker_lost):
+                if worker_lost:
+                    self._calls.lose_workers()
                 self.stop()
             case WorkerLost():
                 _log.warning("a command for the engine reached a frontend: %s", command)

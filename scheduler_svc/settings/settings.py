@@ -395,11 +395,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Setting(
             "operation",
-            "Most restarts in a row of one process; it counts anew once the process has served for a minute.",
+            "Most restarts in a row of one process; it counts anew once the process has served: the engine and "
+            "workers a step, any of them for a second.",
             unit="restarts",
             limits=(0, 1000),
         ),
-    ] = 3
+    ] = 10
     hang_timeout_s: Annotated[
         float,
         Setting(

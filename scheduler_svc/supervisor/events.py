@@ -62,3 +62,5 @@ class Outcome(NamedTuple):
     """For stderr, where something went wrong."""
     in_haste: bool = False
     """Children get a moment instead of seconds to stop."""
+    gave_up: bool = False
+    """One of the processes cannot be kept running, and streams are told so."""

@@ -1,6 +1,7 @@
 """Managed processes: each is one of a server's, started again where it ends, with what the supervisor knows of it.
 
-It outlives its incarnations: it counts them, and how often in a row one had to be started again.
+It outlives its incarnations: it counts them, and how often in a row one ended without having been of use. Only those
+count against the limit: a process that had served begins anew, however often it is killed.
 """
 
 import enum
@@ -11,9 +12,16 @@ from pagewire.scheduler_svc.supervisor.child import Child
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses
 from pagewire.scheduler_svc.watchdog import Watchdog
 
-_SERVED_LONG_ENOUGH_S = 60.0
-_FIRST_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 10.0
+SERVED_S = 1.0
+"""One that was ready for so long has served, whether or not there was anything to do."""
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 5.0
+"""Before the next incarnation of one that was never ready. A client's default patience must outlast it, and a start:
+`pagewire.client.retry`."""
+_LONGEST_BACKOFF_AFTER_READY_S = 1.0
+"""Before that of one that was, for which streams wait."""
+_QUIET_S = 60.0
+"""After so long since it became ready its end counts as a single one, and the next incarnation is started at once."""
 
 
 class Role(enum.Enum):
@@ -49,7 +57,9 @@ class ManagedProcess:
         self._ready_since_s: float | None = None
         self._num_messages = 0
         self._watchdog = watchdog
+        self._has_served = False
         self._restarts_in_row = 0
+        self._quick_ends = 0
         self._max_restarts = max_restarts
         self._clock = clock
 
@@ -76,6 +86,10 @@ class ManagedProcess:
         if self._ready_since_s is None:
             self._ready_since_s = self._clock()
 
+    def has_served(self) -> None:
+        """It has been of use since it became ready. Of one that is not ready, an earlier incarnation was meant."""
+        self._has_served = self.ready
+
     def spoke(self) -> None:
         """It said something, whatever it was."""
         self._num_messages += 1
@@ -92,18 +106,28 @@ class ManagedProcess:
     def restart_delay_s(self) -> float:
         """It has failed: how long to wait before the next incarnation. Raises RestartLimit.
 
-        The first restart in a row is at once: most deaths are single ones, and streams wait meanwhile.
+        Without progress the limit comes nearer and the delays grow. The first restart in a row is at once: most deaths
+        are single ones, and streams wait meanwhile.
         """
-        if self._ready_since_s is not None and self._clock() - self._ready_since_s >= _SERVED_LONG_ENOUGH_S:
+        ready_s = -1.0 if self._ready_since_s is None else self._clock() - self._ready_since_s
+        if self._has_served or ready_s >= SERVED_S:
             self._restarts_in_row = 0
+        if ready_s >= _QUIET_S:
+            self._quick_ends = 0
         self._restarts_in_row += 1
+        self._quick_ends += 1
         if self._restarts_in_row > self._max_restarts:
             raise RestartLimit
-        if self._restarts_in_row == 1:
-            return 0.0
-        return min(_LONGEST_BACKOFF_S, math.ldexp(_FIRST_BACKOFF_S, self._restarts_in_row - 2))
+        if self.ready:
+            return _delay_s(self._quick_ends, _LONGEST_BACKOFF_AFTER_READY_S)
+        return _delay_s(self._restarts_in_row, LONGEST_BACKOFF_S)
 
     def ended(self) -> None:
         """It has ended."""
         self.child = None
         self._ready_since_s = None
+        self._has_served = False
+
+
+def _delay_s(ends_in_row: int, longest_s: float) -> float:
+    return 0.0 if ends_in_row == 1 else min(longest_s, math.ldexp(FIRST_BACKOFF_S, min(ends_in_row, 64) - 2))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from pagewire.scheduler_svc.supervisor.child import Child, Exited
-from pagewire.scheduler_svc.supervisor.events import Event, FromProcess, Signalled
+from pagewire.scheduler_svc.supervisor.events import Event, FromProcess, Outcome, Signalled
 from pagewire.scheduler_svc.supervisor.host import Host
 from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess, Role
 from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
@@ -144,13 +144,14 @@ class ProcessGroup:
             process.failure = reason
             process.child.abort()
 
-    async def stop_all(self, with_patience: bool) -> None:
-        """Ask all to stop, then kill what has not. A signal meanwhile ends the patience.
+    async def stop_all(self, outcome: Outcome | None) -> None:
+        """Ask all to stop, then kill what has not. A signal meanwhile ends the patience. No outcome: a bug ends us.
 
         A process that even SIGKILL does not end at once (in the kernel, on a dead disk) is left to the kernel.
         """
         loop = asyncio.get_running_loop()
-        self.tell(self.processes, Stop())
+        with_patience = outcome is not None and not outcome.in_haste
+        self.tell(self.processes, Stop(worker_lost=outcome is not None and outcome.gave_up))
         deadline_s = loop.time() + (STOP_S if with_patience else _HASTY_STOP_S)
         killed = False
         while any(process.child is not None for process in self.processes):

@@ -18,6 +18,7 @@ from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
 from pagewire.scheduler_svc.supervisor.events import Outcome
 from pagewire.scheduler_svc.supervisor.host import Host
+from pagewire.scheduler_svc.supervisor.managed_process import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, SERVED_S
 from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
 from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.launch import UNKNOWN_INCARNATION, RankGroup, WorkerLaunch
@@ -26,9 +27,6 @@ from pagewire.wire.lifeline import RANKS_LOST_STATUS
 _log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
-_FIRST_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 10.0
-_SERVED_LONG_ENOUGH_S = 60.0
 _CANNOT_LOAD_STATUS = 1
 """Of a worker process."""
 
@@ -111,11 +109,11 @@ class RemoteRank:
         reason = f"{exited}: {self._failure}" if self._failure else str(exited)
         if exited.status == _CANNOT_LOAD_STATUS:
             return Outcome(1, f"rank {self._launch.rank} cannot start: {self._failure or exited}")
-        served = self._ready_since_s is not None and self._clock() - self._ready_since_s >= _SERVED_LONG_ENOUGH_S
+        served = self._ready_since_s is not None and self._clock() - self._ready_since_s >= SERVED_S
         if served or exited.status == RANKS_LOST_STATUS:
-            self._backoff_s = _FIRST_BACKOFF_S
+            self._backoff_s = FIRST_BACKOFF_S
         else:
-            self._backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * self._backoff_s))
+            self._backoff_s = min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * self._backoff_s))
         _log.warning("rank %d %s; it is started again", self._launch.rank, reason)
         return None
 

@@ -8,10 +8,12 @@ events from one queue (what a child said, an exit, a signal, a timer) and is the
 
 - While STARTING, a child's end is the server's end: status 1, and the reason on stderr.
 - Later, a child that ends is started again with the next incarnation. The engine is told of a lost worker; workers and
-  frontends are told of a new engine. Ranks of one model end and begin together. More than `max_restarts` in a row end
-  the server with status 1.
+  frontends are told of a new engine. Ranks of one model end and begin together. More than `max_restarts` in a row
+  without progress end the server with status 1; streams that run then end with UNAVAILABLE, reason WORKER_LOST.
 - A child that stands still without ending is ended: the engine and frontends by their silence, workers when the engine
   says that a step is overdue. What follows is what follows any other end.
+- A frontend that ends while DRAINING before it has drained is not started again: its streams are lost, and the status
+  is 1.
 - A signal while STARTING, and a second signal at any time, ends the server at once with 128 + its number. SIGHUP is
   such a signal while STARTING alone: later it has the frontends read their keys and certificates again.
 - However the supervisor ends, no child outlives it: a child reads end-of-file on its lifeline and ends.
@@ -48,6 +50,7 @@ from pagewire.wire.control import (
     Loading,
     Ready,
     Reload,
+    Served,
     StepOverdue,
     WorkerLost,
 )
@@ -71,6 +74,8 @@ class Supervisor:
         self._phase = Phase.STARTING
         self._outcome: Outcome | None = None
         self._was_signalled = False
+        self._undrained: list[str] = []
+        """Frontends that ended with what they still had."""
         self._group = ProcessGroup(plan, host, self._events)
         self._ranks = self._group.ranks
         self._frontends = self._group.frontends
@@ -91,7 +96,7 @@ class Supervisor:
         finally:
             self._host.progress.close()
             self._host.notifier.notify("STOPPING=1")
-            await self._group.stop_all(with_patience=self._outcome is not None and not self._outcome.in_haste)
+            await self._group.stop_all(self._outcome)
         return self._outcome
 
     async def _start(self, processes: Iterable[ManagedProcess]) -> None:
@@ -99,7 +104,7 @@ class Supervisor:
             for process in processes:
                 await self._group.start(process)
         except CannotStart as error:
-            self._outcome = Outcome(1, str(error))
+            self._outcome = Outcome(1, str(error), gave_up=True)
 
     def _tick_later(self) -> None:
         asyncio.get_running_loop().call_later(TICK_S, self._events.put_nowait, Tick())
@@ -143,6 +148,9 @@ class Supervisor:
                 process.failure = reason
                 if self._phase is Phase.STARTING:
                     self._outcome = Outcome(1, f"{process} cannot start: {reason}")
+            case Served():
+                for served in (process, *self._ranks.processes):
+                    served.has_served()
             case DrainRequested(grace_s):
                 if self._phase is not Phase.DRAINING:
                     _log.info("draining, as an operator asked")
@@ -203,6 +211,7 @@ class Supervisor:
         if self._phase is Phase.DRAINING and process.role is Role.FRONTEND:
             if not process.drained:
                 _log.error("%s %s while draining", process, reason)
+                self._undrained.append(str(process))
             self._on_drained(process)
             return
         if process.role is Role.WORKER and self._ranks.is_ending:
@@ -218,8 +227,8 @@ class Supervisor:
                 delay_s = process.restart_delay_s()
         except RestartLimit:
             restarts = self._settings.max_restarts
-            limit = f"it was started again {restarts} times and never served for a minute, the limit (max_restarts)"
-            self._outcome = Outcome(1, f"{process} {reason}; {limit}")
+            limit = f"it was started again {restarts} times and never came to serve, the limit (max_restarts)"
+            self._outcome = Outcome(1, f"{process} {reason}; {limit}", gave_up=True)
             return
         process.ended()
         if process.role is Role.WORKER:
@@ -268,10 +277,12 @@ class Supervisor:
             delay_s + grace_s + _DRAIN_SLACK_S, self._events.put_nowait, DrainOverdue()
         )
         for process in self._frontends:
-            if process.child is None:
+            if process.child is None:  # its streams broke when it ended, and those who had them do not find it again
+                self._undrained.append(str(process))
                 self._on_drained(process)
 
     def _on_drained(self, process: ManagedProcess) -> None:
         process.drained = True
         if all(frontend.drained for frontend in self._frontends):
-            self._outcome = Outcome(0)
+            lost = ", ".join(self._undrained)
+            self._outcome = Outcome(1, f"{lost} ended before the streams had: they are lost") if lost else Outcome(0)

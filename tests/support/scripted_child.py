@@ -9,6 +9,7 @@ SCRIPT_DIR/ROLE holds words; the process looks at it once, when it starts:
     fail                says Failed and ends with status 1
     die                 ends with status 3 at once
     deaf                says Ready, and ignores Stop and Drain
+    leave               says Ready, and after it has drained ends with status 3
     still               says Ready, and then never that it is alive
     nosy                says Ready, then asks for a drain
     once:WORD           follows WORD in its first incarnation only
@@ -89,6 +90,8 @@ def main() -> int:
                         return 0
                     case Drain() if script != "deaf" and arguments.role == "frontend":
                         lifeline.send(Drained(0))
+                        if script == "leave":
+                            return 3
     except EOFError:
         say("orphaned")
         return ORPHANED_STATUS

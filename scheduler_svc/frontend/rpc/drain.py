@@ -16,6 +16,7 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self._streams: set[RequestStream] = set()
+        self._why = (UnavailableReason.DRAINING, "the server is draining")
         self.is_closed = False
         """Whether no call may come in any more."""
         self._idle = asyncio.Event()
@@ -26,7 +27,7 @@ class RunningCalls:
     def check(self) -> None:
         """Raise Unavailable when no call may come in any more."""
         if self.is_closed:
-            raise _draining()
+            raise self._refusal()
 
     def enter(self, stream: RequestStream) -> None:
         """A call begins. Raises Unavailable."""
@@ -44,6 +45,10 @@ class RunningCalls:
         """From now on no call comes in."""
         self.is_closed = True
 
+    def lose_workers(self) -> None:
+        """The server gives up, and does not drain: calls are told so, and may be made again elsewhere or later."""
+        self._why = (UnavailableReason.WORKER_LOST, "the server ends: one of its processes was lost too often")
+
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait for the last call to leave; False when it has not within the time."""
         try:
@@ -57,9 +62,9 @@ class RunningCalls:
         """End every call that still runs with UNAVAILABLE; returns how many there were."""
         streams = list(self._streams)
         for stream in streams:
-            stream.fail(_draining())
+            stream.fail(self._refusal())
         return len(streams)
 
-
-def _draining() -> Unavailable:
-    return Unavailable(UnavailableReason.DRAINING, "the server is draining", retry_after_s=None)
+    def _refusal(self) -> Unavailable:
+        reason, message = self._why
+        return Unavailable(reason, message, retry_after_s=None)

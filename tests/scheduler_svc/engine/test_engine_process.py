@@ -20,7 +20,7 @@ from support.engine_process import (
 
 from pagewire.wire.codec import JsonCodec
 from pagewire.wire.columns import pack
-from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, StepOverdue, Stop, WorkerLost
+from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, Served, StepOverdue, Stop, WorkerLost
 from pagewire.wire.plan import StepPlan, StepResult
 from pagewire.wire.requests import (
     CACHED_ALONE,
@@ -291,7 +291,7 @@ def test_a_step_without_an_answer_is_reported_and_its_workers_loss_recovered() -
         assert got == {1: expected(1, [5, 6, 7], 6)}
         # Without work there is nothing to answer, and the engine says all the time that it goes round.
         for _ in range(20):
-            assert set(engine.news()) <= {Alive(), Ready()}
+            assert set(engine.news()) <= {Alive(), Ready(), Served()}
 
 
 def test_a_launch_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:

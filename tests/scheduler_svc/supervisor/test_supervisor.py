@@ -195,7 +195,7 @@ def test_restarts_in_a_row_have_a_limit(run_server: RunServer) -> None:
     os.kill(server.heard("worker-0", "started")["pid"], signal.SIGKILL)
     status, _, err = server.end()
     assert status == 1
-    assert "worker 0 ended with status 3; it was started again 2 times and never served for a minute" in err
+    assert "worker 0 ended with status 3; it was started again 2 times and never came to serve" in err
     assert server.heard("worker-0", "started", incarnation=2)
     assert_nothing_left(server)
 
@@ -284,8 +284,29 @@ def test_a_worker_lost_while_draining_comes_back(run_server: RunServer) -> None:
     os.kill(server.heard("worker-0", "started")["pid"], signal.SIGKILL)
     server.heard("worker-0", "started", incarnation=1)
     os.kill(server.heard("frontend-0", "started")["pid"], signal.SIGKILL)
-    assert server.end()[0] == 0, "a frontend that is gone has nothing left to drain"
+    status, _, err = server.end()
+    assert status == 1, "a frontend that is gone has lost what it had"
+    assert "frontend 0 ended before the streams had: they are lost" in err
     assert len([e for e in server.log() if e["who"] == "frontend-0" and e["what"] == "started"]) == 1
+
+
+def test_a_frontend_that_ends_once_it_has_drained_loses_nothing(run_server: RunServer) -> None:
+    server = run_server("--frontends", "2", "--drain-grace-s", "60", frontend="leave")
+    server.ready()
+    server.signal(signal.SIGTERM)
+    assert server.end()[0] == 0
+
+
+def test_a_frontend_that_is_away_when_draining_begins_has_lost_what_it_had(run_server: RunServer) -> None:
+    server = run_server("--max-restarts", "60")
+    server.ready()
+    (server.scripts / "frontend").write_text("die")
+    os.kill(server.heard("frontend-0", "ready")["pid"], signal.SIGKILL)
+    server.heard("frontend-0", "started", incarnation=5)
+    server.signal(signal.SIGTERM)
+    status, _, err = server.end()
+    assert status == 1
+    assert "frontend 0 ended before the streams had" in err
 
 
 def test_frontends_share_the_port_that_the_first_was_given(run_server: RunServer) -> None:

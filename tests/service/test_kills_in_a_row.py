@@ -1,0 +1,90 @@
+"""Workers and engines killed in a row, while they serve and while they start: every stream goes on."""
+
+import itertools
+import random
+import signal
+import threading
+import time
+
+import grpc
+import psutil
+import pytest
+from support.service import LIMIT_S, Service, ids_of, serve, stream_request
+
+from pagewire.client import Client
+
+pytestmark = pytest.mark.slow
+
+NUM_KILLS = 5
+LONG = {"max_tokens": 1200, "ignore_eos": True}
+
+
+def kill_in_a_row(service: Service, role: str, pauses_s: list[float]) -> None:
+    """Kill what there is of this role, then, so long after each kill at the soonest, its next incarnation."""
+    killed: set[int] = set()
+    for pause_s in pauses_s:
+        deadline_s = time.monotonic() + LIMIT_S
+        while (child := service.children().get(role)) is None or child.pid in killed:
+            assert time.monotonic() < deadline_s, f"no {role} after {len(killed)} kills"
+            time.sleep(0.01)
+        time.sleep(pause_s)
+        killed.add(child.pid)
+        child.kill()
+
+
+@pytest.mark.parametrize("role", ["worker", "engine"])
+@pytest.mark.parametrize("when", ["serving", "starting"])
+def test_five_kills_in_a_row_are_pauses(role: str, when: str) -> None:
+    drawn = random.Random(f"{role} {when}")
+    later_s = [drawn.uniform(0, 0.4) if when == "starting" else 2.5 for _ in range(NUM_KILLS - 1)]
+    pauses_s = [0.3, *later_s]
+    with serve(sim_step_us=10_000, max_model_len=2048) as service, Client(service.address) as client:
+        request = stream_request([4, 5], stopping=LONG, sampling={"seed": 3})
+        expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+        calls = [service.inference.StreamGenerate(request, timeout=3 * LIMIT_S) for _ in range(4)]
+        for call in calls:
+            assert next(call).HasField("started")
+        killing = threading.Thread(target=kill_in_a_row, args=(service, role, pauses_s))
+        killing.start()
+        # Who comes meanwhile is refused at most for as long as the client's default patience.
+        whole = client.generate([4, 5], max_tokens=20, ignore_eos=True, seed=3)
+        assert list(whole.outputs[0].token_ids) == expected[:20]
+        got: list[list[int]] = []
+        for call in calls:
+            came_s = [time.monotonic()]
+            ids = []
+            for event in call:
+                came_s.append(time.monotonic())
+                ids += ids_of([event])
+            got.append(ids)
+            longest_s = max(later - earlier for earlier, later in itertools.pairwise(came_s))
+            print(f"{role} {when}: the longest pause was {longest_s:.1f} s")
+        killing.join()
+        assert got == [expected] * 4
+        assert service.process.poll() is None
+
+
+def test_a_server_that_gives_up_says_that_its_workers_are_lost() -> None:
+    with serve(sim_step_us=20_000, max_restarts=0, max_model_len=2048) as service:
+        call = service.inference.StreamGenerate(
+            stream_request([4, 5], stopping=LONG, sampling={"seed": 3}), timeout=LIMIT_S
+        )
+        assert next(call).HasField("started")
+        service.children()["worker"].kill()
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert b"WORKER_LOST" in dict(error.value.trailing_metadata())["grpc-status-details-bin"]
+        assert service.process.wait(LIMIT_S) == 1
+
+
+def test_both_at_once_are_a_pause_too() -> None:
+    with serve(sim_step_us=10_000) as service:
+        request = stream_request([4, 5], stopping={"max_tokens": 300, "ignore_eos": True}, sampling={"seed": 3})
+        expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+        call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
+        assert next(call).HasField("started")
+        children: dict[str, psutil.Process] = service.children()
+        for role in ("engine", "worker"):
+            children[role].send_signal(signal.SIGKILL)
+        assert ids_of(call) == expected
