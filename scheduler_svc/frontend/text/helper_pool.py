@@ -2,7 +2,9 @@
 
 `helper_process` is their inside. The first process may be started, and prepared, before the server listens; another is
 started when those are busy. One that ends, because its time was up or its memory spent, is replaced at the next
-request.
+request. Where neither its own timer nor ours ended it, its request may be innocent (somebody killed it, or the machine
+had no memory left), and is tried once more, on a process of its own; a request that two processes do not survive is
+not.
 
 It knows neither gRPC nor what the work is. Invariants: a process holds one request at a time; a caller that goes away
 leaves its request to finish, because a process with an unread answer cannot be used again; one that goes away before
@@ -11,7 +13,9 @@ its turn leaves nothing.
 
 import asyncio
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -22,10 +26,15 @@ from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.helper_process import FRAME_HEADER, Prepared
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 
+_log = logging.getLogger(__name__)
+
 _START_LIMIT_S = 60.0
 """A process takes its time to start, on a busy machine more than its work may take."""
 _ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "LANG", "LC_ALL", "TZ")
 """What a helper inherits: enough to find Python's libraries and to know local time, and nothing that is a secret."""
+
+_TIME_UP = (-signal.SIGALRM, -signal.SIGPROF)
+"""Exit statuses of a process whose own timer ended it."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -33,6 +42,10 @@ Answer = TypeVar("Answer")
 
 class HelperEndedError(Exception):
     """The process ended, or answered nothing it should."""
+
+
+class _HelperKilledError(HelperEndedError):
+    """It ended, and no timer had ended it: perhaps for no fault of what it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +96,27 @@ class _Helper(Generic[Request, Answer]):
         except (TimeoutError, asyncio.IncompleteReadError, OSError, WireError) as error:
             raise HelperEndedError(str(error)) from error
 
-    async def end(self) -> None:
-        """End the process, whatever it does, and wait for it."""
+    async def end(self) -> int:
+        """End the process, whatever it does, and wait for it; returns its exit status, which is its own where it had
+        ended before."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        return await self._process.wait()
+
+    async def exchange_or_end(self, request: Request, timeout_s: float) -> Answer:
+        """As `exchange`, and the process is ended where that fails. Raises HelperEndedError."""
+        try:
+            return await self.exchange(request, timeout_s)
+        except HelperEndedError as error:
+            status = await self.end()
+            if isinstance(error.__cause__, (asyncio.IncompleteReadError, OSError)) and status not in _TIME_UP:
+                _log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
+                raise _HelperKilledError(f"ended with status {status}") from error
+            raise
+        except BaseException:
+            # It was given up, or an error that nobody foresaw: what the process holds is unknown.
+            await self.end()
+            raise
 
 
 class HelperPool(Generic[Request, Answer]):
@@ -104,7 +133,10 @@ class HelperPool(Generic[Request, Answer]):
     async def start(self) -> Answer:
         """Start the first process; returns its answer to the preparation. Where that is another than `Prepared`, there
         is no process, and none should be asked. Raises HelperEndedError."""
-        helper, answer = await self._start()
+        try:
+            helper, answer = await self._start()
+        except _HelperKilledError:
+            helper, answer = await self._start()
         if helper is not None:
             self._idle.append(helper)
         return answer
@@ -143,17 +175,18 @@ class HelperPool(Generic[Request, Answer]):
             asking.exception()  # its caller may have gone away
 
     async def _ask(self, request: Request) -> Answer:
-        helper = self._idle.pop() if self._idle else None
+        try:
+            return await self._ask_one(self._idle.pop() if self._idle else None, request)
+        except _HelperKilledError:
+            # A new one: whatever killed this one may have killed those that are idle too.
+            return await self._ask_one(None, request)
+
+    async def _ask_one(self, helper: _Helper[Request, Answer] | None, request: Request) -> Answer:
         if helper is None:
             helper, answer = await self._start()
             if helper is None:
                 return answer
-        try:
-            answer = await helper.exchange(request, self._limits.answer_limit_s)
-        except BaseException:
-            # Its time was up, it was given up, or an error that nobody foresaw: what the process holds is unknown.
-            await helper.end()
-            raise
+        answer = await helper.exchange_or_end(request, self._limits.answer_limit_s)
         self._idle.append(helper)
         return answer
 
@@ -168,11 +201,7 @@ class HelperPool(Generic[Request, Answer]):
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         helper = _Helper(process, self._kind)
-        try:
-            answer = await helper.exchange(self._kind.prepare, _START_LIMIT_S)
-        except BaseException:
-            await helper.end()
-            raise
+        answer = await helper.exchange_or_end(self._kind.prepare, _START_LIMIT_S)
         if not isinstance(answer, Prepared):
             await helper.end()
             return None, answer
