@@ -24,6 +24,7 @@ from types import TracebackType
 import zmq
 
 from pagewire.scheduler_svc.launch import KvEventsLaunch
+from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import Codec
 from pagewire.wire.kv_events import AllBlocksCleared, KvEvent, KvEventBatch
@@ -57,6 +58,9 @@ class KvEventPublisher:
         self._max_kept = max_kept
         self._kept_bytes = 0
         self._next_number = 0
+        self._senders_log = LimitedLog(_log)
+        self._log = LimitedLog(_log)
+        """The thread's own."""
         self._is_closing = False
         self._failure: Exception | None = None
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -94,7 +98,9 @@ class KvEventPublisher:
         if self._failure is not None:
             raise RuntimeError("the thread that sends KV events met a bug") from self._failure
         if len(self._unsent) >= self._max_unsent:
-            _log.warning("%d batches of KV events could not be sent in time and are dropped", len(self._unsent))
+            self._senders_log.warning(
+                "%d batches of KV events could not be sent in time and are dropped", len(self._unsent)
+            )
             self._unsent.clear()
             events = [AllBlocksCleared()]
         self._unsent.append(events)
@@ -137,7 +143,7 @@ class KvEventPublisher:
 
     def _replay(self, request: list[bytes]) -> None:
         if len(request) != 3 or len(request[2]) != NUMBER_BYTES:
-            _log.warning("a replay of KV events was asked for in %d frames that are no request", len(request))
+            self._log.warning("a replay of KV events was asked for in %d frames that are no request", len(request))
             return
         peer, first = request[0], int.from_bytes(request[2], "big")
         try:
@@ -147,7 +153,7 @@ class KvEventPublisher:
                     self._replays.send_multipart(answer, zmq.NOBLOCK, copy=False)
             self._replays.send_multipart([peer, b"", END, b""], zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            _log.warning("a replay of KV events could not be sent to its end: %s", error)
+            self._log.warning("a replay of KV events could not be sent to its end: %s", error)
 
     def __enter__(self) -> "KvEventPublisher":
         return self

@@ -20,6 +20,7 @@ import zmq
 import zmq.auth
 import zmq.auth.thread
 
+from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 from pagewire.wire.launch import CurveKeys, Endpoint
@@ -55,6 +56,7 @@ class Peers(ABC, Generic[Sent, Received]):
         self.socket = router
         """For pollers."""
         self.dropped_frames = 0
+        self._log = LimitedLog(_log)
         self._readable = [(router, zmq.POLLIN)]
         self._outgoing: Codec[Sent] = Codec(sends)
         self._incoming: Codec[Received] = Codec(receives)
@@ -98,7 +100,7 @@ class Peers(ABC, Generic[Sent, Received]):
         try:
             message = self._incoming.decode(frame)
         except WireError as error:
-            _log.warning("a frame was dropped: %s", error)
+            self._log.warning("a frame was dropped: %s", error)
             return None
         introduction = self._introduction(message)
         if introduction is None:
@@ -108,7 +110,7 @@ class Peers(ABC, Generic[Sent, Received]):
             return None
         number, incarnation = introduction
         if not self._admits(identity, introduction):
-            _log.warning("peer %d introduced itself as incarnation %d, and is not let in", number, incarnation)
+            self._log.warning("peer %d introduced itself as incarnation %d, and is not let in", number, incarnation)
             return None
         self._incarnations[number] = incarnation
         self._identities[number] = identity
@@ -150,7 +152,7 @@ class FrontendLink(Peers[ToFrontend, FromFrontend]):
         try:
             self._post(frontend, self._outgoing.encode(message))
         except zmq.ZMQError as error:
-            _log.warning("frontend %d cannot be reached, so its streams end: %s", frontend, error)
+            self._log.warning("frontend %d cannot be reached, so its streams end: %s", frontend, error)
             self.forget(frontend)
             self._gone.add(frontend)
 
@@ -177,10 +179,12 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
         if not isinstance(message, WorkerHello):
             return None
         if message.protocol_version != PROTOCOL_VERSION:
-            _log.error("a worker speaks protocol %d; this engine speaks %d", message.protocol_version, PROTOCOL_VERSION)
+            self._log.error(
+                "a worker speaks protocol %d; this engine speaks %d", message.protocol_version, PROTOCOL_VERSION
+            )
             return None
         if (refusal := self._refusal(message)) is not None:
-            _log.error("a worker is refused: %s", refusal)
+            self._log.error("a worker is refused: %s", refusal)
             return None
         return Introduction(message.rank, message.incarnation)
 
@@ -192,7 +196,7 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
                 self._post(rank, frame)
             except zmq.ZMQError as error:
                 # The supervisor notices a dead worker by itself and tells the loop.
-                _log.warning("rank %d cannot be reached: %s", rank, error)
+                self._log.warning("rank %d cannot be reached: %s", rank, error)
 
 
 class _PeerKeys:

@@ -29,6 +29,7 @@ from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, plausib
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
+from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import unpack
 from pagewire.wire.control import (
@@ -92,6 +93,7 @@ class EngineLoop:
         self._early = EarlySubmissions(launch.max_model_len, launch.max_queued + launch.max_num_seqs)
         self._group = group
         self._draining = False
+        self._limited_log = LimitedLog(_log)
         self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
@@ -182,11 +184,11 @@ class EngineLoop:
         try:
             answer = self._taker.submit(frontend, request, came_s)
         except UnanswerableError as error:
-            _log.error("a submission was dropped: %s", error)
+            self._limited_log.error("a submission was dropped: %s", error)
             self._unexpected_messages += 1
             return
         except ValueError as error:
-            _log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
+            self._limited_log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
             answer = Rejected(request.handle, RejectKind.INVALID, "", str(error), None)
         if isinstance(answer, Rejected):
             self._frontends.send(frontend, answer)
@@ -212,7 +214,7 @@ class EngineLoop:
             case WorkerHello():
                 self._greet(rank, news)
             case WorkerFailed(message=message):
-                _log.error("rank %d failed: %s", rank, message)
+                self._limited_log.error("rank %d failed: %s", rank, message)
 
     def _greet(self, rank: int, hello: WorkerHello) -> None:
         if rank in self._group:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import zmq
 
 from pagewire.scheduler_svc.frontend.errors import Unavailable, UnavailableReason
+from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.requests import Abort, FromFrontend, ToFrontend
@@ -56,6 +57,7 @@ class EngineLink:
         self._loop = asyncio.get_running_loop()
         self._is_turn_scheduled = False
         self._unsent: deque[Abort] = deque()
+        self._log = LimitedLog(_log)
         self.dropped_frames = 0
         """Frames that did not decode or did not fit."""
         self._socket = self._connect()
@@ -149,7 +151,7 @@ class EngineLink:
             self._on_message(self._incoming.decode(frame.bytes))
         except WireError as error:
             self.dropped_frames += 1
-            _log.warning("dropped a frame from the engine: %s", error)
+            self._log.warning("dropped a frame from the engine: %s", error)
 
     def _skip_message(self) -> int:
         """Read the rest of a message whose first frame was read; returns its number of frames."""

@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.helper_process import FRAME_HEADER, Prepared
+from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 
 _log = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ class HelperKind(Generic[Request, Answer]):
 class _Helper(Generic[Request, Answer]):
     """One process. Not for two callers at a time."""
 
-    def __init__(self, process: asyncio.subprocess.Process, kind: HelperKind[Request, Answer]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, kind: HelperKind[Request, Answer], log: LimitedLog) -> None:
         self._process = process
         self._kind = kind
+        self._log = log
 
     async def exchange(self, request: Request, timeout_s: float) -> Answer:
         """Ask and wait for the answer. Raises HelperEndedError, after which the process is of no use."""
@@ -110,7 +112,7 @@ class _Helper(Generic[Request, Answer]):
         except HelperEndedError as error:
             status = await self.end()
             if isinstance(error.__cause__, (asyncio.IncompleteReadError, OSError)) and status not in _TIME_UP:
-                _log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
+                self._log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
                 raise _HelperKilledError(f"ended with status {status}") from error
             raise
         except BaseException:
@@ -125,6 +127,7 @@ class HelperPool(Generic[Request, Answer]):
     def __init__(self, kind: HelperKind[Request, Answer], limits: PoolLimits) -> None:
         self._kind = kind
         self._limits = limits
+        self._log = LimitedLog(_log)
         self._idle: deque[_Helper[Request, Answer]] = deque()
         self._turns = FairTurns(limits.max_processes)
         self._asking: set[asyncio.Task[Answer]] = set()
@@ -200,7 +203,7 @@ class HelperPool(Generic[Request, Answer]):
             stdout=asyncio.subprocess.PIPE,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
-        helper = _Helper(process, self._kind)
+        helper = _Helper(process, self._kind, self._log)
         answer = await helper.exchange_or_end(self._kind.prepare, _START_LIMIT_S)
         if not isinstance(answer, Prepared):
             await helper.end()

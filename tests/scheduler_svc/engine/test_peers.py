@@ -68,6 +68,19 @@ def say(link: FrontendLink | WorkerLink, dealer: "zmq.Socket[bytes]", *messages:
     return heard
 
 
+def test_a_flood_of_nonsense_is_a_line_and_a_count(
+    router: "zmq.Socket[bytes]", dial: Dial, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = WorkerLink(router, lambda hello: "it is not wanted")
+    peer = dial(b"0:0")
+    for _ in range(500):
+        assert say(link, peer, b"\xc1", HELLO) == []
+    assert link.dropped_frames == 1000
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[1] == "a worker is refused: it is not wanted"
+
+
 def test_who_is_not_registered_is_nobody(router: "zmq.Socket[bytes]", dial: Dial) -> None:
     link = FrontendLink(router)
     frontend = dial(b"a")
