@@ -200,6 +200,15 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             log_level=settings.log_level,
         )
 
+    @property
+    def sockets(self) -> list[str]:
+        """Files in the runtime directory that an engine which serves has bound."""
+        bound = [self._frontend_endpoint().address, self._worker_endpoint(engine_side=True).address]
+        if (events := self._frontend_kv_events()) is not None:
+            bound += [*events.addresses, *events.replay_addresses]
+        here = f"ipc://{self.runtime_dir}/"
+        return [address.removeprefix(here) for address in bound if address.startswith(here)]
+
     def _frontend_endpoint(self) -> Endpoint:
         return Endpoint(address=f"ipc://{self.runtime_dir}/frontends.sock")
 

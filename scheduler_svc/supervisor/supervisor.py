@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 _RANKS_STOP_S = 2.0
 """How long ranks of a group that has lost one may take to stop: those that wait for it within a step cannot obey."""
+_REFRESH_TICKS = 4 * 3600
+"""Between two times that the runtime directory is made to look used."""
 _DRAIN_SLACK_S = 5.0
 """How much longer than delay and grace frontends may take to drain."""
 
@@ -74,6 +76,7 @@ class Supervisor:
         self._phase = Phase.STARTING
         self._outcome: Outcome | None = None
         self._was_signalled = False
+        self._ticks = 0
         self._undrained: list[str] = []
         """Frontends that ended with what they still had."""
         self._group = ProcessGroup(plan, host, self._events)
@@ -164,9 +167,26 @@ class Supervisor:
         self._tick_later()
         if self._phase is not Phase.STARTING:
             self._host.notifier.notify("WATCHDOG=1")
+        self._ticks += 1
+        if self._ticks % _REFRESH_TICKS == 0:
+            self._host.runtime_dir.refresh()
+        self._look_for_sockets()
         for process in self._group.processes:
             if process.is_stuck():
                 self._group.abort(process, f"has made no progress for {self._settings.hang_timeout_s:g} s")
+
+    def _look_for_sockets(self) -> None:
+        """Processes that are connected stay so without the files, but none that is started again would come in: a new
+        engine binds them anew."""
+        engine, directory = self._group.engine, self._host.runtime_dir
+        if engine.child is None or not engine.ready or engine.failure:
+            return
+        if gone := directory.missing(self._plan.sockets):
+            engine.failure = (
+                f"{', '.join(gone)} in {directory.path} was removed, perhaps by a cleaner of temporary files"
+            )
+            _log.error("%s; the engine is started again, which makes it anew", engine.failure)
+            engine.child.kill()
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP and self._phase is not Phase.STARTING:

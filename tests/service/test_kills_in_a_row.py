@@ -2,9 +2,12 @@
 
 import itertools
 import random
+import shutil
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import psutil
@@ -88,3 +91,20 @@ def test_both_at_once_are_a_pause_too() -> None:
         for role in ("engine", "worker"):
             children[role].send_signal(signal.SIGKILL)
         assert ids_of(call) == expected
+
+
+def test_streams_go_on_where_the_runtime_directory_is_swept_away() -> None:
+    with tempfile.TemporaryDirectory(prefix="pw") as base:
+        directory = Path(base) / "run"
+        with serve(sim_step_us=10_000, runtime_dir=directory) as service:
+            request = stream_request([4, 5], stopping={"max_tokens": 300, "ignore_eos": True}, sampling={"seed": 3})
+            expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+            call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
+            assert next(call).HasField("started")
+            shutil.rmtree(directory)
+            assert ids_of(call) == expected
+            for role in ("worker", "engine"):
+                call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
+                assert next(call).HasField("started")
+                service.children()[role].kill()
+                assert ids_of(call) == expected

@@ -75,6 +75,10 @@ def main() -> int:
         case _:
             listen = launch.get("listen", "").replace(":0", ":40001")
             admin = (launch.get("admin_listen") or "").replace(":0", ":40002")
+            for endpoint in ("frontends", "workers"):
+                address = launch[endpoint]["address"] if arguments.role == "engine" else ""
+                if address.startswith("ipc://"):  # a socket, to the supervisor
+                    Path(address.removeprefix("ipc://")).touch(mode=0o600)
             lifeline.send(Ready(listen, admin, 64 if arguments.role == "worker" else 0))
             say("ready")  # from here on the main thread sends nothing, for which a signal's handler would wait
             if script != "still":

@@ -1,7 +1,10 @@
 """What a start decides and writes: device, dtype, lengths, the runtime directory, CURVE keys, launches, progress."""
 
 import io
+import os
+import shutil
 import stat
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -15,10 +18,8 @@ from pagewire.scheduler_svc.settings.device import choose_device, choose_dtype, 
 from pagewire.scheduler_svc.settings.settings import Settings
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_curve_keys
-from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess, RestartLimit, Role
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses, ServerPlan
-from pagewire.scheduler_svc.watchdog import Watchdog
 from pagewire.wire.launch import WorkerLaunch
 from pagewire.wire.model import RopeScaling
 
@@ -124,6 +125,44 @@ def test_tcp_workers_get_keys(tmp_path: Path) -> None:
         read_curve_keys(tmp_path / "none")
 
 
+def test_a_cleaner_of_temporary_files_spares_the_runtime_dir(tmp_path: Path) -> None:
+    if shutil.which("systemd-tmpfiles") is None:
+        pytest.skip("systemd-tmpfiles is not installed")
+    old_s = 1_000_000_000
+    with tempfile.TemporaryDirectory(prefix="pw", dir=Path.home()) as base:  # it has rules of its own for /tmp
+        loose = Path(base) / "loose"
+        loose.mkdir()
+        (loose / "file").touch()
+        with RuntimeDir.open(f"{base}/ours") as ours:
+            ours.write("engine-0.json", b"x")
+            (tmp_path / "clean.conf").write_text(f"d {base} 0700 - - mM:1s\n")
+            for path in (loose / "file", loose, *ours.path.iterdir(), ours.path):
+                os.utime(path, (old_s, old_s))
+            subprocess.run(["systemd-tmpfiles", "--clean", str(tmp_path / "clean.conf")], check=True)
+            assert not (loose / "file").exists()
+            assert sorted(path.name for path in ours.path.iterdir()) == ["engine-0.json", "lock"]
+            ours.refresh()
+            assert {path.stat().st_mtime > old_s for path in (ours.path, *ours.path.iterdir())} == {True}
+
+
+def test_a_runtime_dir_that_is_gone_is_made_again_and_still_held(caplog: pytest.LogCaptureFixture) -> None:
+    with tempfile.TemporaryDirectory(prefix="pw") as base:
+        named = Path(base) / "named"
+        with RuntimeDir.open(str(named)) as opened:
+            opened.write("engine-0.json", b"x")
+            assert opened.missing(["engine-0.json", "frontends.sock"]) == ["frontends.sock"]
+            shutil.rmtree(named)
+            opened.refresh()
+            opened.remove("ranks.store")
+            assert opened.write("worker-0.json", b"y").read_bytes() == b"y"
+            assert "was removed, perhaps by a cleaner of temporary files" in caplog.text
+            assert stat.S_IMODE(named.stat().st_mode) == 0o700
+            with pytest.raises(SettingsError, match="is in use by another server"):
+                RuntimeDir.open(str(named))
+            shutil.rmtree(named)
+        assert not named.exists()
+
+
 def test_runtime_dir_must_be_private() -> None:
     with tempfile.TemporaryDirectory(prefix="pw") as base:
         made = Path(base) / "made" / "deep"
@@ -144,31 +183,6 @@ def test_runtime_dir_must_be_private() -> None:
             RuntimeDir.open(str(link))
         with pytest.raises(SettingsError, match=r"is too long: a socket's path in it has .* bytes, the limit is 107"):
             RuntimeDir.open(str(Path(base) / ("x" * 100)))
-
-
-def test_a_post_backs_off_and_forgets_after_a_minute_of_service() -> None:
-    now_s = 0.0
-    process = ManagedProcess(Role.WORKER, 0, 3, Watchdog(0.0, 1.0), lambda: now_s)
-
-    def ended() -> float:
-        delay_s = process.restart_delay_s()
-        process.ended()
-        return delay_s
-
-    assert [ended(), ended(), ended()] == [0.0, 0.5, 1.0]
-    with pytest.raises(RestartLimit):
-        ended()
-    process = ManagedProcess(Role.WORKER, 0, 1, Watchdog(0.0, 1.0), lambda: now_s)
-    for _ in range(5):
-        process.became_ready()
-        now_s += 30
-        process.became_ready()  # an engine says so again after each recovery
-        now_s += 30
-        assert ended() == 0.0
-    process.became_ready()
-    now_s += 59
-    with pytest.raises(RestartLimit):
-        ended()
 
 
 def test_plain_progress_says_each_stage_begins_and_ends() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -307,6 +308,35 @@ def test_a_frontend_that_is_away_when_draining_begins_has_lost_what_it_had(run_s
     status, _, err = server.end()
     assert status == 1
     assert "frontend 0 ended before the streams had" in err
+
+
+def test_a_runtime_directory_that_was_swept_away_is_made_again(run_server: RunServer) -> None:
+    server = run_server()
+    server.ready()
+    (folder,) = server.runtime_base.iterdir()
+    shutil.rmtree(folder)
+    # The engine's sockets are gone with it, so nobody could join it any more.
+    server.heard("engine-0", "ready", incarnation=1)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    os.kill(server.heard("worker-0", "ready")["pid"], signal.SIGKILL)
+    server.heard("worker-0", "ready", incarnation=1)
+    server.signal(signal.SIGTERM)
+    status, _, err = server.end()
+    assert status == 0
+    assert f"the runtime directory {folder} was removed, perhaps by a cleaner of temporary files" in err
+    assert_nothing_left(server)
+
+
+def test_a_runtime_directory_that_a_stranger_has_taken_is_not_used(run_server: RunServer) -> None:
+    server = run_server()
+    server.ready()
+    (folder,) = server.runtime_base.iterdir()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.chmod(0o755)
+    status, _, err = server.end()
+    assert status == 1
+    assert "has mode 0755; it must be 0700" in err
 
 
 def test_frontends_share_the_port_that_the_first_was_given(run_server: RunServer) -> None:
