@@ -237,15 +237,17 @@ class RunningBatch:
             chunks.scored.append(ScoredChunk(len(chunks.pairs), slot, generation, start + 1, count, candidates))
         chunks.pairs.append((slot, size))
 
-    def size_of(self, decodes: IndexArray, chunks: list[tuple[int, int]]) -> StepSize:
-        """How large a step is that has been planned as far as this: these slots' decodes, and these chunks."""
+    def size_of(self, decodes: IndexArray, chunks: list[tuple[int, int]], ended_prefills: list[int]) -> StepSize:
+        """How large a step is that has been planned: these slots' decodes, these chunks, and which slots these end."""
         planned = self.slots.planned
         tokens = len(decodes)
         attended = int(planned[decodes].sum(dtype=np.int64))
         for slot, size in chunks:
             tokens += size
             attended += size * planned.item(slot) - size * (size - 1) // 2
-        return StepSize(tokens, attended)
+        controls = [self.slots.sequence(slot).controls for slot in ended_prefills]
+        grammars = sum(each is not None and each.grammar != "" for each in controls)
+        return StepSize(tokens, attended, grammars)
 
     def end_prefills(self, chunks: list[tuple[int, int]]) -> list[int]:
         """Let slots whose last chunk is planned decode from the next step on; returns them in order of the chunks."""

@@ -193,7 +193,7 @@ class Scheduler:
             idle=pack(idle),
         )
         self._counters.steps += 1
-        size = batch.size_of(decodes, chunks.pairs)
+        size = batch.size_of(decodes, chunks.pairs, ended_prefills)
         return PlannedStep(plan, rows, batch.slots.generation[rows], starts, size, chunks.scored)
 
     def apply(self, step: PlannedStep, result: StepRows) -> StepOutcome:

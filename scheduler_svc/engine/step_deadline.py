@@ -6,9 +6,10 @@ step's time is at most linear in these two, so every record bounds every other s
 
     limit = 3 × min over records of (time × max(1, tokens / its tokens, attended / its attended)) + slack
 
-but never more than the longest wait allowed, which also is the limit where there is no record yet. The factor is for
-what a size does not say: other work on the cores, rows that cost more, a cold cache. A step that did not finish leaves
-no record, and records outlive the worker: the next one computes the same model on the same machine.
+and as long as it may take for each constraint that the step compiles, but never more than the longest wait allowed,
+which also is the limit where there is no record yet. The factor is for what a size does not say: other work on the
+cores, rows that cost more, a cold cache. A step that did not finish leaves no record, and records outlive the worker:
+the next one computes the same model on the same machine.
 
 Time in flight is counted in its owner's ticks, as `Watchdog` counts it, so that a machine that slept loses no worker.
 It knows neither sockets nor what is done about a step that is overdue.
@@ -20,6 +21,8 @@ from typing import NamedTuple
 from pagewire.scheduler_svc.engine.steps import PlannedStep, StepSize
 
 _FACTOR = 3.0
+_GRAMMAR_S = 3.0
+"""A frontend lets nothing in that took it more than a second of a processor to compile (`CompileLimits`)."""
 
 
 class _Record(NamedTuple):
@@ -42,6 +45,8 @@ class StepDeadline:
 
     def answered(self, size: StepSize, duration_s: float) -> None:
         """A step of this size took so long, from when it was the oldest in flight to its result."""
+        if size.grammars:  # says little of those that compile none
+            return
         cell = (size.tokens.bit_length(), size.attended.bit_length())
         record = self._slowest.get(cell)
         if record is None or duration_s > record.duration_s:
@@ -53,7 +58,8 @@ class StepDeadline:
             each.duration_s * max(1.0, size.tokens / each.size.tokens, size.attended / each.size.attended)
             for each in self._slowest.values()
         )
-        return min(self._longest_s, _FACTOR * min(bounds, default=math.inf) + self._slack_s)
+        compiling_s = size.grammars * _GRAMMAR_S
+        return min(self._longest_s, _FACTOR * min(bounds, default=math.inf) + compiling_s + self._slack_s)
 
     def overdue_s(self, step: PlannedStep | None) -> float | None:
         """At every tick: the limit that the oldest step in flight has now passed, told once for each time that it

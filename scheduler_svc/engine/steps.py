@@ -51,12 +51,14 @@ class StepChunks:
 
 
 class StepSize(NamedTuple):
-    """What a step's time depends on; both are at least 1."""
+    """What a step's time depends on; the first two are at least 1."""
 
     tokens: int
     """Computed."""
     attended: int
     """Positions that these tokens look at, all together: of each its own and those before it."""
+    grammars: int = 0
+    """Sequences that draw their first token since their admission under a constraint: the worker compiles that now."""
 
 
 class PlannedStep(NamedTuple):

@@ -246,9 +246,8 @@ class Supervisor:
             else:
                 delay_s = process.restart_delay_s()
         except RestartLimit:
-            restarts = self._settings.max_restarts
-            limit = f"it was started again {restarts} times and never came to serve, the limit (max_restarts)"
-            self._outcome = Outcome(1, f"{process} {reason}; {limit}", gave_up=True)
+            limit = f"{self._settings.max_restarts} times and never came to serve, the limit (max_restarts)"
+            self._outcome = Outcome(1, f"{process} {reason}; it was started again {limit}", gave_up=True)
             return
         process.ended()
         if process.role is Role.WORKER:

@@ -8,7 +8,8 @@ from pagewire.scheduler_svc.engine import scheduler
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.results import StepRows, rows_of
-from pagewire.scheduler_svc.engine.steps import PlannedStep
+from pagewire.scheduler_svc.engine.sequence import SequenceKey
+from pagewire.scheduler_svc.engine.steps import PlannedStep, StepSize
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.plan import NO_TOKEN, RowFailure, StepResult
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
@@ -56,6 +57,23 @@ def test_a_long_prompt_is_chunked_to_the_budget() -> None:
         w.deliver()
     assert sizes == [16, 16, 8]
     w.check_end()
+
+
+def test_a_step_says_how_large_it_is() -> None:
+    w = world(max_num_batched_tokens=16)
+    w.submit(prompt(20), 3, ignore_eos=True)
+    sizes = []
+    while w.plan():
+        sizes.append(w._in_flight[-1][0].size)
+        w.deliver()
+        if len(sizes) == 2:
+            w.submit(prompt(2, 50), 1, ignore_eos=True)
+    assert sizes == [
+        StepSize(16, sum(range(1, 17))),
+        StepSize(4, 17 + 18 + 19 + 20),
+        StepSize(1 + 2, 21 + 1 + 2),
+        StepSize(1, 22),
+    ]
 
 
 def test_prefill_takes_its_share_and_no_more_while_others_decode() -> None:

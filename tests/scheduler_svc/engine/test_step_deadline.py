@@ -91,6 +91,14 @@ def test_of_equal_steps_the_slowest_counts_three_times() -> None:
     assert deadline.limit_s(size) == 3 * 0.5 + SLACK_S
 
 
+def test_constraints_that_are_compiled_in_a_step_have_time_for_it() -> None:
+    deadline = StepDeadline(LONGEST_S, SLACK_S, TICK_S)
+    deadline.answered(StepSize(8, 800, grammars=8), 9.0)
+    assert deadline.limit_s(StepSize(8, 800)) == LONGEST_S
+    deadline.answered(StepSize(8, 800), 0.1)
+    assert deadline.limit_s(StepSize(8, 800, grammars=8)) - deadline.limit_s(StepSize(8, 800)) >= 3 * 8 * 1.0
+
+
 def test_it_is_told_once_for_each_limit_that_passes_and_a_new_step_counts_anew() -> None:
     deadline = StepDeadline(1.0, SLACK_S, TICK_S)
     held = step(0, StepSize(1, 1))
