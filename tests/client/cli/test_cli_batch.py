@@ -17,6 +17,7 @@ import pytest
 from support.scripted_service import Responses, ScriptedService, Stream, status, unavailable
 from support.terminal import Terminal
 
+from pagewire.client import RetryPolicy
 from pagewire.client.__main__ import main
 from pagewire.v1 import inference_pb2
 
@@ -133,7 +134,7 @@ def test_what_an_end_leaves_goes_on(
 def test_a_service_that_goes_ends_it(
     service: ScriptedService, command: list[str], output: Path, capsys: Captured
 ) -> None:
-    gone = [lambda _request, context: context.abort_with_status(unavailable())] * 7
+    gone = [lambda _request, context: context.abort_with_status(unavailable())] * RetryPolicy().max_attempts
     service.streams = [answers(service), *gone]
     assert main(command) == 1
     assert [each["index"] for each in entries(output)] == [0]
