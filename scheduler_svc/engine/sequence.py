@@ -39,7 +39,7 @@ class Sequence:
     key: SequenceKey
     request_id: str
     tenant: str
-    """Whose `request_id` it is."""
+    """Whose it is, and its `request_id`; empty where there are none."""
     sampling: SamplingParams
     prompt_len: int
     max_len: int
@@ -54,8 +54,6 @@ class Sequence:
     logprobs: LogprobsRequest | None
     cache_salt: str | None
     """The request's own part of `salt`, for whoever follows the cache."""
-    tenant: str
-    """Empty where there are none."""
     prompt_logprobs: int | None
     """How many candidates come with each prompt token's log-probability; none where these are not asked for."""
 

@@ -400,7 +400,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             unit="restarts",
             limits=(0, 1000),
         ),
-    ] = 10
+    ] = 12
     hang_timeout_s: Annotated[
         float,
         Setting(

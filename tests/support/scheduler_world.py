@@ -80,7 +80,6 @@ class World:
         request_id: str = "request",
         tenant: str = "",
         generated: int = 0,
-        tenant: str = "",
     ) -> int:
         """Submit a sequence, with the first `generated` tokens of its output already delivered; returns its handle."""
         handle = len(self.sequences)

@@ -8,7 +8,6 @@ from pagewire.scheduler_svc.engine import scheduler
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.results import StepRows, rows_of
-from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.steps import PlannedStep, StepSize
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.plan import NO_TOKEN, RowFailure, StepResult
