@@ -23,6 +23,7 @@ from pagewire.client.errors import (
     PermissionDenied,
     ProtocolError,
     ServerError,
+    TooLarge,
     Unauthenticated,
     Unavailable,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "Tls",
     "Token",
     "Tokenized",
+    "TooLarge",
     "Tool",
     "ToolCall",
     "ToolCallPart",

@@ -119,6 +119,7 @@ def read(text: bytes, kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
+        said = f"{field}: {message}" if field else message
         if named := _NAMED.search(message):  # the key that is not known, or is missing
-            raise InvalidRequest(message, field=f"{field}.{named[1]}" if field else named[1]) from error
-        raise InvalidRequest(f"{field}: {message}" if field else message, field=field) from error
+            field = f"{field}.{named[1]}" if field else named[1]
+        raise InvalidRequest(said, field=field) from error

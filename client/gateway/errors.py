@@ -1,8 +1,12 @@
-"""Errors of this client, as OpenAI's endpoints say them: an HTTP status, and an object that names the field."""
+"""Errors of this client, as OpenAI's endpoints say them: an HTTP status, and an object that names the key
+
+Fields of the contract have the names that a body has for them, so that an error speaks of what was sent.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, NamedTuple
 
 from pagewire.client.errors import (
@@ -18,7 +22,29 @@ from pagewire.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from pagewire.client.gateway.keys import by_keys
+
+_FIELD = re.compile(r"\b(?:generation|format)\.[A-Za-z_](?:[\w.\[\]]*[\w\]])?")
+_CANDIDATES = "generation.output.num_candidates"
+_NAMES = (
+    ("generation.sampling.", ""),
+    ("generation.stopping.stop_strings", "stop"),
+    ("generation.stopping.include_stop", "include_stop_str_in_output"),
+    ("generation.stopping.", ""),
+    ("generation.output.", ""),
+    ("generation.prompt.chat.template_arguments", "chat_template_kwargs"),
+    ("generation.prompt.chat.format", "chat_format"),
+    ("generation.prompt.chat.", ""),
+    ("generation.prompt.token_ids.ids", "prompt"),
+    ("generation.prompt.text", "prompt"),
+    ("generation.prompt", "prompt"),
+    ("generation.constraint.json_schema", "response_format.json_schema.schema"),
+    ("generation.constraint.json_object", "response_format"),
+    ("generation.constraint", "response_format"),
+    ("generation.", ""),
+    ("format.", "chat_format."),
+)
+"""The beginnings of fields' paths, and what stands for them in a body; the first that fits."""
+_IN_FUNCTION = re.compile(r"(tool_calls\[\d+\]|tools\[\d+\])\.(name|description|parameters|arguments)\b")
 
 _STATUSES: dict[type[PagewireError], tuple[int, str, str | None]] = {
     InvalidRequest: (400, "invalid_request_error", None),
@@ -53,3 +79,19 @@ def said(error: PagewireError, *, is_chat: bool = False) -> Said:
     retry_s = error.retry_after_s if isinstance(error, Overloaded | Unavailable) else None
     headers = {} if retry_s is None else {"retry-after": str(math.ceil(retry_s))}
     return Said(status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}, headers)
+
+
+def key_of(field: str, *, is_chat: bool) -> str:
+    """The key for a field's path, which may go on behind it; the path itself where the body has no such key."""
+    if field.startswith(_CANDIDATES):
+        return ("top_logprobs" if is_chat else "logprobs") + field[len(_CANDIDATES) :]
+    for beginning, key in _NAMES:
+        if field.startswith(beginning):
+            return _IN_FUNCTION.sub(r"\1.function.\2", key + field[len(beginning) :])
+    return field
+
+
+def by_keys(error: InvalidRequest, *, is_chat: bool) -> InvalidRequest:
+    """The same error, in whose message and field every field of the contract is a key of the body."""
+    message = _FIELD.sub(lambda found: key_of(found[0], is_chat=is_chat), str(error))
+    return type(error)(message, field=key_of(error.field, is_chat=is_chat))

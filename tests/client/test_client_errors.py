@@ -23,6 +23,7 @@ from pagewire.client import (
     PermissionDenied,
     ProtocolError,
     ServerError,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     errors,
@@ -114,7 +115,7 @@ def test_details_that_do_not_decode_are_left_out(value: bytes) -> None:
 def test_a_message_over_the_limit_is_the_requests_fault(service: ScriptedService) -> None:
     with (
         Client(service.address, max_message_bytes=2000) as client,
-        pytest.raises(InvalidRequest, match="larger than max"),
+        pytest.raises(TooLarge, match="at most 2000"),
     ):
         client.generate("x" * 4000)
     assert service.seen == []

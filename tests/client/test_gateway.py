@@ -14,6 +14,7 @@ import grpc
 import httpx2 as httpx
 import openai
 import pytest
+from google.rpc import error_details_pb2
 from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
@@ -207,7 +208,76 @@ def test_bodies_that_are_none(address: str) -> None:
         assert answer.status_code == 400, body
         assert answer.json()["error"]["type"] == "invalid_request_error"
     large = httpx.post(f"{address}/v1/chat/completions", content=b" " * (16 * 1024 * 1024 + 1))
-    assert large.status_code == 400
+    assert large.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field", "key"),
+    [
+        ("chat/completions", "generation.output.num_candidates", "top_logprobs"),
+        ("completions", "generation.output.num_candidates", "logprobs"),
+        ("completions", "generation.stopping.stop_strings[0]", "stop[0]"),
+        ("completions", "generation.sampling.temperature", "temperature"),
+        ("completions", "generation.n", "n"),
+        ("completions", "generation.prompt.token_ids.ids[7]", "prompt[7]"),
+        ("chat/completions", "generation.prompt.chat.messages[1].tool_calls[0].arguments",
+         "messages[1].tool_calls[0].function.arguments"),
+        ("chat/completions", "generation.prompt.chat.tools[3].parameters", "tools[3].function.parameters"),
+        ("chat/completions", "generation.prompt.chat.template_arguments", "chat_template_kwargs"),
+        ("chat/completions", "generation.constraint.json_schema", "response_format.json_schema.schema"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_keys_that_were_sent(
+    address: str, service: ScriptedService, endpoint: str, field: str, key: str
+) -> None:
+    request = error_details_pb2.BadRequest()
+    request.field_violations.add(field=field, description="is wrong")
+    service.failures = [status(grpc.StatusCode.INVALID_ARGUMENT, f"{field} is wrong", request)]
+    body = {"model": "scripted", **({"messages": HI} if "chat" in endpoint else {"prompt": "hi"})}
+    error = httpx.post(f"{address}/v1/{endpoint}", json=body).json()["error"]
+    assert (error["message"], error["param"]) == (f"{key} is wrong", key)
+
+
+@pytest.mark.parametrize(
+    ("extra", "param", "said"),
+    [
+        ({"n": -1}, "n", "its range is 0 to 4294967295"),
+        ({"seed": 2**64}, "seed", "its range is 0 to 18446744073709551615"),
+        ({"model": ""}, "model", "is empty"),
+        ({"bogus": 1}, "bogus", "bogus"),
+        ({"logit_bias": {"01": 1, "1": 2}}, "logit_bias", "'01'"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format.json_schema", "text"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_limit(address: str, extra: dict[str, Any], param: str, said: str) -> None:
+    answer = httpx.post(f"{address}/v1/completions", json={"model": "scripted", "prompt": "hi", **extra})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert said in error["message"]
+
+
+def test_top_k_of_vllm(address: str, service: ScriptedService) -> None:
+    body = {"model": "scripted", "prompt": "hi", "top_k": -1}
+    assert httpx.post(f"{address}/v1/completions", json=body).status_code == 200
+    assert service.requests(inference_pb2.GenerateRequest)[0].generation.sampling.top_k == 0
+
+
+def test_what_is_not_there_is_said_in_openai_s_shape(address: str) -> None:
+    for method, path, expected in (("GET", "/v1/completions", 405), ("POST", "/v1/nothing", 404)):
+        answer = httpx.request(method, f"{address}{path}")
+        assert answer.status_code == expected
+        assert path in answer.json()["error"]["message"]
+
+
+def test_a_body_that_breaks_off_is_no_news(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as broken:
+        broken.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{")
+        broken.shutdown(socket.SHUT_WR)
+        while broken.recv(1000):  # until the gateway has done with it
+            pass
+    assert httpx.get(f"{address}/v1/models").status_code == 200
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,32 @@ def test_every_prompt_has_its_line(command: list[str], output: Path, capsys: Cap
     assert said.err.startswith(f"pagewire: 6 of 6 prompts have answers in {output}; 12 tokens in ")
 
 
+def test_one_that_goes_on_may_begin(command: list[str], output: Path) -> None:
+    for _ in range(2):
+        assert main([*command, "--resume"]) == 0
+        assert [entry["index"] for entry in entries(output)] == list(range(len(PROMPTS)))
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+@pytest.mark.parametrize("path", ["/dev/full", "."])
+def test_what_is_no_file_is_none_to_go_on_with(
+    command: list[str], capsys: Captured, path: str, flags: list[str]
+) -> None:
+    assert main([*command, f"--output={path}", *flags]) == 1
+    assert f"--output '{path}' is no file" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_with_what_is_there(command: list[str], output: Path, environ: Mapping[str, str]) -> None:
+    limited = ["bash", "-c", 'ulimit -f 1; trap "" XFSZ; exec "$@"', "bash", *COMMAND, *command, "--json"]
+    done = subprocess.run(limited, env=dict(environ), capture_output=True, text=True, timeout=60)
+    if not output.read_bytes().count(b"\n"):
+        pytest.skip("one answer is more than the least limit")
+    assert done.returncode == 1
+    assert f"--output {str(output)!r} cannot be written: File too large; --resume goes on" in done.stderr
+    assert main([*command, "--resume"]) == 0
+    assert sorted(entry["index"] for entry in entries(output)) == list(range(len(PROMPTS)))
+
+
 def test_one_prompt_goes_there_too(output: Path) -> None:
     assert main(["generate", "--output", str(output), "hi"]) == 0
     (entry,) = entries(output)

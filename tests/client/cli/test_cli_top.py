@@ -122,6 +122,21 @@ def test_on_a_terminal_until_a_key(service: Service, environ: Mapping[str, str],
         assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(service: Service, environ: Mapping[str, str], number: int) -> None:
+    with Terminal([*COMMAND, "--admin-target", service.admin_address], environ) as terminal:
+        terminal.wait_for("worker idle")
+        terminal.process.send_signal(number)
+        terminal.wait_for("\x1b[?25h")  # the cursor
+        terminal.wait_for("\x1b[?1049l")  # and the screen from before
+        assert terminal.process.wait(10) == 128 + number
+
+
+def test_it_says_what_has_no_admin_service(service: Service, capsys: Captured) -> None:
+    assert main(["top", "--once", "--admin-target", service.address]) == 1
+    assert f"{service.address} has no AdminService" in capsys.readouterr().err
+
+
 def test_it_waits_for_a_service_that_goes_away(environ: Mapping[str, str]) -> None:
     with serve() as service:
         command = [*COMMAND, "--admin-target", service.admin_address, "--interval", "0.5"]
