@@ -84,14 +84,15 @@ class BatchFile:
             if "error" not in entry and entry["index"] not in self.answered:
                 self.answered.add(entry["index"])
                 kept.append(line + b"\n")
-        replacement = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        whole = self._path.resolve()  # what a link stands for, not the link
+        replacement = whole.with_name(f"{whole.name}.{os.getpid()}")
         try:
             new: IO[bytes] = open(replacement, "xb")  # noqa: SIM115  # becomes the file
             try:
                 self._lock(new)
                 new.writelines(kept)
                 new.flush()
-                replacement.replace(self._path)
+                replacement.replace(whole)
             except BaseException:
                 new.close()
                 raise

@@ -84,12 +84,21 @@ def test_one_that_goes_on_may_begin(command: list[str], output: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
-@pytest.mark.parametrize("path", ["/dev/full", "."])
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/null", "."])
 def test_what_is_no_file_is_none_to_go_on_with(
     command: list[str], capsys: Captured, path: str, flags: list[str]
 ) -> None:
     assert main([*command, f"--output={path}", *flags]) == 1
     assert f"--output '{path}' is no file" in capsys.readouterr().err
+
+
+def test_a_link_stays_one(command: list[str], output: Path) -> None:
+    link = output.with_name("link")
+    link.symlink_to(output)
+    output.touch()
+    assert main([*command, f"--output={link}", "--resume"]) == 0
+    assert link.is_symlink()
+    assert len(entries(output)) == len(PROMPTS)
 
 
 def test_a_full_disk_is_said_with_what_is_there(command: list[str], output: Path, environ: Mapping[str, str]) -> None:
