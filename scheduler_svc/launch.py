@@ -57,6 +57,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Workers that hold a step for so long without an answer are reported as stuck; 0: never."""
     step_slack_s: float
     """They are reported sooner where the steps before say so, after three times what comparable ones took and this."""
+    max_restarts: int = 12
+    """Of workers in a row without a step between them; more end the server."""
     kv_events: KvEventsLaunch | None = None
     log_level: LogLevel = "info"
 

@@ -33,10 +33,10 @@ class BatchFile:
         self._requests = requests
         self.answered: set[int] = set()
         """Indices of prompts whose answers were in the file before."""
-        is_there = path.exists()
-        if is_there and not path.is_file():
-            raise InvalidRequest(f"--output {str(path)!r} is no file: its lines must be there to go on from")
         try:
+            is_there = path.exists()
+            if is_there and not path.is_file():
+                raise InvalidRequest(f"--output {str(path)!r} is no file: its lines must be there to go on from")
             self._file: IO[bytes] = open(path, "r+b" if resumes and is_there else "xb")  # noqa: SIM115  # __exit__
         except FileExistsError as error:
             raise InvalidRequest(f"--output {str(path)!r} is there already; --resume goes on with it") from error
@@ -90,6 +90,7 @@ class BatchFile:
             new: IO[bytes] = open(replacement, "xb")  # noqa: SIM115  # becomes the file
             try:
                 self._lock(new)
+                os.fchmod(new.fileno(), os.fstat(self._file.fileno()).st_mode & 0o7777)
                 new.writelines(kept)
                 new.flush()
                 replacement.replace(whole)

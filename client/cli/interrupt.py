@@ -69,8 +69,9 @@ class EndsAnswer:
 
     @contextmanager
     def hears(self, *others: int) -> Iterator[None]:
-        """Main thread only. `others` are signals that do the same."""
-        with _calls(self._press, signal.SIGINT, *others):
+        """Main thread only. `others` are signals that do the same, where they are not ignored, as under nohup."""
+        heard = [number for number in others if signal.getsignal(number) is not signal.SIG_IGN]
+        with _calls(self._press, signal.SIGINT, *heard):
             yield
 
     def closes(self, named: Closable) -> None:

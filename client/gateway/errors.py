@@ -34,7 +34,9 @@ _NAMES = (
     ("generation.prompt.chat.template_arguments", "chat_template_kwargs"),
     ("generation.prompt.chat.format", "chat_format"),
     ("generation.prompt.chat.", ""),
+    ("generation.prompt.chat", "messages"),
     ("generation.prompt.token_ids.ids", "prompt"),
+    ("generation.prompt.token_ids", "prompt"),
     ("generation.prompt.text", "prompt"),
     ("generation.prompt", "prompt"),
     ("generation.constraint.json_schema", "response_format.json_schema.schema"),
@@ -86,7 +88,8 @@ def key_of(field: str, *, is_chat: bool) -> str:
     if field.startswith(_CANDIDATES):
         return ("top_logprobs" if is_chat else "logprobs") + field[len(_CANDIDATES) :]
     for beginning, key in _NAMES:
-        if field.startswith(beginning):
+        ends = beginning.endswith(".") or field[len(beginning) : len(beginning) + 1] in ("", ".", "[")
+        if field.startswith(beginning) and ends:
             return _IN_FUNCTION.sub(r"\1.function.\2", key + field[len(beginning) :])
     return field
 

@@ -18,6 +18,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_size: int
     enable_prefix_caching: bool
+    max_crashes_in_row: int = 12
+    """Workers lost in a row without a token between them, at which all that are suspected of it fail."""
 
     @property
     def longest(self) -> int:

@@ -3,10 +3,10 @@
 Owns the measured rate and the mean length of outputs. It reads no clock and knows no sequence: the scheduler says, with
 the time, how many tokens have been served, and how much waits.
 
-The rate counts prompt tokens of sequences that start and tokens of output, over the time in which somebody was left
-waiting: an engine with little to do serves few tokens and could serve more. What waits costs its prompts and, for each
-sequence, the mean of the outputs so far. In the long run slots, memory and budget all show in that rate, so nothing is
-said of which of them is short.
+The rate counts tokens that steps compute and those that the prefix cache spares, over the time in which somebody was
+left waiting: an engine with little to do serves few tokens and could serve more. What waits costs its prompts and, for
+each sequence, the mean of the outputs so far. In the long run slots, memory and budget all show in that rate, so
+nothing is said of which of them is short.
 """
 
 import math
@@ -18,6 +18,8 @@ MIN_RETRY_S = 0.1
 MAX_RETRY_S = 60.0
 """Nobody knows what will be in a minute; an operator may have added engines by then."""
 _UNMEASURED_RETRY_S = 1.0
+_MAX_FORECAST_S = 24 * 3600.0
+"""Beyond it nothing is said: no engine that is of use takes so long, and what was measured is of little use then."""
 
 
 class Forecast:
@@ -61,11 +63,15 @@ class Forecast:
         return self._tokens / self._time_s if self._tokens > 0 and self._time_s > 0 else None
 
     def start_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float | None:
-        """How long until so many sequences, with so many prompt tokens, have been served."""
-        rate = self.tokens_per_s
-        return None if rate is None else (prompt_tokens_ahead + num_ahead * self._mean_output) / rate
+        """How long until so many sequences, with so many prompt tokens, have been served; none where it is unknown."""
+        start_s = self._served_s(num_ahead, prompt_tokens_ahead)
+        return None if start_s is None or start_s > _MAX_FORECAST_S else start_s
 
     def retry_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float:
         """When to come again, for who finds no room."""
-        start_s = self.start_s(num_ahead, prompt_tokens_ahead)
+        start_s = self._served_s(num_ahead, prompt_tokens_ahead)
         return _UNMEASURED_RETRY_S if start_s is None else min(MAX_RETRY_S, max(MIN_RETRY_S, start_s))
+
+    def _served_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float | None:
+        rate = self.tokens_per_s
+        return None if rate is None else (prompt_tokens_ahead + num_ahead * self._mean_output) / rate

@@ -214,7 +214,7 @@ class EngineLoop:
             case WorkerHello():
                 self._greet(rank, news)
             case WorkerFailed(message=message):
-                self._limited_log.error("rank %d failed: %s", rank, message)
+                _log.error("rank %d failed: %s", rank, message)  # its last word, so it floods nothing
 
     def _greet(self, rank: int, hello: WorkerHello) -> None:
         if rank in self._group:

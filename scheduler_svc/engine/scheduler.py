@@ -56,6 +56,8 @@ class Scheduler:
         self._suspects = Suspects()
         self._forecast = Forecast()
         self._counters = Counters()
+        self._num_computed = 0
+        """Tokens of all steps planned."""
         self._num_arrivals = 0
         self._batch = RunningBatch(config, log)
 
@@ -70,11 +72,12 @@ class Scheduler:
             raise UnanswerableError(f"frontend {frontend} submitted handle {request.handle} twice")
         sequence = read_submission(key, request, self._config, now_s)
         # What an earlier engine had begun was accepted then, and goes on as far as memory holds it.
-        if not request.generated and (rejection := refuse_oversized(sequence, self._config)) is not None:
-            return rejection
-        if (message := self._waiting.refusal(sequence, self._config)) is not None:
-            retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
-            return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, retry_s)
+        if not request.generated:
+            if (rejection := refuse_oversized(sequence, self._config)) is not None:
+                return rejection
+            if (message := self._waiting.refusal(sequence, self._config)) is not None:
+                retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+                return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, retry_s)
         if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
             return SeqFinished(key.handle, kind)
         num_ahead, tokens_ahead = self._before_start_of(sequence)
@@ -139,10 +142,8 @@ class Scheduler:
             sequence.count_crash()
             self._wait_again(sequence)
         self._batch = RunningBatch(self._config, self._log)
-        found = self._suspects.crashed(running)
-        if found is None:
-            return []
-        return [self._finish(found, FinishKind.FAILED, reason_of(found))]
+        found = self._suspects.crashed(running, self._config.max_crashes_in_row)
+        return [self._finish(sequence, FinishKind.FAILED, reason_of(sequence)) for sequence in found]
 
     def resize(self, config: SchedulerConfig) -> list[Event[SeqFinished]]:
         """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
@@ -175,7 +176,7 @@ class Scheduler:
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
         admits, starts = ([], []) if victims else self._admit(chunks, now_s)
         if self._waiting or self._forecast.is_backlogged:
-            num_served = self._counters.prompt_tokens + self._counters.output_tokens
+            num_served = self._num_computed + self._counters.cached_prompt_tokens
             self._forecast.observe(now_s, num_served, is_backlogged=len(self._waiting) > 0)
         if not len(decodes) and not chunks.pairs:
             return None
@@ -194,6 +195,7 @@ class Scheduler:
         )
         self._counters.steps += 1
         size = batch.size_of(decodes, chunks.pairs, ended_prefills)
+        self._num_computed += size.tokens
         return PlannedStep(plan, rows, batch.slots.generation[rows], starts, size, chunks.scored)
 
     def apply(self, step: PlannedStep, result: StepRows) -> StepOutcome:
@@ -214,6 +216,8 @@ class Scheduler:
             live &= has_token
         if np.count_nonzero(live) < len(live):
             rows, tokens = rows[live], tokens[live]
+        if len(rows):
+            self._suspects.progressed()
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
         return StepOutcome(

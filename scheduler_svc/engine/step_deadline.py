@@ -9,7 +9,9 @@ step's time is at most linear in these two, so every record bounds every other s
 and as long as it may take for each constraint that the step compiles, but never more than the longest wait allowed,
 which also is the limit where there is no record yet. The factor is for what a size does not say: other work on the
 cores, rows that cost more, a cold cache. A step that did not finish leaves no record, and records outlive the worker:
-the next one computes the same model on the same machine.
+the next one computes the same model on the same machine. Yet that machine may have become slower since. So after every
+limit that passed the next one is twice as long, until a step as large has been answered: a worker that computes is
+given the time it needs, and one that was stopped is noticed within the first limit.
 
 Time in flight is counted in its owner's ticks, as `Watchdog` counts it, so that a machine that slept loses no worker.
 It knows neither sockets nor what is done about a step that is overdue.
@@ -42,9 +44,15 @@ class StepDeadline:
         self._slowest: dict[tuple[int, int], _Record] = {}
         self._mark: tuple[int, int] | None = None
         self._ticks = 0
+        self._patience = 1.0
+        self._overdue: StepSize | None = None
+        """The last that was, while no step as large has been answered since."""
 
     def answered(self, size: StepSize, duration_s: float) -> None:
         """A step of this size took so long, from when it was the oldest in flight to its result."""
+        late = self._overdue
+        if late is not None and size.tokens >= late.tokens and size.attended >= late.attended:
+            self._patience, self._overdue = 1.0, None
         if size.grammars:  # says little of those that compile none
             return
         cell = (size.tokens.bit_length(), size.attended.bit_length())
@@ -59,7 +67,8 @@ class StepDeadline:
             for each in self._slowest.values()
         )
         compiling_s = size.grammars * _GRAMMAR_S
-        return min(self._longest_s, _FACTOR * min(bounds, default=math.inf) + compiling_s + self._slack_s)
+        limit_s = _FACTOR * min(bounds, default=math.inf) + compiling_s + self._slack_s
+        return min(self._longest_s, self._patience * limit_s)
 
     def overdue_s(self, step: PlannedStep | None) -> float | None:
         """At every tick: the limit that the oldest step in flight has now passed, told once for each time that it
@@ -73,4 +82,5 @@ class StepDeadline:
         if not self._longest_s or self._ticks * self._tick_s < (limit_s := self.limit_s(step.size)):
             return None
         self._ticks = 0
+        self._patience, self._overdue = 2 * self._patience, step.size
         return limit_s

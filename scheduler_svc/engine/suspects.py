@@ -8,8 +8,11 @@ nobody but those who have got a token since the last end: a group under which th
 got a token is none any more. A single suspect is found once workers have ended under it alone twice, and three times in
 all: one SIGKILL from outside may hit anybody.
 
-n suspects take ⌈log2 n⌉ + 3 ends in a row without a token between them, two before there are suspects and two of the
-last one alone. Two ends in a row from outside, on a single suspect that has not got a token since, would be its fault.
+Among n suspects one culprit takes at most ⌈log2 n⌉ + 3 ends in a row without a token between them, two before there
+are suspects and two of the last one alone. Many at once with no innocent group between them take more, and the
+supervisor gives a server up after some (`max_restarts`): at the last end before that all suspects are found at once, so
+that the others live. Two ends in a row from outside, on a single suspect that has not got a token since, would be its
+fault.
 """
 
 from collections import deque
@@ -24,28 +27,38 @@ _MIN_CRASHES = 3
 
 
 class Suspects:
-    """Groups of suspects; the first is on trial, and the older half of one comes before the younger."""
+    """Groups of suspects; the first is on trial. Halves of one go behind all others, the older before the younger."""
 
     def __init__(self) -> None:
+        self._num_crashes = 0
+        """Ends in a row without anybody's token between them."""
         self._groups: deque[list[Sequence]] = deque()
 
-    def crashed(self, running: Iterable[Sequence]) -> Sequence | None:
-        """A worker was lost under these sequences, which wait again and have counted it. Returns the one that ends
-        workers, where that is known now; it is no suspect any more."""
+    def progressed(self) -> None:
+        """Somebody got a token."""
+        self._num_crashes = 0
+
+    def crashed(self, running: Iterable[Sequence], most_in_row: int) -> list[Sequence]:
+        """A worker was lost under these sequences, which wait again and have counted it. Returns those that end
+        workers, where that is known now, or of which it must be assumed, at the `most_in_row`th end in a row; they are
+        no suspects any more."""
+        self._num_crashes += 1
         ran = set(running)
         stuck = sorted((s for s in ran if s.worker_crashes >= _SUSPECT_CRASHES), key=lambda s: s.arrival)
         others = ([s for s in group if s not in ran and _may_be_it(s)] for group in self._groups)
         self._groups = deque(group for group in others if group)
         if len(ran) == len(stuck) == 1:
-            sequence = stuck[0]
-            sequence.lone_crashes += 1
-            if sequence.lone_crashes >= _LONE_CRASHES and sequence.worker_crashes >= _MIN_CRASHES:
-                return sequence
+            stuck[0].lone_crashes += 1
+        if stuck and self._num_crashes >= most_in_row:
+            found = [*stuck, *(s for group in self._groups for s in group)]
+            self._groups.clear()
+            return found
+        if len(stuck) == 1 and stuck[0].lone_crashes >= _LONE_CRASHES and stuck[0].worker_crashes >= _MIN_CRASHES:
+            return stuck
         middle = len(stuck) // 2
-        for half in (stuck[middle:], stuck[:middle]):
-            if half:
-                self._groups.appendleft(half)
-        return None
+        # Behind the others: a group of innocents between two ends is progress, by which a server is not given up.
+        self._groups.extend(half for half in (stuck[:middle], stuck[middle:]) if half)
+        return []
 
     def trial(self, slots: SlotTable) -> list[Sequence]:
         """The suspects on trial, of whom none has got a token yet; empty where there is nobody to suspect."""
@@ -60,10 +73,10 @@ class Suspects:
 
 def reason_of(found: Sequence) -> str:
     """What its client is told."""
-    return (
-        f"the worker was lost {found.worker_crashes} times while it computed this request, without a token of it, "
-        f"the last {found.lone_crashes} times with no other request beside it"
-    )
+    said = f"the worker was lost {found.worker_crashes} times while it computed this request, without a token of it"
+    if found.lone_crashes >= _LONE_CRASHES:
+        return f"{said}, the last {found.lone_crashes} times with no other request beside it"
+    return f"{said}, beside others of which any may be the cause; the server could lose no more of them to find it"
 
 
 def _may_be_it(sequence: Sequence, slots: SlotTable | None = None) -> bool:

@@ -12,7 +12,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
 from pagewire.scheduler_svc.engine.queue_level import Amount, Level, change_amount
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
-from pagewire.wire.requests import Rejected, RejectKind, SeqFinished, Submit
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, Submit
 
 
 class WaitQueue:
@@ -25,6 +25,7 @@ class WaitQueue:
         self._waits: dict[str | None, Amount] = {}
         """By tenant, those who have something here."""
         self._total = Amount()
+        self._last: Sequence | None = None
         self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
     def __len__(self) -> int:
@@ -36,6 +37,7 @@ class WaitQueue:
     def push(self, sequence: Sequence) -> None:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence
+        self._last = sequence
         level = self._levels.setdefault(sequence.priority, Level())
         level.push(sequence)
         self._count(level, sequence, 1)
@@ -73,18 +75,19 @@ class WaitQueue:
         return self._waiting.get(sequence.key) is sequence
 
     def refusal(self, sequence: Sequence, config: SchedulerConfig) -> str | None:
-        """Why there is no room for one more, if there is none. Whoever has nothing here may bring any number of tokens:
-        a long prompt would never be let in otherwise."""
-        waits = self._total
+        """Why there is no room for one more, if there is none. Whoever has nothing here may bring any number of tokens,
+        and so may the other outputs of a request whose first was taken: a long prompt would never be let in
+        otherwise."""
+        waits, own = self._total, self._waits.get(sequence.tenant)
         if waits.sequences >= config.max_queued:
             return f"{waits.sequences} sequences wait already; the limit is {config.max_queued} (max_queued)"
         tokens, limit = len(sequence.tokens), config.max_queued_tokens
-        if waits.sequences and waits.tokens + tokens > limit:
+        is_begun = self._is_of_last(sequence)
+        if own is not None and not is_begun and waits.tokens + tokens > limit:
             return (
                 f"{waits.tokens} prompt tokens wait already; with the {tokens} of this one they are over the limit of "
                 f"{limit} (max_queued_tokens)"
             )
-        own = self._waits.get(sequence.tenant)
         if not sequence.tenant or own is None:
             return None
         if own.sequences >= config.max_queued // 2:
@@ -92,12 +95,22 @@ class WaitQueue:
                 f"{own.sequences} sequences of tenant {sequence.tenant} wait already; a tenant's limit is "
                 f"{config.max_queued // 2}, half of max_queued"
             )
-        if own.tokens + tokens > limit // 2:
+        if not is_begun and own.tokens + tokens > limit // 2:
             return (
                 f"{own.tokens} prompt tokens of tenant {sequence.tenant} wait already; with the {tokens} of this one "
                 f"they are over a tenant's limit of {limit // 2}, half of max_queued_tokens"
             )
         return None
+
+    def _is_of_last(self, sequence: Sequence) -> bool:
+        """Whether the sequence that came last waits, and is of the same request."""
+        last = self._last
+        return (
+            last is not None
+            and self._has(last)
+            and (last.key.frontend, last.tenant, last.request_id)
+            == (sequence.key.frontend, sequence.tenant, sequence.request_id)
+        )
 
     def ahead_of(self, sequence: Sequence) -> Amount:
         """What waits and would go before a sequence that came now."""
@@ -175,7 +188,7 @@ class EarlySubmissions:
         if (rejection := refuse_length(request, self._max_model_len)) is not None:
             return rejection
         if len(self._waiting) >= self._max_waiting:
-            message = f"{len(self._waiting)} sequences wait for the model to load already"
+            message = f"{len(self._waiting)} sequences wait for the model to load; the limit is {self._max_waiting}"
             return Rejected(request.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
         self._waiting[key] = (request, now_s)
         if (deadline_s := _gives_up_s(request, now_s)) is not None:
@@ -206,8 +219,15 @@ class EarlySubmissions:
         return self._waiting.pop(key, None) is not None
 
     def abort_request(self, request_id: str, tenant: str | None) -> list[Event[SeqFinished]]:
-        """Nothing runs whose end would have to be told."""
-        return []
+        """Forget a request's; returns their ends."""
+        keys = [
+            key
+            for key, (request, _) in self._waiting.items()
+            if request.request_id == request_id and tenant in (None, request.tenant)
+        ]
+        for key in keys:
+            self.abort(key)
+        return [Event(key.frontend, SeqFinished(key.handle, FinishKind.ABORTED)) for key in keys]
 
     def abort_frontend(self, frontend: int) -> int:
         """Forget all of a frontend's; returns how many."""

@@ -10,6 +10,7 @@ from pagewire.scheduler_svc.launch import EngineLaunch
 from pagewire.wire.plan import DeviceMemory, WorkerHello
 from pagewire.wire.requests import EngineInfo, EngineState
 
+_LEAST_CRASHES = 3
 _MAX_BLOCK_SIZE = 1 << 16
 
 
@@ -80,6 +81,8 @@ class WorkerGroup:
             num_blocks=num_blocks,
             block_size=block_size,
             enable_prefix_caching=launch.enable_prefix_caching,
+            # One less than the end that ends the server, for one from outside; never so few that the first is blamed.
+            max_crashes_in_row=max(_LEAST_CRASHES, launch.max_restarts - 1),
         )
         return self._config
 

@@ -85,6 +85,7 @@ class Frontend:
         self._launch = launch
         self._host = host
         self._calls = RunningCalls()
+        self._was_told_to_stop = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._servers: list[grpc.aio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,6 +134,8 @@ class Frontend:
             on_ready(Ready(address, admin_address))
             await self._ended
         finally:
+            if not (self._was_told_to_stop or self._calls.draining.is_set()):
+                self._calls.lose_process("a frontend of the server ends")  # and will be started again
             self._calls.refuse_new()
             self._calls.cut()
             await self._close_listeners(_CLOSE_GRACE_S)
@@ -229,7 +232,8 @@ class Frontend:
                 self._spawn(self._credentials.reload())
             case Stop(worker_lost):
                 if worker_lost:
-                    self._calls.lose_workers()
+                    self._calls.lose_process("the server ends: one of its processes was lost too often")
+                self._was_told_to_stop = True
                 self.stop()
             case WorkerLost():
                 _log.warning("a command for the engine reached a frontend: %s", command)

@@ -51,10 +51,11 @@ def _check_limits(settings: Settings) -> None:
             f"max_n = {settings.max_n} is more than max_queued = {settings.max_queued}: a request's outputs wait "
             "together"
         )
-    if settings.api_keys_file is not None and settings.max_n > max(1, settings.max_queued // 2):
+    has_tenants = settings.api_keys_file is not None or settings.tls_client_ca is not None
+    if has_tenants and settings.max_n > max(1, settings.max_queued // 2):
         raise SettingsError(
-            f"max_n = {settings.max_n} is more than half of max_queued = {settings.max_queued}: where there are API "
-            "keys one tenant may have half of the queue, and a request's outputs wait together"
+            f"max_n = {settings.max_n} is more than half of max_queued = {settings.max_queued}: where there are "
+            "tenants one may have half of the queue, and a request's outputs wait together"
         )
 
 

@@ -268,7 +268,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Setting(
             "scheduling",
-            "Most sequences that wait; more are refused. Where there are API keys, half of it for one tenant.",
+            "Most sequences that wait; more are refused. Where there are tenants, half of it for one.",
             unit="sequences",
             limits=(1, 1024 * 1024),
         ),
@@ -278,7 +278,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Setting(
             "scheduling",
             "Most prompt tokens of all sequences that wait; what would exceed it is refused, but where nothing waits. "
-            "Where there are API keys, half of it for one tenant. An id is 4 bytes of the engine's memory.",
+            "Where there are tenants, half of it for one. An id is 4 bytes of the engine's memory.",
             unit="tokens",
             limits=(1, 2**40),
         ),

@@ -110,7 +110,8 @@ class ManagedProcess:
         are single ones, and streams wait meanwhile.
         """
         ready_s = -1.0 if self._ready_since_s is None else self._clock() - self._ready_since_s
-        if self._has_served or ready_s >= SERVED_S:
+        # One that hung, or says itself why it ends, has not served by having been ready.
+        if self._has_served or (ready_s >= SERVED_S and not self.failure):
             self._restarts_in_row = 0
         if ready_s >= _QUIET_S:
             self._quick_ends = 0

@@ -151,7 +151,7 @@ class ProcessGroup:
         """
         loop = asyncio.get_running_loop()
         with_patience = outcome is not None and not outcome.in_haste
-        self.tell(self.processes, Stop(worker_lost=outcome is not None and outcome.gave_up))
+        self.tell(self.processes, Stop(worker_lost=outcome is None or outcome.gave_up))
         deadline_s = loop.time() + (STOP_S if with_patience else _HASTY_STOP_S)
         killed = False
         while any(process.child is not None for process in self.processes):

@@ -128,6 +128,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             load_interval_s=settings.load_interval_s,
             hang_timeout_s=settings.hang_timeout_s,
             step_slack_s=_STEP_SLACK_S[self.device],
+            max_restarts=settings.max_restarts,
             kv_events=self._kv_events(),
             log_level=settings.log_level,
         )

@@ -45,9 +45,9 @@ class RunningCalls:
         """From now on no call comes in."""
         self.is_closed = True
 
-    def lose_workers(self) -> None:
-        """The server gives up, and does not drain: calls are told so, and may be made again elsewhere or later."""
-        self._why = (UnavailableReason.WORKER_LOST, "the server ends: one of its processes was lost too often")
+    def lose_process(self, message: str) -> None:
+        """Calls do not end because the server drains: they are told so, and may be made again elsewhere or later."""
+        self._why = (UnavailableReason.WORKER_LOST, message)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait for the last call to leave; False when it has not within the time."""

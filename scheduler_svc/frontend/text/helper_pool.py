@@ -111,7 +111,9 @@ class _Helper(Generic[Request, Answer]):
             return await self.exchange(request, timeout_s)
         except HelperEndedError as error:
             status = await self.end()
-            if isinstance(error.__cause__, (asyncio.IncompleteReadError, OSError)) and status not in _TIME_UP:
+            cause = error.__cause__
+            was_ours = isinstance(cause, TimeoutError) or status in _TIME_UP  # TimeoutError is an OSError
+            if isinstance(cause, (asyncio.IncompleteReadError, OSError)) and not was_ours:
                 self._log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
                 raise _HelperKilledError(f"ended with status {status}") from error
             raise

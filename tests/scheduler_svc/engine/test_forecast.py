@@ -163,3 +163,4 @@ def test_nothing_is_said_of_what_nobody_measured() -> None:
     forecast.observe(500.0, 500, is_backlogged=True)
     assert forecast.start_s(0, 50) == pytest.approx(5.0), "nor does time without a worker"
     assert (forecast.retry_s(0, 0), forecast.retry_s(0, 10**9)) == (MIN_RETRY_S, MAX_RETRY_S)
+    assert forecast.start_s(0, 10**9) is None, "nobody can say what is in years"

@@ -275,9 +275,9 @@ def test_the_queue_is_bounded_in_tokens_too_and_the_refusal_has_the_numbers() ->
     long = w.submit(prompt(150), 1)
     assert not w.rejections, "where nothing waits, any length is let in"
     w.cancel(long)
-    w.submit(prompt(60), 1)
-    w.submit(prompt(40), 1)
-    w.submit(prompt(1), 1)
+    w.submit(prompt(60), 1, request_id="a")
+    w.submit(prompt(40), 1, request_id="b")
+    w.submit(prompt(1), 1, request_id="c")
     (rejection,) = w.rejections
     assert rejection.kind is RejectKind.QUEUE_FULL
     assert rejection.message == (
@@ -289,12 +289,25 @@ def test_the_queue_is_bounded_in_tokens_too_and_the_refusal_has_the_numbers() ->
     w.check()
 
 
+def test_all_outputs_of_a_request_come_in_with_its_first() -> None:
+    w = world(max_num_seqs=1, max_queued_tokens=100)
+    for _ in range(4):
+        w.submit(prompt(40), 1, request_id="of four", tenant="a")
+    assert not w.rejections
+    w.submit(prompt(1), 1, request_id="another", tenant="a")
+    assert len(w.rejections) == 1
+    w.submit(prompt(90), 1, request_id="whoever has nothing here", tenant="b")
+    assert len(w.rejections) == 1
+    w.drain()
+    w.check_end()
+
+
 def test_a_tenant_may_have_half_of_the_queue() -> None:
     w = world(max_num_seqs=1, max_queued=8, max_queued_tokens=100)
     for _ in range(5):
         w.submit(prompt(2), 1, tenant="a")
-    w.submit(prompt(51), 1, tenant="b")
-    w.submit(prompt(1), 1, tenant="b")
+    w.submit(prompt(51), 1, tenant="b", request_id="1")
+    w.submit(prompt(1), 1, tenant="b", request_id="2")
     w.submit(prompt(1), 1, tenant="c")
     w.check()
     assert [rejection.message for rejection in w.rejections] == [

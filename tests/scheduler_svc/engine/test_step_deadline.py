@@ -112,3 +112,17 @@ def test_a_longest_wait_of_0_is_none() -> None:
     deadline = StepDeadline(0.0, SLACK_S, TICK_S)
     deadline.answered(StepSize(1, 1), 0.001)
     assert overdue_after(deadline, step(0, StepSize(1, 1)), 1000.0) == []
+
+
+def test_a_machine_that_became_slower_is_given_the_time_it_takes() -> None:
+    deadline, size = StepDeadline(LONGEST_S, SLACK_S, TICK_S), StepSize(512, 512)
+    deadline.answered(size, 0.9)
+    took_s = 8 * 0.9
+    tries = 0
+    while overdue_after(deadline, step(tries, size), took_s):
+        tries += 1
+    assert tries == 1
+    deadline.answered(StepSize(4, 4), 0.01)
+    assert overdue_after(deadline, step(8, size), took_s) == [], "a smaller step says nothing of this one"
+    deadline.answered(size, took_s)
+    assert deadline.limit_s(size) == 3 * took_s + SLACK_S

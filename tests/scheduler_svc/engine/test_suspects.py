@@ -126,7 +126,7 @@ def test_the_one_is_found_in_so_many_ends_as_halving_takes(running: int, place: 
     world.run()
     assert [event.message.handle for event in world.failed] == [culprit]
     assert world.most_losses_in_row <= math.ceil(math.log2(running)) + 3
-    assert world.losses <= math.ceil(math.log2(running)) + 4
+    assert world.losses <= math.ceil(math.log2(running)) + 5
     world.check_end()
 
 
@@ -138,7 +138,7 @@ def test_its_reason_says_what_happened() -> None:
     ((_, finish),) = world.failed
     assert finish.kind is FinishKind.FAILED
     assert finish.reason == (
-        "the worker was lost 4 times while it computed this request, without a token of it, "
+        "the worker was lost 5 times while it computed this request, without a token of it, "
         "the last 2 times with no other request beside it"
     )
 
@@ -225,3 +225,12 @@ def test_exactly_those_that_end_workers_fail(
     assert {event.message.handle for event in world.failed} == set(world.poison)
     assert {handle for handle, e in world.sequences.items() if e.ended is FinishKind.FAILED} == set(world.poison)
     world.check_end()
+
+
+@pytest.mark.parametrize("num_poison", [3, 8, 16])
+def test_many_at_once_fail_before_the_server_is_given_up(num_poison: int) -> None:
+    world = make_world(64)
+    handles = [submit(world, index, computable=IN_ANY_STEP if index < num_poison else None) for index in range(64)]
+    world.run()
+    assert {event.message.handle for event in world.failed} == set(handles[:num_poison])
+    assert world.most_losses_in_row <= world.config.max_crashes_in_row
