@@ -4,6 +4,7 @@
 """
 
 import socket
+import ssl
 import tempfile
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -24,8 +25,9 @@ from pagewire.scheduler_svc.engine.admission import read_submission
 from pagewire.scheduler_svc.engine.bench import EngineWorkload
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument, Unauthenticated
 from pagewire.scheduler_svc.frontend.rpc.auth import KeysFileError, read_keys
+from pagewire.scheduler_svc.frontend.rpc.certificate_name import certificate_name
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import LimitsFileError, read_limits
 from pagewire.scheduler_svc.frontend.text.chat_format import ToolCallFormat
 from pagewire.scheduler_svc.frontend.text.detokenizer import TokenBytes, UnsupportedTokenizerError
@@ -297,7 +299,19 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     yield ByteDecoder("scheduler_svc/settings/sources.py", settings, (SettingsError,), (toml, b"max_n = 4\n"))
     keys = b"tenant:0123456789abcdef\n# comment\n"
     read = written(lambda path: read_keys(str(path)))
+
+    def read_certificate(name: bytes) -> object:
+        pem = ssl.DER_cert_to_PEM_cert(b"\x0c" + bytes((len(name) & 0x7F,)) + name)
+        context = {"x509_common_name": [name], "x509_subject": [b"CN=" + name], "x509_pem_cert": [pem.encode()]}
+        return certificate_name(context, "common_name")
+
     yield ByteDecoder("scheduler_svc/frontend/rpc/auth.py", read, (KeysFileError,), (keys,))
+    yield ByteDecoder(
+        "scheduler_svc/frontend/rpc/certificate_name.py",
+        read_certificate,
+        (Unauthenticated,),
+        (b"admin", "\u00e4dmin".encode()),
+    )
     limits = b'{"ann": {"max_priority": 0, "requests_per_minute": 60}, "*": {"tokens_per_minute": 1000}}'
     read_them = written(lambda path: read_limits(str(path)))
     yield ByteDecoder("scheduler_svc/frontend/rpc/tenant_limits.py", read_them, (LimitsFileError,), (limits,))

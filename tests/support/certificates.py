@@ -1,5 +1,6 @@
 """Certificates for tests: an authority of their own, and what it issues."""
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,12 @@ class Authority:
 
     def issue(self, common_name: str, alternative_names: str = "", *, into: str) -> tuple[Path, Path]:
         """A key and a certificate, `into`.key and `into`.pem: empty names leave them out."""
-        subject = f"/CN={common_name}" if common_name else "/O=nobody"
+        return self.issue_subject(
+            f"/CN={common_name}" if common_name else "/O=noend_of_content", alternative_names, into=into
+        )
+
+    def issue_subject(self, subject: str, alternative_names: str = "", *, into: str) -> tuple[Path, Path]:
+        """The same of a whole subject."""
         signed = (
             "-addext",
             "basicConstraints=critical,CA:FALSE",
@@ -29,9 +35,25 @@ class Authority:
         )
         names = ("-addext", f"subjectAltName={alternative_names}") if alternative_names else ()
         self._openssl(
-            "req", "-x509", *_KIND, "-subj", subject, *names, *signed, "-CAkey", self.key.name, *self._to(into)
+            "req", "-x509", "-utf8", *_KIND, "-subj", subject, *names, *signed, "-CAkey", self.key.name, *self._to(into)
         )
         return self._folder / f"{into}.key", self._folder / f"{into}.pem"
+
+    def alter(self, name: str, old: bytes, new: bytes) -> None:
+        """Write other bytes, as many, into `name`.pem and sign it again: openssl's tools write no NUL into a name."""
+        certificate = self._folder / f"{name}.pem"
+        der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+        start = _element(der, 0)[0]
+        end_of_content = _element(der, start)[1]
+        end_of_algorithm = _element(der, end_of_content)[1]
+        assert len(old) == len(new)
+        assert der[start:end_of_content].count(old) == 1
+        content = der[start:end_of_content].replace(old, new)
+        (self._folder / "content").write_bytes(content)
+        self._openssl("dgst", "-sha256", "-sign", self.key.name, "-out", "signature", "content")
+        signature = b"\0" + (self._folder / "signature").read_bytes()
+        whole = content + der[end_of_content:end_of_algorithm] + bytes((0x03, len(signature))) + signature
+        certificate.write_text(ssl.DER_cert_to_PEM_cert(b"\x30\x82" + len(whole).to_bytes(2) + whole))
 
     @staticmethod
     def _to(name: str) -> tuple[str, ...]:
@@ -39,3 +61,12 @@ class Authority:
 
     def _openssl(self, *arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True)
+
+
+def _element(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the element at `at` begins, and where it ends."""
+    length, start = der[at + 1], at + 2
+    if length & 0x80:
+        digits = length & 0x7F
+        length, start = int.from_bytes(der[start : start + digits]), start + digits
+    return start, start + length

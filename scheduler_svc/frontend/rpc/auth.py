@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from pagewire.scheduler_svc.frontend.errors import PermissionDenied, Unauthenticated
+from pagewire.scheduler_svc.frontend.rpc.certificate_name import MAX_NAME_CHARACTERS, certificate_name
 from pagewire.scheduler_svc.launch import IdentityKind
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import WireError, decode_text
@@ -26,8 +27,6 @@ MIN_KEY_CHARACTERS = 16
 _HEALTH_PREFIXES = ("/grpc.health.v1.Health/", "/vllm.grpc.engine.VllmEngine/HealthCheck")
 _BEARER = "bearer "
 """In any case, as HTTP has it."""
-_PROPERTIES: dict[IdentityKind, str] = {"common_name": "x509_common_name", "uri": "peer_uri", "dns": "peer_dns"}
-"""What gRPC calls them."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,7 +65,7 @@ class Authenticator:
         """The caller's tenant, empty where there is but one. Raises Unauthenticated."""
         if self._keys is not None:
             return self.tenant_of_key(context.invocation_metadata())
-        return "" if self._identity is None else self._tenant_of_certificate(context, self._identity)
+        return "" if self._identity is None else certificate_name(context.auth_context(), self._identity)
 
     def tenant_of_key(self, metadata: Metadata | None) -> str:
         """Raises Unauthenticated."""
@@ -81,15 +80,6 @@ class Authenticator:
         if found is None:
             raise Unauthenticated("the API key is not known")
         return found
-
-    def _tenant_of_certificate(self, context: Context, kind: IdentityKind) -> str:
-        names = list(context.auth_context().get(_PROPERTIES[kind], ()))
-        if len(names) != 1 or not names[0]:
-            raise Unauthenticated(f"the client's certificate has {len(names)} names of kind {kind}, and needs one")
-        try:
-            return decode_text(names[0])
-        except WireError as error:
-            raise Unauthenticated(f"the certificate's {kind}: {error}") from error
 
     def check_admin(self, tenant: str) -> None:
         """Raises PermissionDenied unless the tenant may use the admin listener."""
@@ -111,6 +101,11 @@ def read_keys(path: str) -> Keys:
         tenant, separator, key = (part.strip() for part in entry.partition(":"))
         if not separator or not tenant:
             raise KeysFileError(f"{path}, line {number}: expected tenant:key")
+        if len(tenant) > MAX_NAME_CHARACTERS:
+            raise KeysFileError(
+                f"{path}, line {number}: the tenant's name has {len(tenant)} characters; the limit is "
+                f"{MAX_NAME_CHARACTERS}"
+            )
         if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable():
             raise KeysFileError(
                 f"{path}, line {number}: the key of tenant {tenant!r} must have at least {MIN_KEY_CHARACTERS} "

@@ -294,6 +294,15 @@ def test_a_keys_file_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
         read_keys(str(tmp_path / "keys"))
 
 
+def test_a_tenants_name_in_the_keys_file_has_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{'a' * 255}:{KEY}\n")
+    assert [tenant for _, tenant in read_keys(str(file))] == ["a" * 255]
+    file.write_text(f"{'a' * 256}:{KEY}\n")
+    with pytest.raises(KeysFileError, match="line 1: the tenant's name has 256 characters; the limit is 255"):
+        read_keys(str(file))
+
+
 def test_keys_are_asked_of_everything_but_health(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         keys = tmp_path / "keys"

@@ -39,7 +39,20 @@ class Clients:
         return grpc.ssl_channel_credentials(self._authority.certificate.read_bytes())
 
     def trust(self, common_name: str, alternative_names: str = "") -> grpc.ChannelCredentials:
-        key, certificate = self._authority.issue(common_name, alternative_names, into="client")
+        return self._trust(self._authority.issue(common_name, alternative_names, into="client"))
+
+    def trust_subject(self, subject: str, alternative_names: str = "") -> grpc.ChannelCredentials:
+        """An exclamation mark stands for a NUL."""
+        files = self._authority.issue_subject(subject, alternative_names, into="client")
+        for name in (subject, alternative_names):
+            if "!" in name:
+                before, _, behind = name.partition("!")
+                place = before[-5:] + "!" + behind[:5]
+                self._authority.alter("client", place.encode(), place.replace("!", "\0").encode())
+        return self._trust(files)
+
+    def _trust(self, files: tuple[Path, Path]) -> grpc.ChannelCredentials:
+        key, certificate = files
         root = self._authority.certificate.read_bytes()
         return grpc.ssl_channel_credentials(root, key.read_bytes(), certificate.read_bytes())
 
@@ -124,6 +137,42 @@ def test_an_alternative_name_is_the_tenant_where_it_is_to_be(
                 else:
                     error = await failure(stub.GetLoad(admin_pb2.GetLoadRequest()))
                     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "alternative_names", "complaint"),
+    [
+        ("common_name", "/O=Mr, \\+ Ops=\u00fc/CN=\u00e4dmin\\+x,=", "", None),
+        ("common_name", f"/O=x{',CN=admin' * 2}/CN=admin", "", None),
+        ("common_name", "/CN=admin/CN=mallory", "", "has 2 values of common_name"),
+        ("common_name", "/CN=mallory/CN=admin", "", "has 2 values of common_name"),
+        ("common_name", "/CN=admin+CN=mallory", "", "has 2 values of common_name"),
+        ("common_name", "/CN=admin!x.evil", "", "is not the whole"),
+        ("common_name", "/O=nobody", "DNS:admin", "has 0 names of kind common_name"),
+        ("uri", "/CN=admin", "URI:spiffe://ops!.evil", "is not the whole"),
+        ("uri", "/CN=admin", f"URI:spiffe://{'o' * 246}", None),
+        ("uri", "/CN=admin", f"URI:spiffe://{'o' * 247}", "has 256 characters; the limit is 255"),
+        ("dns", "/CN=admin", "DNS:admin!.evil", "is not the whole"),
+    ],
+)
+def test_a_name_counts_as_a_whole_or_not_at_all(
+    spec: ModelSpec, run: Run, clients: Clients, kind: str, subject: str, alternative_names: str, complaint: str | None
+) -> None:
+    async def test() -> None:
+        tenants = ("admin", "\u00e4dmin+x,=", "spiffe://ops", f"spiffe://{'o' * 246}")
+        changes = {**clients.listeners, "client_identity": kind, "admin_tenants": tenants}
+        async with running_frontend(spec, **changes) as world:
+            trust = clients.trust_subject(subject, alternative_names)
+            async with open_channel(world.ready.admin_address, trust) as channel:
+                stub: Any = AdminServiceStub(channel)
+                if complaint is None:
+                    await stub.GetLoad(admin_pb2.GetLoadRequest())
+                else:
+                    error = await failure(stub.GetLoad(admin_pb2.GetLoadRequest()))
+                    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+                    assert complaint in str(error.details())
 
     run(test())
 
