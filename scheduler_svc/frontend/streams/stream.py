@@ -228,7 +228,9 @@ class RequestStream:
 
     @property
     def num_tokens(self) -> int:
-        """Of the prompt, and of all outputs so far."""
+        """Of the prompt, and of all outputs so far; none while nothing of it has run."""
+        if not any(output.is_started for output in self.outputs):
+            return 0
         return self._settings.num_prompt_tokens + sum(len(output.received) for output in self.outputs)
 
     def _describe_usage(self, into: pb.Usage) -> None:

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from support.frontend_world import detail, failure, ids_request, running_frontend, violated_field
+from support.frontend_world import detail, failure, ids_request, running_frontend, unary, violated_field
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ResourceExhausted
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import (
@@ -22,7 +22,7 @@ from pagewire.scheduler_svc.frontend.rpc.tenant_limits import (
 )
 from pagewire.wire.control import Reload
 from pagewire.wire.model import ModelSpec
-from pagewire.wire.requests import FinishKind, Submit
+from pagewire.wire.requests import FinishKind, RejectKind, Submit
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 KEYS = {tenant: f"sixteen-letters-of-{tenant}" for tenant in ("red", "blue")}
@@ -155,6 +155,33 @@ def test_calls_are_limited_by_tenant_and_the_file_is_read_again(spec: ModelSpec,
             world.frontend.handle(Reload())
             while (await failure_or_none(stream(ids_request(), metadata=red, timeout=0.05))) == "RESOURCE_EXHAUSTED":
                 pass
+
+    run(test())
+
+
+def test_a_request_that_never_ran_costs_no_tokens(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
+    keys, limits = tmp_path / "keys", tmp_path / "limits.json"
+    keys.write_text(f"red:{KEYS['red']}\n")
+    limits.write_text('{"red": {"tokens_per_minute": 3}}')
+    red = [("authorization", f"Bearer {KEYS['red']}")]
+
+    async def test() -> None:
+        files = {"api_keys_file": str(keys), "tenant_limits_file": str(limits)}
+        async with running_frontend(spec, **files) as world:
+            calls: tuple[Callable[[], Any], ...] = (
+                lambda: world.inference.StreamGenerate(ids_request(1, 2, 3, 4), metadata=red),
+                lambda: world.inference.Generate(unary(ids_request(1, 2, 3, 4)), metadata=red),
+            )
+            for call in calls:
+                refused = call()
+                submit = await world.engine.act(Submit)
+                await world.engine.reject(submit.handle, RejectKind.QUEUE_FULL)
+                assert "the script says no" in str((await failure(refused)).details())
+            ran = calls[0]()
+            submit = await world.engine.act(Submit)
+            await world.engine.answer(submit.handle, [1], FinishKind.LENGTH)
+            assert [message async for message in ran]
+            assert "has used its 3 tokens a minute" in str((await failure(calls[0]())).details())
 
     run(test())
 
