@@ -172,8 +172,13 @@ def _hold(path: Path) -> tuple[int, int]:
         os.close(lock)
         os.close(directory)
         raise SettingsError(f"runtime_dir = {str(path)!r} is in use by another server") from None
-    # Shared: it keeps cleaners away and nobody else. Where a cleaner looks just now, it lets go at once.
-    fcntl.flock(directory, fcntl.LOCK_SH)
+    try:
+        # Shared: it keeps cleaners away and nobody else. Never waited for: whoever has it need not let go.
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:  # a file system without such locks, too
+        _log.warning(
+            "the runtime directory %s cannot be locked against cleaners of temporary files: %s", path, error.strerror
+        )
     return directory, lock
 
 

@@ -1,5 +1,6 @@
 """What a start decides and writes: device, dtype, lengths, the runtime directory, CURVE keys, launches, progress."""
 
+import fcntl
 import io
 import os
 import shutil
@@ -161,6 +162,18 @@ def test_a_runtime_dir_that_is_gone_is_made_again_and_still_held(caplog: pytest.
                 RuntimeDir.open(str(named))
             shutil.rmtree(named)
         assert not named.exists()
+
+
+def test_a_runtime_dir_that_somebody_else_locks_is_taken_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    with tempfile.TemporaryDirectory(prefix="pw") as named:
+        somebody = os.open(named, os.O_RDONLY)
+        try:
+            fcntl.flock(somebody, fcntl.LOCK_EX)
+            with RuntimeDir.open(named) as opened:
+                assert opened.write("engine-0.json", b"x").read_bytes() == b"x"
+            assert caplog.text.count("cannot be locked against cleaners of temporary files") == 1
+        finally:
+            os.close(somebody)
 
 
 def test_runtime_dir_must_be_private() -> None:
