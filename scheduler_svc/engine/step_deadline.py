@@ -55,7 +55,7 @@ class StepDeadline:
             self._patience, self._overdue = 1.0, None
         if size.grammars:  # says little of those that compile none
             return
-        cell = (size.tokens.bit_length(), size.attended.bit_length())
+        cell = _cell(size)
         record = self._slowest.get(cell)
         if record is None or duration_s > record.duration_s:
             self._slowest[cell] = _Record(duration_s, size)
@@ -67,7 +67,10 @@ class StepDeadline:
             for each in self._slowest.values()
         )
         compiling_s = size.grammars * _GRAMMAR_S
-        limit_s = _FACTOR * min(bounds, default=math.inf) + compiling_s + self._slack_s
+        # What a step of its own kind once took, it may take, whatever others say that were measured on better days.
+        own = self._slowest.get(_cell(size))
+        longest_s = max(min(bounds, default=math.inf), 0.0 if own is None else own.duration_s)
+        limit_s = _FACTOR * longest_s + compiling_s + self._slack_s
         return min(self._longest_s, self._patience * limit_s)
 
     def overdue_s(self, step: PlannedStep | None) -> float | None:
@@ -84,3 +87,8 @@ class StepDeadline:
         self._ticks = 0
         self._patience, self._overdue = 2 * self._patience, step.size
         return limit_s
+
+
+def _cell(size: StepSize) -> tuple[int, int]:
+    """Steps of one cell differ by less than twice in either."""
+    return (size.tokens.bit_length(), size.attended.bit_length())
