@@ -22,7 +22,7 @@ from google.protobuf.internal import api_implementation
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.app import Frontend, FrontendHost
 from pagewire.scheduler_svc.frontend.errors import InternalError
-from pagewire.scheduler_svc.frontend.rpc.listener import connections_within, raise_descriptor_limit
+from pagewire.scheduler_svc.frontend.rpc.listener import connections_of_each, connections_within, raise_descriptor_limit
 from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -46,7 +46,8 @@ def _require_upb() -> None:
 
 def _within_descriptors(launch: FrontendLaunch) -> FrontendLaunch:
     room = connections_within(launch.connections.max_connections, raise_descriptor_limit())
-    connections = msgspec.structs.replace(launch.connections, max_connections=room)
+    each = connections_of_each(room, launch.listen)
+    connections = msgspec.structs.replace(launch.connections, max_connections=each)
     return msgspec.structs.replace(launch, connections=connections)
 
 

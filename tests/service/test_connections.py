@@ -13,7 +13,7 @@ import pytest
 from support.service import LIMIT_S, ids_of, serve, stream_request
 
 from pagewire.client import AsyncClient, Client
-from pagewire.scheduler_svc.frontend.rpc.listener import connections_within
+from pagewire.scheduler_svc.frontend.rpc.listener import connections_of_each, connections_within
 from pagewire.v1 import model_pb2
 from pagewire.v1.model_pb2_grpc import ModelServiceStub
 
@@ -107,6 +107,50 @@ def test_an_idle_connection_is_closed_and_its_client_makes_another() -> None:
             while states.get(timeout=LIMIT_S) is not grpc.ChannelConnectivity.READY:
                 pass
             assert states.get(timeout=LIMIT_S) is grpc.ChannelConnectivity.IDLE
+
+
+def test_a_name_of_two_addresses_shares_its_connections() -> None:
+    with serve(max_connections=8, listen="localhost:0") as service:
+        port = int(service.address.rpartition(":")[2])
+        idle = [socket.create_connection(("127.0.0.1", port), LIMIT_S) for _ in range(20)]
+        with selectors.DefaultSelector() as readable:
+            for each in idle:
+                readable.register(each, selectors.EVENT_READ)
+            while len(readable.get_map()) > 4:
+                ready = readable.select(LIMIT_S)
+                assert ready, "too many are left open"
+                for key, _ in ready:
+                    if not key.fileobj.recv(4096):
+                        readable.unregister(key.fileobj)
+        for each in idle:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "num_addresses"),
+    [
+        ("unix:/run/pw.sock", 1),
+        ("127.0.0.1:0", 1),
+        ("[::]:50051", 1),
+        ("LocalHost:0", 2),
+        ("three.example:0", 3),
+        ("lost.example:0", 1),
+    ],
+)
+def test_each_address_of_a_name_takes_its_share(
+    address: str, num_addresses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def found(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "lost.example":
+            raise socket.gaierror
+        hosts = ("::1", "127.0.0.1", "127.0.0.2", "::1") if host == "three.example" else (host,)
+        return [entry for each in hosts for entry in real(each, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    assert connections_of_each(100, address) == 100 // num_addresses
+    assert connections_of_each(1, address) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ versions and are no decision.
 
 import logging
 import resource
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,3 +126,17 @@ def connections_within(max_connections: int, max_descriptors: int) -> int:
             max_descriptors,
         )
     return min(room, max_connections)
+
+
+def connections_of_each(max_connections: int, address: str) -> int:
+    """How many each of the addresses may take that gRPC binds for one: it counts them apart."""
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:"):
+        return max_connections
+    if host.lower() == "localhost":  # both loopbacks, whatever the system's own resolver says
+        return max(1, max_connections // 2)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # listening will say what is wrong with it
+        return max_connections
+    return max(1, max_connections // len({address for *_, address in found}))
