@@ -2,7 +2,8 @@
 
 A change is seen by what `stat` says, so that a look costs next to nothing, and is read on a thread, because a disk may
 take its time. What was read and found right is handed on; what cannot be read or is wrong is logged, once for each
-complaint, looked at again, and changes nothing. What is in the files it does not know.
+complaint, looked at again, and changes nothing: so is what changed while it was read, which may be half of something.
+What is in the files it does not know.
 """
 
 import asyncio
@@ -19,6 +20,10 @@ LOOK_INTERVAL_S = 2.0
 _Stamp = tuple[tuple[int, ...] | None, ...]
 
 
+class UnsettledError(StartupError):
+    """Files changed while they were read."""
+
+
 class FollowedFiles:
     """Files that mean something together, such as a certificate and its key."""
 
@@ -30,8 +35,8 @@ class FollowedFiles:
         self._read = read
         self._looking = asyncio.Lock()
         self._complaint = ""
-        self._stamp = self._stamp_now()
-        read()()
+        self._stamp: _Stamp = ()
+        self._read_settled()()
 
     async def follow(self) -> None:
         """Look every few seconds, until cancelled."""
@@ -55,10 +60,15 @@ class FollowedFiles:
                 _log.info("%s were read again", self._what)
 
     def _read_changed(self, ordered: bool) -> Callable[[], None] | None:
-        stamp = self._stamp_now()
-        if not ordered and not self._complaint and stamp == self._stamp:
+        if not ordered and not self._complaint and self._stamp_now() == self._stamp:
             return None
+        return self._read_settled()
+
+    def _read_settled(self) -> Callable[[], None]:
+        stamp = self._stamp_now()
         use = self._read()
+        if self._stamp_now() != stamp:
+            raise UnsettledError(f"{', '.join(self._paths)} changed while read")
         self._stamp = stamp
         return use
 

@@ -14,6 +14,7 @@ from support.frontend_world import ids_request, open_channel, running_frontend, 
 from support.scripted_engine import LIMIT_S
 
 from pagewire.scheduler_svc.frontend.rpc import followed_files
+from pagewire.scheduler_svc.frontend.rpc.auth import read_keys
 from pagewire.scheduler_svc.frontend.rpc.followed_files import FollowedFiles
 from pagewire.scheduler_svc.launch import TlsFiles
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -180,5 +181,35 @@ def test_a_look_costs_next_to_nothing_and_reads_nothing(run: Run, tmp_path: Path
         replace(file, "b")  # of the same size
         await followed.look()
         assert num_reads == 2
+
+    run(test())
+
+
+def test_keys_that_are_half_written_when_they_are_read_wait_for_the_next_look(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, in_force = tmp_path / "keys", [""]
+    file.write_text(f"ann:{OLD}\n")
+    rest: list[str] = []
+
+    def read() -> Callable[[], None]:
+        keys = read_keys(str(file))
+        if rest:
+            with file.open("a") as writing:
+                writing.write(rest.pop())
+        return lambda: in_force.__setitem__(slice(None), [tenant for _, tenant in keys])
+
+    async def test() -> None:
+        followed = FollowedFiles("API keys", [str(file)], read)
+        file.write_text(f"bob:{OLD}\n")
+        rest.append(f"ann:{NEW}\n")
+        await followed.look()
+        assert in_force == ["ann"]
+        assert f"{file} changed while read" in caplog.text
+        await followed.look()
+        assert in_force == ["bob", "ann"]
+        rest.append("# more\n")
+        with pytest.raises(StartupError, match="changed while read"):
+            FollowedFiles("API keys", [str(file)], read)
 
     run(test())
