@@ -34,6 +34,8 @@ _START_LIMIT_S = 60.0
 _ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "LANG", "LC_ALL", "TZ")
 """What a helper inherits: enough to find Python's libraries and to know local time, and nothing that is a secret."""
 
+_ENDING_S = 5.0
+"""A process whose pipe has ended is gone at once, or stands still."""
 _TIME_UP = (-signal.SIGALRM, -signal.SIGPROF)
 """Exit statuses of a process whose own timer ended it."""
 
@@ -98,9 +100,12 @@ class _Helper(Generic[Request, Answer]):
         except (TimeoutError, asyncio.IncompleteReadError, OSError, WireError) as error:
             raise HelperEndedError(str(error)) from error
 
-    async def end(self) -> int:
-        """End the process, whatever it does, and wait for it; returns its exit status, which is its own where it had
-        ended before."""
+    async def end(self, *, is_ending: bool = False) -> int:
+        """End the process, whatever it does, and wait for it; returns its exit status. One that is ending by itself is
+        waited for: a signal to it now could take its own status away (Popen looks for it first, asyncio too late)."""
+        if is_ending:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._process.wait(), _ENDING_S)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()
@@ -110,10 +115,11 @@ class _Helper(Generic[Request, Answer]):
         try:
             return await self.exchange(request, timeout_s)
         except HelperEndedError as error:
-            status = await self.end()
             cause = error.__cause__
-            was_ours = isinstance(cause, TimeoutError) or status in _TIME_UP  # TimeoutError is an OSError
-            if isinstance(cause, (asyncio.IncompleteReadError, OSError)) and not was_ours:
+            is_ending = isinstance(cause, (asyncio.IncompleteReadError, OSError))
+            is_ending = is_ending and not isinstance(cause, TimeoutError)  # which is an OSError
+            status = await self.end(is_ending=is_ending)
+            if is_ending and status not in _TIME_UP:
                 self._log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
                 raise _HelperKilledError(f"ended with status {status}") from error
             raise
