@@ -57,7 +57,7 @@ class Sequence:
     prompt_logprobs: int | None
     """How many candidates come with each prompt token's log-probability; none where these are not asked for."""
 
-    # Written by the Scheduler alone.
+    # Written by the Scheduler alone, but where another part of the engine is named.
     tokens: "array[int]"
     """Known token ids: the prompt, then received output up to the last flush of the slot's tail."""
     arrival: int = 0
@@ -75,7 +75,7 @@ class Sequence:
     worker_crashes: int = 0
     """Workers lost under it in a row without a token between them."""
     lone_crashes: int = 0
-    """Those of them under which it ran alone as a suspect; written by Suspects."""
+    """Those of them under which it ran alone as a suspect: Suspects counts them; they begin anew with the others."""
     next_scored: int = 1
     """Position of the prompt token whose log-probability comes next, where they are asked for."""
     scores_prompt: bool = False
