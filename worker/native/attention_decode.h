@@ -51,10 +51,15 @@ PW_INLINE void prefetch_row(const T *row, int D) {
 }
 
 // scores[g][t] = q[g] · k[t] for NG query vectors; q is [NG][D] of Q, scores' rows are kChunkTokens apart and written to
-// a multiple of 4. Meanwhile the values, where they are given, are on their way from memory.
-template <class T, class Q, int NG>
-PW_ONCE void score(const Q *q, const T *k, const int64_t *offsets, int count, const T *v, int D, float scale,
-                   float *scores) {
+// a multiple of 16. Meanwhile the values, where they are given, are on their way from memory.
+template <class T, class Q, int NG, int kD>
+PW_ONCE void score_heads(const Q *q, const T *k, const int64_t *offsets, int count, const T *v, int head_dim,
+                            float scale, float *scores) {
+  const int D = kD ? kD : head_dim;
+#if defined(__AVX512F__)
+  alignas(64) float folded[4][NG][W];
+  if (count % 16) std::memset(folded, 0, sizeof folded);
+#endif
   for (int t = 0; t < count; t += 4) {
     if (v)
       for (int i = t; i < t + 4 && i < count; ++i) prefetch_row(v + offsets[i], D);
@@ -84,11 +89,33 @@ PW_ONCE void score(const Q *q, const T *k, const int64_t *offsets, int count, co
         }
       }
     }
+#if defined(__AVX512F__)
+    for (int g = 0; g < NG; ++g) store(folded[t / 4 % 4][g], fold4(sum[g][0], sum[g][1], sum[g][2], sum[g][3]));
+    if (t % 16 == 12 || t + 4 >= count)
+      for (int g = 0; g < NG; ++g) {
+        const vf all = fold16(load(folded[0][g]), load(folded[1][g]), load(folded[2][g]), load(folded[3][g]));
+        store(scores + g * kChunkTokens + t / 16 * 16, all * scale);
+      }
+    // The queries are loaded again: to keep them, the compiler would put the sums on the stack.
+    asm volatile("" ::: "memory");
+#else
     for (int g = 0; g < NG; ++g) {
       float four[4];
       hsum4(sum[g][0], sum[g][1], sum[g][2], sum[g][3], four);
       for (int i = 0; i < 4; ++i) scores[g * kChunkTokens + t + i] = four[i] * scale;
     }
+#endif
+  }
+}
+
+// The usual lengths of a head are constants: a sixth faster.
+template <class T, class Q, int NG>
+PW_INLINE void score(const Q *q, const T *k, const int64_t *offsets, int count, const T *v, int D, float scale,
+                     float *scores) {
+  switch (D) {
+    case 128: return score_heads<T, Q, NG, 128>(q, k, offsets, count, v, D, scale, scores);
+    case 64: return score_heads<T, Q, NG, 64>(q, k, offsets, count, v, D, scale, scores);
+    default: return score_heads<T, Q, NG, 0>(q, k, offsets, count, v, D, scale, scores);
   }
 }
 

@@ -106,6 +106,8 @@ struct Tile {
   int seen_by(int query) const { return visible + query / heads; }
 };
 
+constexpr int kSharedQueries = W == 16 ? 6 : 2;  // that share a load of keys; the registers' limit
+
 // Scores of tokens [first, end) of a chunk that begins at token `chunk_first`, for queries from `from` on.
 template <class T, class Q, class E>
 void score_piece(Tile<Q, E> *tile, const Chunk<T> &chunk, int chunk_first, int first, int end, int from, int D,
@@ -121,15 +123,18 @@ void score_piece(Tile<Q, E> *tile, const Chunk<T> &chunk, int chunk_first, int f
     k = tile->keys;
   }
   for (int i = from; i < tile->num_queries;) {
-    const int taken = tile->num_queries - i < kMaxGroup ? 1 : kMaxGroup;
+    const int queries = tile->num_queries - i;
+    const int taken = queries >= kSharedQueries ? kSharedQueries : queries >= 2 ? 2 : 1;
     const int left = tile->seen_by(i + taken - 1) - chunk_first;
     const int count = (left < end ? left : end) - first;
     const Q *q = tile->queries + i * D;
     float *scores = tile->scores + i * kChunkTokens + first;
     if (count > 0 && taken == 1)
       score<Q, Q, 1>(q, k, offsets, count, nullptr, D, scale, scores);
+    else if (count > 0 && taken == 2)
+      score<Q, Q, 2>(q, k, offsets, count, nullptr, D, scale, scores);
     else if (count > 0)
-      score<Q, Q, kMaxGroup>(q, k, offsets, count, nullptr, D, scale, scores);
+      score<Q, Q, kSharedQueries>(q, k, offsets, count, nullptr, D, scale, scores);
     i += taken;
   }
 }

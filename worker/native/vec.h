@@ -101,17 +101,27 @@ PW_INLINE float hmax(vf v) {
   return best;
 }
 
-// The sums of four vectors, to out[0 … 3].
-PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
+// The sums of vectors four by four; a vector is added up in one order, however many there are.
 #if defined(__AVX512F__)
-  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
-  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
-  __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  __m512 all = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
-  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-#elif defined(__AVX2__)
+// Halfway: each sum is left in four parts, one in each lane of 128 bits.
+PW_INLINE vf fold4(vf a, vf b, vf c, vf d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  return (vf)_mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+}
+
+// The sums of 16, from four results of fold4.
+PW_INLINE vf fold16(vf a, vf b, vf c, vf d) {
+  const __m512 x = (__m512)a, y = (__m512)b, z = (__m512)c, w = (__m512)d;
+  const __m512 xy = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+  const __m512 zw = _mm512_add_ps(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xee));
+  return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(xy, zw, 0x88), _mm512_shuffle_f32x4(xy, zw, 0xdd));
+}
+#else
+PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
+#if defined(__AVX2__)
   __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b);
   __m256 cd = _mm256_hadd_ps((__m256)c, (__m256)d);
   __m256 all = _mm256_hadd_ps(ab, cd);
@@ -123,6 +133,7 @@ PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
   out[3] = hsum(d);
 #endif
 }
+#endif
 
 #if defined(__AVX512BF16__)
 // sum + a · b, where every element of a and b is a pair of bf16.
@@ -145,10 +156,14 @@ PW_INLINE vf vexp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  vf y = (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   // Two factors, because 2^128 is no float.
   vi e = (vi)z - (vi)shift;
   vi half = e >> 1;
   vf y = p * (vf)((half + 127) << 23) * (vf)((e - half + 127) << 23);
+#endif
   y = x < splat(-87.3f) ? vf{} : y;
   return x != x ? x : y;
 }
