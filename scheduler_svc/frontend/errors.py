@@ -6,7 +6,7 @@ ours: it ends the process. `rpc/status.py` turns the tree into gRPC statuses; no
     PagewireError
     ├── RequestError
     │   ├── InvalidArgument     the request breaks a limit or asks for what is not built
-    │   ├── NotFound            it names something that is not served
+    │   ├── NotFound            it names something that is not here
     │   ├── ResourceExhausted   the server has no room for it now
     │   ├── Unavailable         a part of the server is away; the same request may succeed later
     │   ├── DeadlineExceeded    its time ran out before it began

@@ -105,7 +105,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends a request: its outputs finish with FINISH_REASON_ABORTED.
+        """Ends a request: its outputs finish with FINISH_REASON_ABORTED. NOT_FOUND where no output of it runs or waits, be it
+        unknown, over, or another tenant's than the one named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

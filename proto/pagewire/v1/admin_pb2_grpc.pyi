@@ -42,7 +42,9 @@ class AdminServiceStub:
     WatchBlocks: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchBlocksRequest, _admin_pb2.WatchBlocksResponse]
     """What each KV block is used for, now and then at every interval, until the call is cancelled."""
     Abort: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AbortRequest, _admin_pb2.AbortResponse]
-    """Ends a request: its outputs finish with FINISH_REASON_ABORTED."""
+    """Ends a request: its outputs finish with FINISH_REASON_ABORTED. NOT_FOUND where no output of it runs or waits, be it
+    unknown, over, or another tenant's than the one named.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Stops taking requests, finishes the running ones, then ends the server with exit status 0."""
     FlushCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.FlushCacheRequest, _admin_pb2.FlushCacheResponse]
@@ -62,7 +64,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     WatchBlocks: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchBlocksRequest, _admin_pb2.WatchBlocksResponse]  # type: ignore[assignment]
     """What each KV block is used for, now and then at every interval, until the call is cancelled."""
     Abort: _aio.UnaryUnaryMultiCallable[_admin_pb2.AbortRequest, _admin_pb2.AbortResponse]  # type: ignore[assignment]
-    """Ends a request: its outputs finish with FINISH_REASON_ABORTED."""
+    """Ends a request: its outputs finish with FINISH_REASON_ABORTED. NOT_FOUND where no output of it runs or waits, be it
+    unknown, over, or another tenant's than the one named.
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops taking requests, finishes the running ones, then ends the server with exit status 0."""
     FlushCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.FlushCacheRequest, _admin_pb2.FlushCacheResponse]  # type: ignore[assignment]
@@ -109,7 +113,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.AbortRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AbortResponse, _abc.Awaitable[_admin_pb2.AbortResponse]]:
-        """Ends a request: its outputs finish with FINISH_REASON_ABORTED."""
+        """Ends a request: its outputs finish with FINISH_REASON_ABORTED. NOT_FOUND where no output of it runs or waits, be it
+        unknown, over, or another tenant's than the one named.
+        """
 
     @_abc_1.abstractmethod
     def Drain(

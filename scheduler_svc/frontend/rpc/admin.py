@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import msgspec
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound, ResourceExhausted
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_DRAIN_GRACE_S,
     MAX_WATCH_INTERVAL_S,
@@ -145,12 +145,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return message
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        """Wherever the request runs; its own frontend hears of it from the engine."""
+        """Wherever the request runs; its own frontend hears of it from the engine.
+
+        Raises NotFound where the tenant has no such request; of other tenants' that says nothing.
+        """
         refuse_unknown_fields(request)
         if not request.request_id:
             raise InvalidArgument("request_id", "is empty; it is required")
         tenant = request.tenant if request.HasField("tenant") else None
-        return pb.AbortResponse(aborted_outputs=await self._engine.abort_request(request.request_id, tenant))
+        aborted = await self._engine.abort_request(request.request_id, tenant)
+        if not aborted:
+            raise NotFound(f"no output of a request {request.request_id!r} runs or waits")
+        return pb.AbortResponse(aborted_outputs=aborted)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         """Answers when the supervisor's order to drain has come back to this frontend."""

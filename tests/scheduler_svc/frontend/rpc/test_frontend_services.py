@@ -163,7 +163,9 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
                 query = await world.engine.act(AbortRequest)
                 assert (query.request_id, query.tenant) == ("r", tenant)
                 await world.engine.reply(query.query, 0)
-                assert (await abort).aborted_outputs == 0
+                missed = await failure(abort)
+                assert missed.code() is grpc.StatusCode.NOT_FOUND
+                assert missed.details() == "no output of a request 'r' runs or waits"
             assert violated_field(await failure(world.admin.Abort(admin_pb2.AbortRequest()))) == "request_id"
             flush = asyncio.ensure_future(world.admin.FlushCache(admin_pb2.FlushCacheRequest()))
             await world.engine.reply((await world.engine.act(FlushCache)).query, 7)
