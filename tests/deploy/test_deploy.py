@@ -64,3 +64,15 @@ def test_the_unit_is_one(tmp_path: Path, name: str) -> None:
     file.write_text(unit.replace("/opt/pagewire/bin/pagewire", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if file.name in line] == []
+
+
+def test_every_advisory_stands_once_and_its_tests_are_there() -> None:
+    text = (PROJECT / "deploy" / "ADVISORIES.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ") and "`tests/" in line]
+    advisories = [name for row in rows for name in re.findall(r"(?:CVE|GHSA|PYSEC)-[0-9a-z-]+", row[0])]
+    assert len(advisories) == len(set(advisories)) >= 70
+    for row in rows:
+        for file, name in re.findall(r"`(tests/[\w/.]+)::(\w+)`", row[3]):
+            source = (PROJECT / file).read_text()
+            assert re.search(rf"^ *(?:async )?def {name}\(", source, re.MULTILINE), f"{file}::{name}"
+        assert "::test_" in row[3], row[0]
