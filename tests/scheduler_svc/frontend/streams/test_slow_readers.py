@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.frontend_world import FrontendUnderTest, failure, ids_request, running_frontend, until
 from support.scripted_engine import LIMIT_S
+from support.tcp_proxy import TcpProxy
 
 from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, ReaderLimits
 from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
@@ -25,9 +26,11 @@ LONG = 2**20
 
 
 @contextlib.asynccontextmanager
-async def behind(spec: ModelSpec, n: int = 1) -> AsyncIterator[tuple[FrontendUnderTest, Any, list[int], int]]:
+async def behind(
+    spec: ModelSpec, n: int = 1, by_way_of: Callable[[str], str] = str
+) -> AsyncIterator[tuple[FrontendUnderTest, Any, list[int], int]]:
     """A frontend, a call of `n` outputs that nobody reads, their handles, and how many tokens came of each until they
-    were paused."""
+    were paused. `by_way_of` says under which address the frontend's is reached."""
     async with running_frontend(
         spec,
         stream_buffer_tokens=LIMIT_TOKENS,
@@ -40,7 +43,7 @@ async def behind(spec: ModelSpec, n: int = 1) -> AsyncIterator[tuple[FrontendUnd
         await world.engine.info()
         # A window that does not grow, or megabytes would have to be sent before anything waits.
         window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
-        async with grpc.aio.insecure_channel(world.ready.address, options=window) as channel:
+        async with grpc.aio.insecure_channel(by_way_of(world.ready.address), options=window) as channel:
             call = InferenceServiceStub(channel).StreamGenerate(ids_request(1, n=n))
             handles = [(await world.engine.act(Submit)).handle for _ in range(n)]
             await world.engine.start(handles[0])
@@ -139,6 +142,27 @@ def test_what_rests_can_end(spec: ModelSpec, run: Run, how: str) -> None:
             await until(lambda: not world.engine_client.sequences._paused)
 
     run(test())
+
+
+def test_a_connection_that_breaks_under_a_reader_is_no_error_of_ours(
+    spec: ModelSpec, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        with contextlib.ExitStack() as proxies:
+            proxy: list[TcpProxy] = []
+
+            def by_way_of(address: str) -> str:
+                proxy.append(proxies.enter_context(TcpProxy(address)))
+                return proxy[0].address
+
+            async with behind(spec, by_way_of=by_way_of) as (world, call, handles, _):
+                proxy[0].cut()
+                assert unpack((await world.engine.act(Abort)).handles).tolist() == handles
+                assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
+                await until(lambda: len(world.engine_client.sequences) == 0)
+
+    run(test())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @given(
