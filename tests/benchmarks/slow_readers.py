@@ -2,7 +2,8 @@
 
 One client that never reads and ten that read 40 tokens a second ask beside streams that are read as they come, in turns
 with the same streams without them. Prints the times between two messages of those streams, p50 and p99, and the ratio
-of the p99s; beside them, how many sequences were paused on average. The slow clients are a process of their own.
+of the p99s; beside them, how often a second slow readers' sequences were paused anew. The slow clients are a process of
+their own.
 
 Without `--model`, a device that runs none and takes 10 ms a step.
 """
@@ -117,7 +118,8 @@ def main() -> None:
     device = {"sim_step_us": 10_000} if arguments.model is None else {"device": "cpu"}
     model = arguments.model or "random:qwen3-0.6b"
     pooled: dict[bool, list[float]] = {False: [], True: []}
-    ratios, paused = [], []
+    ratios: list[float] = []
+    num_pauses = 0
     with serve(model, max_model_len=4096, stream_buffer_tokens=256, slow_reader_timeout_s=600, **device) as service:
         asyncio.run(measure(service.address, arguments.streams, 3.0))  # warms up
         for number in range(arguments.rounds):
@@ -127,8 +129,9 @@ def main() -> None:
                 if are_there:
                     with slow_clients(service.address):
                         service.wait_for_load(lambda load: load.paused_sequences == _NUM_SLOW + 1)
+                        num_pauses -= service.load().preemptions
                         gaps = asyncio.run(measure(service.address, arguments.streams, arguments.seconds))
-                        paused.append(service.load().paused_sequences)
+                        num_pauses += service.load().preemptions
                 else:
                     gaps = asyncio.run(measure(service.address, arguments.streams, arguments.seconds))
                 pooled[are_there] += gaps
@@ -138,7 +141,7 @@ def main() -> None:
     for are_there, name in ((False, "without"), (True, "with")):
         p50, p99_s = np.percentile(pooled[are_there], [50, 99]) * 1e3
         print(f"{name:8} p50 {p50:6.2f} ms   p99 {p99_s:6.2f} ms   of {len(pooled[are_there]):,} times")
-    print(f"paused at the end of a round, of {_NUM_SLOW + 1}: {statistics.mean(paused):.1f}")
+    print(f"pauses a second: {num_pauses / (arguments.rounds * arguments.seconds):.1f}")
     ratio = np.percentile(pooled[True], 99) / np.percentile(pooled[False], 99)
     print(f"ratio of p99: {ratio:.3f} pooled, {statistics.median(ratios):.3f} the median of rounds")
 
