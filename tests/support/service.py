@@ -86,11 +86,16 @@ def _flag(name: str, value: object) -> str:
 
 @contextmanager
 def serve(
-    model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, operator_key: str | None = None, **settings: object
+    model: str = SIM_MODEL,
+    ready_limit_s: float = LIMIT_S,
+    program: tuple[str, ...] = ("-m", "pagewire.scheduler_svc"),
+    operator_key: str | None = None,
+    **settings: object,
 ) -> Iterator[Service]:
     """Start a service on free ports; whatever is left of it is killed when the block ends.
 
-    `operator_key` is a key that may ask for its load, where `settings` name a file of keys.
+    `program` is what Python runs. `operator_key` is a key that may ask for its load, where `settings` name a file of
+    keys.
     """
     ready, child_end = os.pipe()
     options = {
@@ -101,7 +106,7 @@ def serve(
         **settings,
     }
     flags = [_flag(name.replace("_", "-"), value) for name, value in options.items()]
-    command = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--quiet", f"--model={model}", *flags]
+    command = [sys.executable, *program, "serve", "--quiet", f"--model={model}", *flags]
     process = subprocess.Popen(
         [*command, f"--ready-fd={child_end}"],
         pass_fds=[child_end],
