@@ -11,7 +11,7 @@ nothing here spins, because on a CPU the worker computes on the same cores.
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 
@@ -20,7 +20,7 @@ from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, Outbox
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
-from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
+from pagewire.scheduler_svc.engine.links import Dropped, FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
@@ -64,6 +64,8 @@ from pagewire.wire.requests import (
 
 _log = logging.getLogger(__name__)
 
+BORDERS = ("frontends", "workers")
+"""The engine's own, as its counts of what was dropped call them."""
 _LOOK_S = 0.25
 """Between two looks at the step that is answered next, at most."""
 
@@ -80,8 +82,10 @@ class EngineLoop:
         lifeline: Lifeline,
         clock: Callable[[], float],
         kv_events: KvEventPublisher | None = None,
+        refused_connections: Callable[[str], int] = lambda border: 0,
     ) -> None:
-        """`kv_events` publishes what becomes of cached blocks, where somebody follows it."""
+        """`kv_events` publishes what becomes of cached blocks, where somebody follows it; `refused_connections` says
+        how many a border has had."""
         self._launch = launch
         self._frontends = frontends
         self._workers = workers
@@ -94,7 +98,9 @@ class EngineLoop:
         self._group = group
         self._draining = False
         self._limited_log = LimitedLog(_log)
-        self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._refused_connections = refused_connections
+        self._dropped_by_worker = 0
+        """Frames from here that it could not read, as it last said."""
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
         self._next_look_s = 0.0
@@ -185,7 +191,7 @@ class EngineLoop:
             answer = self._taker.submit(frontend, request, came_s)
         except UnanswerableError as error:
             self._limited_log.error("a submission was dropped: %s", error)
-            self._unexpected_messages += 1
+            self._frontends.drop(Dropped.UNFIT)
             return
         except ValueError as error:
             self._limited_log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
@@ -199,7 +205,7 @@ class EngineLoop:
         try:
             keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
         except WireError:
-            self._unexpected_messages += 1
+            self._frontends.drop(Dropped.MALFORMED)
             return
         for key in keys:
             self._taker.abort(key)
@@ -210,6 +216,7 @@ class EngineLoop:
         match news:
             case StepResult():
                 if rank == 0:
+                    self._dropped_by_worker = news.dropped_frames
                     self._on_result(news)
             case WorkerHello():
                 self._greet(rank, news)
@@ -267,7 +274,7 @@ class EngineLoop:
         now_s, since_s = self._clock(), self._pipeline.oldest_since_s
         step = self._pipeline.pop(result, now_s)
         if step is None or self._scheduler is None:
-            self._unexpected_messages += 1
+            self._workers.drop(Dropped.STALE)
             return
         try:
             outcome = self._scheduler.apply(step, rows_of(result))
@@ -327,9 +334,11 @@ class EngineLoop:
 
     def _load(self) -> Load:
         scheduler = self._scheduler
-        dropped = self._frontends.dropped_frames + self._workers.dropped_frames + self._unexpected_messages
+        dropped = self._dropped()
+        num_dropped = sum(dropped.values())
+        dropped |= {f"{border}.refused_connections": count for border, count in self._refusals()}
         if scheduler is None:
-            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dropped)
+            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, num_dropped, dropped)
         counters, blocks = scheduler.counters, scheduler.blocks
         return Load(
             state=self._state(),
@@ -345,5 +354,19 @@ class EngineLoop:
             steps=counters.steps,
             worker_busy_us=self._pipeline.busy_us,
             worker_idle_us=self._pipeline.idle_us,
-            dropped_frames=dropped,
+            dropped_frames=num_dropped,
+            dropped=dropped,
         )
+
+    def _dropped(self) -> dict[str, int]:
+        """Frames by border and kind, those that there were."""
+        counters = zip(BORDERS, (self._frontends.dropped, self._workers.dropped), strict=True)
+        found = {f"{border}.{kind}": count for border, counts in counters for kind, count in counts.items()}
+        if self._dropped_by_worker:
+            found["worker.malformed"] = self._dropped_by_worker
+        return found
+
+    def _refusals(self) -> Iterator[tuple[str, int]]:
+        for border in BORDERS:
+            if count := self._refused_connections(border):
+                yield border, count
