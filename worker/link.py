@@ -87,6 +87,8 @@ class EngineLink:
                 frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return None
+            if not frame.more and not frame.bytes:
+                continue  # asks whether this end is still there, which ZeroMQ has answered
             if not frame.more:
                 try:
                     return self._incoming.decode(frame.bytes)

@@ -6,6 +6,7 @@ model with a tokenizer and a chat template, so that text, grammars and helper pr
 """
 
 import contextlib
+import math
 import os
 import random
 import tempfile
@@ -58,9 +59,14 @@ class Used(NamedTuple):
     """And threads."""
 
     @property
+    def role(self) -> str:
+        """Which of `ROLES` it has, or nothing."""
+        return next((role for role in ROLES if role in self.command), "")
+
+    @property
     def is_core(self) -> bool:
         """Whether it must live on."""
-        return not set(self.command).isdisjoint(ROLES)
+        return self.role != ""
 
 
 def used(service: Service) -> dict[int, Used]:
@@ -94,8 +100,16 @@ class FuzzWorld:
         command = f"touch {self.tripwire}".encode()
         return b"cposix\nsystem\n(S'" + command + b"'\ntR."
 
-    def run(self, attacks: Sequence[Attack], when_over: Callable[[], None], num_threads: int = 2) -> None:
-        """Attack for `SECONDS`, let `when_over` close what they left open, and hold what must be held."""
+    def run(
+        self,
+        attacks: Sequence[Attack],
+        when_over: Callable[[], None],
+        growth_bytes: int = GROWTH_BYTES,
+        a_second: float = math.inf,
+    ) -> None:
+        """Attack for `SECONDS`, let `when_over` close what they left open, and hold what must be held. At most
+        `a_second` in a second: what one service can answer is measured elsewhere."""
+        num_threads = 2
         complaints: list[str] = []
         lock = threading.Lock()
         started_s = time.monotonic()
@@ -110,6 +124,7 @@ class FuzzWorld:
                     return
                 with lock:
                     self.sent[said] += 1
+                self._wait(started_s + sum(self.sent.values()) / a_second)
 
         with self.bystanders.watching() as counts, ThreadPoolExecutor(num_threads) as threads:
             running = [threads.submit(attack, number) for number in range(num_threads)]
@@ -118,18 +133,20 @@ class FuzzWorld:
             for each in running:
                 each.result(SECONDS + SETTLE_S)
             when_over()
-        self._settled(early, time.monotonic() - started_s)
-        print(f"{sum(self.sent.values())} in {time.monotonic() - started_s:.0f} s: {dict(self.sent.most_common())}")
-        print(f"bystanders were answered {sum(counts)} times; dropped: {dict(self.service.load().dropped_by_kind)}")
+        took_s = time.monotonic() - started_s
+        print(f"{sum(self.sent.values())} in {took_s:.0f} s: {dict(self.sent.most_common())}")
+        print(f"bystanders were answered {sum(counts)} times")
         assert not complaints, complaints
         assert not self.bystanders.wrong, self.bystanders.wrong
         assert min(counts) > 0
+        self._settled(early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60))
+        print(f"dropped: {dict(self.service.load().dropped_by_kind)}")
         assert not self.tripwire.exists(), "somebody has run a pickle"
 
     def _wait(self, until_s: float) -> None:
         threading.Event().wait(max(0.0, until_s - time.monotonic()))
 
-    def _settled(self, early: dict[int, Used], took_s: float) -> None:
+    def _settled(self, early: dict[int, Used], allowed: int) -> None:
         """Nothing runs any more, the processes are the same, and none has grown."""
         core = {pid for pid, was in self.quiet.items() if was.is_core}
         now = used(self.service)
@@ -144,7 +161,6 @@ class FuzzWorld:
             return all(now[pid].num_descriptors <= self.quiet[pid].num_descriptors + DESCRIPTOR_SLACK for pid in core)
 
         wait_for(is_quiet, "descriptors and threads to be given back", SETTLE_S)
-        allowed = GROWTH_BYTES + GROWTH_BYTES_PER_MINUTE * took_s / 60
         for pid, is_now in used(self.service).items():
             if pid in early:
                 grown = is_now.rss_bytes - early[pid].rss_bytes

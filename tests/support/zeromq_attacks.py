@@ -38,7 +38,7 @@ class ZeroMqAttacks:
 
     def __init__(self, runtime_dir: Path, pickle: bytes) -> None:
         self._sockets = [str(path) for path in runtime_dir.iterdir() if path.is_socket()]
-        launch = json.loads((runtime_dir / "engine.json").read_text())
+        launch = json.loads((runtime_dir / "engine-0.json").read_text())
         self._frontends, self._workers = launch["frontends"], launch["workers"]
         self._pickle = pickle
         self._half_open: deque[socket.socket] = deque()
@@ -126,8 +126,9 @@ class ZeroMqAttacks:
         with self._connected(draw) as raw, contextlib.suppress(OSError):
             raw.sendall(zmtp_greeting(b"NULL"))
             raw.sendall(zmtp_command(b"READY", b"\x0bSocket-Type\0\0\0\6DEALER"))
+            size = draw.choice((0, 1000, 16_384))
             for _ in range(64):
-                raw.sendall(zmtp_frame(bytes(16_384), more=True) * 16)
+                raw.sendall(zmtp_frame(bytes(size), more=True) * 16)
         return "messages without end"
 
     # With ZeroMQ

@@ -149,6 +149,8 @@ class EngineLink:
             self._unsent.popleft()
 
     def _handle(self, frame: zmq.Frame) -> None:
+        if not frame.more and not frame.bytes:
+            return  # asks whether this end is still there, which ZeroMQ has answered
         kind = "malformed"
         try:
             if frame.more:
