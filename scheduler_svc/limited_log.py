@@ -12,6 +12,26 @@ from collections.abc import Callable
 INTERVAL_S = 10.0
 
 
+class LimitedRecords(logging.Filter):
+    """The same for a logger that is not ours: what a library says of a peer, of each format the first in so many
+    seconds, without its traceback."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, interval_s: float = INTERVAL_S) -> None:
+        super().__init__()
+        self._clock = clock
+        self._interval_s = interval_s
+        self._said_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is written."""
+        kind, now_s = str(record.msg)[:40], self._clock()
+        if now_s - self._said_s.get(kind, -self._interval_s) < self._interval_s:
+            return False
+        self._said_s[kind] = now_s
+        record.exc_info = None
+        return True
+
+
 class LimitedLog:
     """In front of a logger, for one thread."""
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import platform
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.scheduler_svc.models.cache import cache_dir_of
-from pagewire.scheduler_svc.models.resolve import resolve_model
+from pagewire.scheduler_svc.models.resolve import check_weights, resolve_model
 from pagewire.scheduler_svc.progress import closing_progress, make_progress
 from pagewire.scheduler_svc.settings.device import (
     check_tensor_parallel,
@@ -134,6 +135,8 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
         environ=os.environ,
         progress=host.progress,
     )
+    if device != "sim":
+        check_weights(model)
     check_tensor_parallel(settings, device, model.decoder)
     return ServerPlan(
         settings=settings,
@@ -142,6 +145,7 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
         dtype=choose_dtype(settings, device, read_cpuinfo()),
         max_model_len=choose_max_model_len(settings, device, model.decoder),
         runtime_dir=host.runtime_dir.path,
+        link_password=secrets.token_hex(32),
         started_unix_s=started_unix_s,
         host_name=platform.node() or "localhost",
     )

@@ -9,12 +9,13 @@ Single-threaded, as ZeroMQ sockets are: only the loop calls it.
 
 from collections.abc import Callable
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 from pagewire.wire.launch import Endpoint
-from pagewire.wire.plan import FromWorker, ToWorker
+from pagewire.wire.plan import FromWorker, StepResult, ToWorker
 
 _MAX_QUEUED = 64
 _POLL_MS = 200
@@ -59,7 +60,7 @@ def await_engine(endpoint: Endpoint, progress: Callable[[str, float], None]) -> 
 
 
 class EngineLink:
-    """Sends to and receives from the engine. Counts what it dropped in `dropped_frames`."""
+    """Sends to and receives from the engine. What it dropped it counts in `dropped_frames`, and tells with results."""
 
     def __init__(self, endpoint: Endpoint, identity: str) -> None:
         self.dropped_frames = 0
@@ -72,6 +73,8 @@ class EngineLink:
 
     def send(self, message: FromWorker) -> None:
         """Queue a message; it goes out when the engine is there. Raises LinkError when the queue is full."""
+        if self.dropped_frames and isinstance(message, StepResult):
+            message = msgspec.structs.replace(message, dropped_frames=self.dropped_frames)
         try:
             self._socket.send(self._outgoing.encode(message), zmq.NOBLOCK)
         except zmq.Again as error:
@@ -84,6 +87,8 @@ class EngineLink:
                 frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return None
+            if not frame.more and not frame.bytes:
+                continue  # asks whether this end is still there, which ZeroMQ has answered
             if not frame.more:
                 try:
                     return self._incoming.decode(frame.bytes)
@@ -126,4 +131,7 @@ def _dealer(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: Endpoint) -> "z
         socket.curve_serverkey = endpoint.curve.server_public.encode()
         socket.curve_publickey = endpoint.curve.own_public.encode()
         socket.curve_secretkey = endpoint.curve.own_secret.encode()
+    elif endpoint.password is not None:
+        socket.plain_username = b"worker"
+        socket.plain_password = endpoint.password.encode()
     return socket

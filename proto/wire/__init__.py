@@ -10,6 +10,7 @@ typed decoder built once; nothing on a wire can name code to run. New fields go 
 - `requests`: frontend ↔ engine
 - `control`: supervisor ↔ its children; `lifeline`: a child's end of that channel
 - `model`: what a model is, as the supervisor read it from its files
-- `gguf_header`: the format that supervisor and workers both read
+- `tensors`: which tensors a decoder needs; `gguf_header` and `gguf_tensors`, `safetensors_header`: the formats that
+  supervisor and workers both read
 - `launch`: what a worker is started with
 """

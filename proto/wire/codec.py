@@ -40,6 +40,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 ShortText = Annotated[str, Meta(max_length=1024)]
 """A name or a version."""
 ShortTexts = Annotated[dict[ShortText, ShortText], Meta(max_length=256)]
+ShortCounts = Annotated[dict[ShortText, Total], Meta(max_length=256)]
 HandleColumn = Annotated[bytes, Meta(max_length=4 * 65_536)]
 """int32 column of handles that stand there once each."""
 

@@ -37,6 +37,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     address: str
     curve: CurveKeys | None = None
+    password: str | None = None
+    """Of an `ipc://` address: what a peer shows to be let in, new with each run of a server. It stands in launch files,
+    as this does; the socket's name alone is no permission."""
 
     def __post_init__(self) -> None:
         if not self.address.startswith(("ipc://", "tcp://")):

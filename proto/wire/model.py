@@ -78,6 +78,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Jinja source."""
     tool_use_template: str | None = None
     """The same for conversations with tools, where the model has a template of their own."""
+    template_origin: str = ""
+    """The files and the key that both are of, for an error about them."""
     special_tokens: dict[str, str] = {}
     """Named special tokens for the template: bos_token, eos_token, …"""
     sampling: SamplingParams = SamplingParams()

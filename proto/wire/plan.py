@@ -177,6 +177,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     """One for each row with a token whose slot asks for them, in the order of rows."""
     prompt_logprobs: list[ChunkLogprobs] = []
     """One for each chunk that has rows that score, in the order of chunks."""
+    dropped_frames: Total = 0
+    """Since the worker's start: frames of the engine's that it could not read."""
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, array_like=True, gc=False):

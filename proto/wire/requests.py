@@ -21,6 +21,7 @@ from pagewire.wire.codec import (
     Incarnation,
     PeerNumber,
     Seconds,
+    ShortCounts,
     ShortText,
     ShortTexts,
     Total,
@@ -81,6 +82,8 @@ class Register(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="regi
 
     frontend: PeerNumber
     incarnation: Incarnation
+    connection: Count = 0
+    """How often this process has connected anew, each time under another name."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="submit"):
@@ -266,6 +269,9 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
     worker_busy_us: Total
     worker_idle_us: Total
     dropped_frames: Total
+    dropped: ShortCounts = {}
+    """Those frames by border and kind, `frontends.stale`; and connections that were not let in,
+    `workers.refused_connections`. What there was none of is not there."""
     paused: Count = 0
     """Sequences whose clients are behind; neither running nor waiting."""
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
-from pagewire.scheduler_svc.engine.links import FrontendLink, RouterSockets, WorkerLink
-from pagewire.scheduler_svc.engine.loop import EngineLoop
+from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
+from pagewire.scheduler_svc.engine.loop import BORDERS, EngineLoop
+from pagewire.scheduler_svc.engine.router_sockets import RouterSockets
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -43,7 +44,7 @@ def main() -> int:
     logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
     with RouterSockets() as sockets, contextlib.ExitStack() as publishing:
         try:
-            frontends, workers = sockets.bind(launch.frontends), sockets.bind(launch.workers)
+            frontends, workers = map(sockets.bind, (launch.frontends, launch.workers), BORDERS)
             kv_events = None
             if launch.kv_events is not None:
                 kv_events = publishing.enter_context(KvEventPublisher(launch.kv_events))
@@ -52,7 +53,9 @@ def main() -> int:
             return 1
         group = WorkerGroup(launch)
         worker_link = WorkerLink(workers, group.refusal)
-        loop = EngineLoop(launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic, kv_events)
+        loop = EngineLoop(
+            launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic, kv_events, sockets.refused
+        )
         try:
             return loop.run()
         except BaseException as error:

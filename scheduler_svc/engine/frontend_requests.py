@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError
 from pagewire.scheduler_svc.engine.events import Event, Outbox
-from pagewire.scheduler_svc.engine.links import FrontendLink
+from pagewire.scheduler_svc.engine.links import Dropped, FrontendLink
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
@@ -57,8 +57,6 @@ class FrontendRequests:
         self._clock = clock
         self._scheduler: Scheduler | None = None
         self._limited_log = LimitedLog(_log)
-        self.num_unexpected = 0
-        """Messages that decoded, but fit nothing we know."""
 
     @property
     def _taker(self) -> Scheduler | EarlySubmissions:
@@ -117,7 +115,7 @@ class FrontendRequests:
             answer = self._taker.submit(frontend, request, came_s)
         except UnanswerableError as error:
             self._limited_log.error("a submission was dropped: %s", error)
-            self.num_unexpected += 1
+            self._link.drop(Dropped.UNFIT)
             return
         except ValueError as error:
             self._limited_log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
@@ -132,7 +130,7 @@ class FrontendRequests:
         try:
             keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
         except WireError:
-            self.num_unexpected += 1
+            self._link.drop(Dropped.MALFORMED)
             return
         for key in keys:
             act(key)

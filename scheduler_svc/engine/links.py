@@ -1,36 +1,30 @@
 """Links: the engine's two ROUTER sockets, who is at the other end of each, and the way to and from them.
 
-A link owns which identity each peer's number stands for. A peer introduces itself with a message that gives its number
-and its incarnation, the same for as long as it lives. A later incarnation takes an earlier one's place. An earlier one
-takes that of a later one only where the later cannot be reached any more: what a process that ended still had under way
-must not come between, and a wrong number must not keep the right one out for good. What does not decode, or comes from
-nobody who is introduced, is counted and dropped; nothing raises past `receive`.
+A link owns which identity each peer's number stands for. A peer introduces itself with a message that gives its number,
+its incarnation, the same for as long as it lives, and how often it has connected anew. A later one takes an earlier
+one's place. An earlier one, or the same once more from somebody else, takes it only where the later cannot be reached
+any more: what a process that ended still had under way must not come between, a frame that is sent again must not take
+a place, and a wrong number must not keep the right one out for good. What does not decode, or comes from nobody who is
+introduced, is dropped and counted by kind; nothing raises past `receive`.
 
 A link knows neither sequences nor plans.
 """
 
+import enum
 import logging
-import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
 import zmq
-import zmq.auth
-import zmq.auth.thread
 
 from pagewire.scheduler_svc.limited_log import LimitedLog
-from pagewire.scheduler_svc.startup_errors import StartupError
-from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
-from pagewire.wire.launch import CurveKeys, Endpoint
+from pagewire.wire.codec import Codec, WireError
 from pagewire.wire.plan import PROTOCOL_VERSION, FromWorker, ToWorker, WorkerHello
 from pagewire.wire.requests import FromFrontend, Register, ToFrontend
 
 _log = logging.getLogger(__name__)
-
-HIGH_WATER_MARK = 16_384
-"""Messages that may wait for one peer; a peer that leaves more unread is treated as gone."""
 
 _MAX_FRAMES_PER_WAKE = 1_024
 """Most frames read before the loop turns to its other duties."""
@@ -46,6 +40,23 @@ class Introduction(NamedTuple):
 
     number: int
     incarnation: int
+    connection: int = 0
+    """How often that process has connected anew."""
+
+
+class Dropped(enum.StrEnum):
+    """Why a frame was dropped."""
+
+    MALFORMED = "malformed"
+    """It is no message of this border."""
+    UNKNOWN = "unknown"
+    """It came from nobody who has introduced himself."""
+    STALE = "stale"
+    """It is of an earlier incarnation, connection or epoch."""
+    REPLAYED = "replayed"
+    """An introduction that somebody else has made, who is still there."""
+    UNFIT = "unfit"
+    """It is a message, and fits nothing that we know."""
 
 
 class Peers(ABC, Generic[Sent, Received]):
@@ -55,13 +66,14 @@ class Peers(ABC, Generic[Sent, Received]):
         """`sends` and `receives` are the types of messages."""
         self.socket = router
         """For pollers."""
-        self.dropped_frames = 0
+        self.dropped: Counter[Dropped] = Counter()
         self._log = LimitedLog(_log)
         self._readable = [(router, zmq.POLLIN)]
         self._outgoing: Codec[Sent] = Codec(sends)
         self._incoming: Codec[Received] = Codec(receives)
         self._identities: dict[int, bytes] = {}
-        self._incarnations: dict[int, int] = {}
+        self._introductions: dict[int, Introduction] = {}
+        """The last of each number, whether it is still there or not."""
 
     def receive(self) -> Iterator[tuple[int, Received]]:
         """(number, message) for everything that has come, introductions among it, without waiting."""
@@ -72,56 +84,67 @@ class Peers(ABC, Generic[Sent, Received]):
                 return
             # A ROUTER puts the sender's identity before every message, so there is another frame.
             frame = self.socket.recv(copy=False)
-            arrival = None if frame.more else self._understand(identity, frame.bytes)
+            arrival = Dropped.MALFORMED if frame.more else self._understand(identity, frame.bytes)
             while frame.more:
                 frame = self.socket.recv(copy=False)
-            if arrival is None:
-                self.dropped_frames += 1
+            if isinstance(arrival, Dropped):
+                self.dropped[arrival] += 1
             else:
                 yield arrival
             # One message is the rule. To ask whether another is there takes a quarter of the exception's time.
             if not zmq.zmq_poll(self._readable, 0):
                 return
 
+    def drop(self, kind: Dropped) -> None:
+        """Count a message that `receive` gave, and that meant nothing."""
+        self.dropped[kind] += 1
+
     def forget(self, number: int) -> None:
         """That process ended, or is as good as: nothing from it counts any more."""
         self._identities.pop(number, None)
 
     @abstractmethod
-    def _introduction(self, message: Received) -> Introduction | None:
-        """What an introduction says; none for any other message."""
+    def _introduction(self, message: Received) -> Introduction | Dropped | None:
+        """What an introduction says, or why it is none of ours; none for any other message."""
 
     def _post(self, number: int, frame: bytes) -> None:
         """Send without waiting. Raises zmq.ZMQError for a peer that cannot be reached or leaves too much unread."""
         self.socket.send(self._identities[number], _MORE_FOLLOWS)
         self.socket.send(frame, zmq.NOBLOCK)
 
-    def _understand(self, identity: bytes, frame: bytes) -> tuple[int, Received] | None:
+    def _understand(self, identity: bytes, frame: bytes) -> tuple[int, Received] | Dropped:
         try:
             message = self._incoming.decode(frame)
         except WireError as error:
             self._log.warning("a frame was dropped: %s", error)
-            return None
+            return Dropped.MALFORMED
         introduction = self._introduction(message)
+        if isinstance(introduction, Dropped):
+            return introduction
         if introduction is None:
             for number, known in self._identities.items():
                 if known == identity:
                     return number, message
-            return None
-        number, incarnation = introduction
-        if not self._admits(identity, introduction):
-            self._log.warning("peer %d introduced itself as incarnation %d, and is not let in", number, incarnation)
-            return None
-        self._incarnations[number] = incarnation
-        self._identities[number] = identity
-        return number, message
+            return Dropped.UNKNOWN
+        if (refusal := self._refusal_of(identity, introduction)) is not None:
+            self._log.warning(
+                "peer %d introduced itself as incarnation %d, connection %d, and is not let in: %s",
+                *introduction,
+                refusal.value,
+            )
+            return refusal
+        self._introductions[introduction.number] = introduction
+        self._identities[introduction.number] = identity
+        return introduction.number, message
 
-    def _admits(self, identity: bytes, introduction: Introduction) -> bool:
+    def _refusal_of(self, identity: bytes, introduction: Introduction) -> Dropped | None:
         for number, known in self._identities.items():
-            if known == identity and introduction != (number, self._incarnations[number]):
-                return False  # it is somebody else already
-        number, incarnation = introduction
-        return incarnation >= self._incarnations.get(number, 0) or not self._is_reachable(number)
+            if known == identity:  # it is somebody else already, or says the same again
+                return None if introduction == self._introductions[number] else Dropped.UNFIT
+        last = self._introductions.get(introduction.number)
+        if last is None or introduction > last or not self._is_reachable(introduction.number):
+            return None
+        return Dropped.REPLAYED if introduction == last else Dropped.STALE
 
     def _is_reachable(self, number: int) -> bool:
         """Whether that peer is still there. Asked by an empty message, which it drops: ZeroMQ tells no other way."""
@@ -143,7 +166,9 @@ class FrontendLink(Peers[ToFrontend, FromFrontend]):
         self._gone: set[int] = set()
 
     def _introduction(self, message: FromFrontend) -> Introduction | None:
-        return Introduction(message.frontend, message.incarnation) if isinstance(message, Register) else None
+        if not isinstance(message, Register):
+            return None
+        return Introduction(message.frontend, message.incarnation, message.connection)
 
     def send(self, frontend: int, message: ToFrontend) -> None:
         """Send to one frontend, without waiting; one that is not registered gets nothing."""
@@ -175,17 +200,17 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
         super().__init__(router, ToWorker, FromWorker)
         self._refusal = refusal
 
-    def _introduction(self, message: FromWorker) -> Introduction | None:
+    def _introduction(self, message: FromWorker) -> Introduction | Dropped | None:
         if not isinstance(message, WorkerHello):
             return None
         if message.protocol_version != PROTOCOL_VERSION:
             self._log.error(
                 "a worker speaks protocol %d; this engine speaks %d", message.protocol_version, PROTOCOL_VERSION
             )
-            return None
+            return Dropped.UNFIT
         if (refusal := self._refusal(message)) is not None:
             self._log.error("a worker is refused: %s", refusal)
-            return None
+            return Dropped.UNFIT
         return Introduction(message.rank, message.incarnation)
 
     def send(self, message: ToWorker) -> None:
@@ -197,63 +222,3 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
             except zmq.ZMQError as error:
                 # The supervisor notices a dead worker by itself and tells the loop.
                 self._log.warning("rank %d cannot be reached: %s", rank, error)
-
-
-class _PeerKeys:
-    """Tells ZeroMQ's authenticator which client keys may connect."""
-
-    def __init__(self, keys: CurveKeys) -> None:
-        self._allowed = frozenset(key.encode() for key in keys.peers_public)
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client with this Z85 public key may connect."""
-        return key in self._allowed
-
-
-class RouterSockets:
-    """A context of its own, and the authenticator that CURVE sockets in it need."""
-
-    def __init__(self) -> None:
-        self._context = zmq.Context()
-        self._authenticator: zmq.auth.thread.ThreadAuthenticator | None = None
-
-    def bind(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
-        """A bound ROUTER that refuses over-long frames and reports unreachable peers instead of dropping silently.
-
-        Raises StartupError where the address cannot be listened on."""
-        router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        router.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
-        router.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-        router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        if endpoint.curve is not None:
-            self._require_curve(router, endpoint.curve)
-        # The socket file of an engine that was killed would still be there.
-        if endpoint.address.startswith("ipc://") and os.path.exists(path := endpoint.address.removeprefix("ipc://")):
-            os.unlink(path)
-        try:
-            router.bind(endpoint.address)
-        except zmq.ZMQError as error:
-            raise StartupError(f"cannot listen on {endpoint.address}: {error.strerror}") from error
-        return router
-
-    def _require_curve(self, router: zmq.Socket[bytes], keys: CurveKeys) -> None:
-        if self._authenticator is None:
-            self._authenticator = zmq.auth.thread.ThreadAuthenticator(self._context)
-            self._authenticator.start()
-        self._authenticator.configure_curve_callback(domain="*", credentials_provider=_PeerKeys(keys))
-        router.curve_server = True
-        router.curve_publickey = keys.own_public.encode()
-        router.curve_secretkey = keys.own_secret.encode()
-
-    def __enter__(self) -> "RouterSockets":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        self._context.destroy(linger=0)

@@ -11,7 +11,7 @@ nothing here spins, because on a CPU the worker computes on the same cores.
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 
@@ -20,7 +20,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Outbox
 from pagewire.scheduler_svc.engine.frontend_requests import FrontendRequests
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
-from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
+from pagewire.scheduler_svc.engine.links import Dropped, FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.step_deadline import StepDeadline
@@ -47,6 +47,8 @@ from pagewire.wire.requests import EngineInfo, EngineState, Load
 
 _log = logging.getLogger(__name__)
 
+BORDERS = ("frontends", "workers")
+"""The engine's own, as its counts of what was dropped call them."""
 _LOOK_S = 0.25
 """Between two looks at the step that is answered next, at most."""
 
@@ -63,8 +65,10 @@ class EngineLoop:
         lifeline: Lifeline,
         clock: Callable[[], float],
         kv_events: KvEventPublisher | None = None,
+        refused_connections: Callable[[str], int] = lambda border: 0,
     ) -> None:
-        """`kv_events` publishes what becomes of cached blocks, where somebody follows it."""
+        """`kv_events` publishes what becomes of cached blocks, where somebody follows it; `refused_connections` says
+        how many a border has had."""
         self._launch = launch
         self._frontends = frontends
         self._workers = workers
@@ -77,9 +81,11 @@ class EngineLoop:
         self._requests = FrontendRequests(frontends, self._outbox, self._early, self._introduction, clock)
         self._group = group
         self._draining = False
-        self._unexpected_results = 0  # decoded, but fitting nothing we know; counted with the dropped frames
         self._num_checked = 0
         """Sequences that had come when the scheduler was last found idle and recounted."""
+        self._refused_connections = refused_connections
+        self._dropped_by_worker = 0
+        """Frames from here that it could not read, as it last said."""
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
         self._next_look_s = 0.0
@@ -144,6 +150,7 @@ class EngineLoop:
         match news:
             case StepResult():
                 if rank == 0:
+                    self._dropped_by_worker = news.dropped_frames
                     self._on_result(news)
             case WorkerHello():
                 self._greet(rank, news)
@@ -201,7 +208,7 @@ class EngineLoop:
         now_s, since_s = self._clock(), self._pipeline.oldest_since_s
         step = self._pipeline.pop(result, now_s)
         if step is None or self._scheduler is None:
-            self._unexpected_results += 1
+            self._workers.drop(Dropped.STALE)
             return
         try:
             outcome = self._scheduler.apply(step, rows_of(result))
@@ -272,10 +279,11 @@ class EngineLoop:
 
     def _load(self) -> Load:
         scheduler = self._scheduler
-        dropped = self._frontends.dropped_frames + self._workers.dropped_frames
-        dropped += self._requests.num_unexpected + self._unexpected_results
+        dropped = self._dropped()
+        num_dropped = sum(dropped.values())
+        dropped |= {f"{border}.refused_connections": count for border, count in self._refusals()}
         if scheduler is None:
-            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dropped)
+            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, num_dropped, dropped)
         counters, blocks = scheduler.counters, scheduler.blocks
         return Load(
             state=self._state(),
@@ -291,6 +299,20 @@ class EngineLoop:
             steps=counters.steps,
             worker_busy_us=self._pipeline.busy_us,
             worker_idle_us=self._pipeline.idle_us,
-            dropped_frames=dropped,
+            dropped_frames=num_dropped,
+            dropped=dropped,
             paused=scheduler.num_paused,
         )
+
+    def _dropped(self) -> dict[str, int]:
+        """Frames by border and kind, those that there were."""
+        counters = zip(BORDERS, (self._frontends.dropped, self._workers.dropped), strict=True)
+        found = {f"{border}.{kind}": count for border, counts in counters for kind, count in counts.items()}
+        if self._dropped_by_worker:
+            found["worker.malformed"] = self._dropped_by_worker
+        return found
+
+    def _refusals(self) -> Iterator[tuple[str, int]]:
+        for border in BORDERS:
+            if count := self._refused_connections(border):
+                yield border, count

@@ -25,6 +25,7 @@ from pagewire.scheduler_svc.frontend.errors import InternalError
 from pagewire.scheduler_svc.frontend.rpc.listener import connections_of_each, connections_within, raise_descriptor_limit
 from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
+from pagewire.scheduler_svc.limited_log import LimitedRecords
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed, Ready, ToChild
 from pagewire.wire.lifeline import Lifeline
@@ -93,6 +94,8 @@ def main() -> int:
         logging.basicConfig(
             level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
         )
+        # grpc tells of each header that is no UTF-8, with a traceback.
+        logging.getLogger("grpc._cython.cygrpc").addFilter(LimitedRecords())
         asyncio.run(_run(_within_descriptors(launch), lifeline))
     except InternalError as error:
         lifeline.send(Failed(f"internal error in a frontend: {error}"))

@@ -38,7 +38,7 @@ from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, Serv
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
-from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
+from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits, TemplateRefusedError
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler
 from pagewire.scheduler_svc.frontend.text.tokenizer import NUM_THREADS, TextTokenizer
 from pagewire.scheduler_svc.launch import FrontendLaunch
@@ -63,6 +63,14 @@ _BEAT_INTERVAL_S = 1.0
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+
+async def _start(template: ChatTemplate, origin: str) -> None:
+    """Raises TemplateRefusedError, which names the file where that is known."""
+    try:
+        await template.start()
+    except TemplateRefusedError as error:
+        raise TemplateRefusedError(f"{origin}: {error}" if origin else str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +133,7 @@ class Frontend:
         )
         try:
             if template is not None:
-                await template.start()
+                await _start(template, spec.template_origin)
             address = await self._listen(parts, threads)
             admin_address = await self._listen_admin(parts.authenticator)
             self._spawn(self._health.run())

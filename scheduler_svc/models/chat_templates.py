@@ -26,6 +26,8 @@ class ChatTemplates(msgspec.Struct, frozen=True):
 
     default: str | None = None
     tool_use: str | None = None
+    origin: str = ""
+    """The files that they are of, and the key; for whoever finds that one does not compile."""
 
 
 class _Named(msgspec.Struct):
@@ -54,21 +56,22 @@ def read_templates(folder: Path, in_config: Any, warn: Warn) -> ChatTemplates:
     except msgspec.ValidationError as error:
         raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template: {error}") from error
     of_processor = _of_processor(folder / _PROCESSOR_FILE)
+    where = " and ".join(str(files[name]) for name in ("default", "tool_use") if name in files)
     if named:
         _say_overruled(folder, "tokenizer_config.json", of_config, named, warn)
         _say_overruled(folder, _PROCESSOR_FILE, of_processor, named, warn)
     elif of_config:
-        named = of_config
+        named, where = of_config, f"{folder / 'tokenizer_config.json'}: chat_template"
         _say_overruled(folder, _PROCESSOR_FILE, of_processor, named, warn)
     else:
         # transformers reads this file for processors alone, which stand before a tokenizer.
-        named = of_processor
-    return choose(named, str(folder), warn)
+        named, where = of_processor, str(folder / _PROCESSOR_FILE)
+    return choose(named, str(folder), where, warn)
 
 
-def choose(named: Mapping[str, str], origin: str, warn: Warn) -> ChatTemplates:
-    """The templates that a conversation can get, of all those that `origin` has by name."""
-    templates = ChatTemplates(named.get("default"), named.get("tool_use"))
+def choose(named: Mapping[str, str], origin: str, where: str, warn: Warn) -> ChatTemplates:
+    """The templates that a conversation can get, of all those that `origin` has by name; `where` they stand in it."""
+    templates = ChatTemplates(named.get("default"), named.get("tool_use"), where)
     others = sorted(named.keys() - {"default", "tool_use"})
     if others:
         warn(f"{origin}: chat templates {', '.join(others)} are not used; default and tool_use can be")

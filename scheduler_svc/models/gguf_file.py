@@ -24,7 +24,7 @@ from pagewire.wire.model import ModelSpec
 
 _log = logging.getLogger(__name__)
 
-_READER_VERSION = 6
+_READER_VERSION = 7
 """Part of the cache key: raise it when what is read from a file changes."""
 
 
@@ -87,6 +87,7 @@ def _describe(model: GgufModel, folder: Path, origin: str, digest: str) -> _Desc
         tokenizer_digest=sha256_of(content),
         chat_template=tokenizer.chat_templates.default,
         tool_use_template=tokenizer.chat_templates.tool_use,
+        template_origin=tokenizer.chat_templates.origin,
         special_tokens=tokenizer.special_tokens,
         sampling=defaults,
     )

@@ -173,7 +173,7 @@ def _chat_templates(values: Mapping[str, Any], origin: str, warn: Warn) -> ChatT
         named = {name: msgspec.convert(values[key], str) for name, key in keys.items()}
     except msgspec.ValidationError as error:
         raise ModelError(f"{origin}: {_TEMPLATE} or {_TEMPLATE_NAMES}: {error}") from error
-    return choose(named if default is None else named | {"default": default}, origin, warn)
+    return choose(named if default is None else named | {"default": default}, origin, f"{origin}: {_TEMPLATE}", warn)
 
 
 def _vocabulary(values: dict[str, Any], vocab_size: int, origin: str) -> _Vocabulary:

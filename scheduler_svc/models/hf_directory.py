@@ -53,6 +53,7 @@ def read_directory(folder: Path, name: str, weights_needed: bool, cache_dir: Pat
         split_special_tokens=tokenizer.split_special_tokens,
         chat_template=tokenizer.chat_templates.default,
         tool_use_template=tokenizer.chat_templates.tool_use,
+        template_origin=tokenizer.chat_templates.origin,
         special_tokens=tokenizer.special_tokens,
         sampling=generation.sampling,
     )

@@ -18,7 +18,10 @@ from pagewire.scheduler_svc.models.hub import cached_hub_models, fetch_from_hub
 from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES, random_spec
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.startup_errors import ModelError
+from pagewire.wire.gguf_tensors import GgufDirectory
 from pagewire.wire.model import ModelSpec
+from pagewire.wire.safetensors_header import SafetensorsDirectory
+from pagewire.wire.tensors import WeightsError, check_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +144,21 @@ def resolve_model(
             spec = read_directory(folder, repo, weights_needed, cache_dir)
     _log.debug("model %s: %s", text, source)
     return msgspec.structs.replace(spec, name=served_name) if served_name else spec
+
+
+def check_weights(spec: ModelSpec) -> None:
+    """Hold the headers of the weights' files against the configuration: what is wrong with them is said now, by a
+    process without torch, and not by a worker two seconds later. Raises ModelError, which names file and tensor."""
+    try:
+        match spec.weights_format:
+            case "safetensors":
+                check_tensors(SafetensorsDirectory(spec.weights_files), spec.decoder)
+            case "gguf":
+                check_tensors(GgufDirectory(spec.weights_files), spec.decoder)
+            case "random":
+                pass
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
 
 
 class KnownModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     engine_keys: CurveKeys | None = None
     worker_keys: CurveKeys | None = None
     """Where workers connect by TCP; a rank on another host has the second alone."""
+    link_password: str | None = None
+    """What this server's processes show to each other."""
     started_unix_s: float
     host_name: str = "localhost"
     """Of this machine, in a cluster the pod's."""
@@ -212,10 +214,10 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
         return [address.removeprefix(here) for address in bound if address.startswith(here)]
 
     def _frontend_endpoint(self) -> Endpoint:
-        return Endpoint(address=f"ipc://{self.runtime_dir}/frontends.sock")
+        return Endpoint(address=f"ipc://{self.runtime_dir}/frontends.sock", password=self.link_password)
 
     def _worker_endpoint(self, engine_side: bool) -> Endpoint:
         keys = self.engine_keys if engine_side else self.worker_keys
         if keys is None:
-            return Endpoint(address=f"ipc://{self.runtime_dir}/workers.sock")
+            return Endpoint(address=f"ipc://{self.runtime_dir}/workers.sock", password=self.link_password)
         return Endpoint(address=self.settings.worker_transport, curve=keys)

@@ -6,14 +6,13 @@ that the contract gains must come into the table.
 """
 
 import math
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from support.bystanders import Bystanders
 from support.checkpoints import Checkpoint, build_hf_model, save_checkpoint
 from support.service import LIMIT_S, Service, generation, serve
 
@@ -115,32 +114,6 @@ def message(field: str, value: object) -> pb.Generation:
     return made
 
 
-class Bystanders:
-    """Streams that are asked for again and again, and what they must answer."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self.expected = [self.answer(index) for index in range(NUM_BYSTANDERS)]
-
-    def answer(self, index: int) -> bytes:
-        sampling: dict[str, object] = {"temperature": 1.1, "seed": index}
-        if index % 4 == 1:
-            sampling |= {"presence_penalty": 0.5, "repetition_penalty": 1.2, "logit_bias": {7: 2.0}}
-        if index % 4 == 2:
-            sampling |= {"allowed_token_ids": range(40, 200), "min_p": 0.02}
-        request = generation(
-            [index % 50 + 1] * (index % 7 + 1),
-            sampling=sampling,
-            stopping={"max_tokens": 24, "ignore_eos": True},
-            output=pb.Output(logprobs=index % 4 == 3, num_candidates=3 * (index % 4 == 3)),
-        )
-        stream = inference_pb2.StreamGenerateRequest(generation=request)
-        tokens: list[bytes] = []
-        for event in self._service.inference.StreamGenerate(stream, timeout=LIMIT_S):
-            tokens += [token.SerializeToString(deterministic=True) for token in event.delta.tokens]
-        return b"".join(tokens)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return save_checkpoint(build_hf_model("qwen3-tied"), tmp_path_factory.mktemp("boundaries"))
@@ -169,35 +142,19 @@ def outcome(service: Service, request: pb.Generation) -> str | None:
 
 
 def test_every_boundary_gives_what_is_documented_and_disturbs_nobody(service: Service) -> None:
-    bystanders = Bystanders(service)
+    bystanders = Bystanders(service, NUM_BYSTANDERS)
     pids = {role: process.pid for role, process in service.children().items()}
-    is_over = threading.Event()
-    wrong: list[int] = []
-
-    def keep_asking(index: int) -> int:
-        count = 0
-        while not is_over.is_set() or not count:
-            if bystanders.answer(index) != bystanders.expected[index]:
-                wrong.append(index)
-            count += 1
-        return count
-
     complaints = []
-    with ThreadPoolExecutor(NUM_BYSTANDERS) as threads:
-        asked = [threads.submit(keep_asking, index) for index in range(NUM_BYSTANDERS)]
-        try:
-            for field, value in each_of(ACCEPTED):
-                if (path := outcome(service, message(field, value))) is not None:
-                    complaints.append(f"{field} = {value!r:.60} was refused for {path}")
-            for field, value in each_of(REFUSED):
-                path = outcome(service, message(field, value))
-                if path is None or not path.startswith(f"generation.{field}"):
-                    complaints.append(f"{field} = {value!r:.60} was not refused, but {path}")
-        finally:
-            is_over.set()
-        counts = [future.result(LIMIT_S) for future in asked]
+    with bystanders.watching() as counts:
+        for field, value in each_of(ACCEPTED):
+            if (path := outcome(service, message(field, value))) is not None:
+                complaints.append(f"{field} = {value!r:.60} was refused for {path}")
+        for field, value in each_of(REFUSED):
+            path = outcome(service, message(field, value))
+            if path is None or not path.startswith(f"generation.{field}"):
+                complaints.append(f"{field} = {value!r:.60} was not refused, but {path}")
     assert not complaints, "\n".join(complaints)
-    assert not wrong, f"bystanders {sorted(set(wrong))} got something else"
+    assert not bystanders.wrong, "\n".join(bystanders.wrong)
     assert min(counts) > 0
     assert {role: process.pid for role, process in service.children().items()} == pids
 

@@ -61,6 +61,7 @@ from pagewire.scheduler_svc.frontend.text.template_process import (
     ToRenderer,
 )
 from pagewire.scheduler_svc.frontend.text.template_variables import JsonText, Variables
+from pagewire.scheduler_svc.frontend.text.tokenizer import faulty_part
 from pagewire.scheduler_svc.launch import EngineLaunch, FrontendLaunch, read_launch
 from pagewire.scheduler_svc.models import bundled, gguf_file
 from pagewire.scheduler_svc.settings import auto_device, sources
@@ -108,7 +109,9 @@ from pagewire.wire.requests import (
     TokenBatch,
     TokenLogprobs,
 )
+from pagewire.wire.safetensors_header import SafetensorsDirectory
 from pagewire.wire.sampling import SamplingParams
+from pagewire.wire.tensors import WeightsError
 from pagewire.worker.launch import LaunchError
 from pagewire.worker.launch import read_launch as read_worker_launch
 from pagewire.worker.parallel.rendezvous import GroupNotice
@@ -329,6 +332,14 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
         file.write_bytes(content)
         return bundled._still_verified(bundled.BUNDLED_MODELS["smollm2-135m"], file, file)
 
+    def read_safetensors(content: bytes) -> object:
+        file.write_bytes(content)
+        return SafetensorsDirectory([str(file)]).shapes
+
+    tensors = b'{"a": {"dtype": "F16", "shape": [2, 1], "data_offsets": [0, 4]}, "__metadata__": {"format": "pt"}}'
+    tensors = len(tensors).to_bytes(8, "little") + tensors + bytes(4)
+    yield ByteDecoder("proto/wire/safetensors_header.py", read_safetensors, (WeightsError,), (tensors,))
+
     def read_spec(content: bytes) -> object:
         (folder / "spec.json").write_bytes(content)
         return gguf_file._from_cache(folder)
@@ -340,6 +351,8 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     yield ByteDecoder(
         "scheduler_svc/frontend/text/detokenizer.py", TokenBytes, (UnsupportedTokenizerError,), (definition,)
     )
+
+    yield ByteDecoder("scheduler_svc/frontend/text/tokenizer.py", faulty_part, (), (definition,))
 
     def argument(content: bytes) -> object:
         return JsonReader("chat", 1000).object(content.decode(errors="replace"), "chat.tools[0].parameters")

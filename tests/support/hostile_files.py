@@ -151,9 +151,9 @@ def weights_kind(folder: Path) -> Kind:
     import torch
 
     from pagewire.wire.model import DecoderConfig
+    from pagewire.wire.tensors import WeightsError, check_tensors
     from pagewire.worker.weights.gguf_source import GgufSource
-    from pagewire.worker.weights.safetensors_source import SafetensorsSource
-    from pagewire.worker.weights.source import TensorSource, WeightsError, check_tensors
+    from pagewire.worker.weights.source import SafetensorsSource, TensorSource
 
     files = {ending: folder / f"m.{ending}" for ending in ("gguf", "safetensors")}
     whole = {ending: file.read_bytes() for ending, file in files.items()}

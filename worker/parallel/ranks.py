@@ -7,6 +7,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # expor
 
 from pagewire.wire.launch import RankGroup, WorkerLaunch
 from pagewire.wire.model import DType, ModelSpec, local_decoder
+from pagewire.wire.tensors import check_tensors
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.loop import RankLost
 from pagewire.worker.model.decoder import Decoder
@@ -17,7 +18,7 @@ from pagewire.worker.parallel.parallel_linear import parallel_decoder
 from pagewire.worker.parallel.rendezvous import Progress, RendezvousError, meet, watch
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
 from pagewire.worker.weights.build import TORCH_DTYPES, build_decoder, open_source
-from pagewire.worker.weights.source import check_tensors, settle_tying
+from pagewire.worker.weights.source import settle_tying
 
 
 class RankStart:

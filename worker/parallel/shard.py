@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.weights.source import EMBEDDING, HEAD, Part, TensorSource
+from pagewire.wire.tensors import EMBEDDING, HEAD
+from pagewire.worker.weights.source import Part, TensorSource
 
 _COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _ROW_PARALLEL = ("o_proj", "down_proj")

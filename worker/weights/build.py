@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pagewire.wire.model import DecoderConfig, DType, ModelSpec
+from pagewire.wire.tensors import EMBEDDING, HEAD, ROPE_FACTORS, check_tensors
 from pagewire.worker.attention.base import AttentionBackend
 from pagewire.worker.linears.torch import TorchLinears, choose_linear
 from pagewire.worker.model.decoder import Decoder, DecoderLayer, DecoderWeights
@@ -18,8 +19,7 @@ from pagewire.worker.model.layers import Embedding, Linear, LinearKind, RmsNorm,
 from pagewire.worker.model.ops import DecoderOps, TorchOps
 from pagewire.worker.model.rope import rotary_embedding
 from pagewire.worker.weights.random_source import RandomSource
-from pagewire.worker.weights.safetensors_source import SafetensorsSource
-from pagewire.worker.weights.source import EMBEDDING, HEAD, ROPE_FACTORS, TensorSource, check_tensors, settle_tying
+from pagewire.worker.weights.source import SafetensorsSource, TensorSource, settle_tying
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

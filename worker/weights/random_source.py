@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from pagewire.wire.model import DecoderConfig
-from pagewire.worker.weights.source import Part, decoder_tensors
+from pagewire.wire.tensors import decoder_tensors
+from pagewire.worker.weights.source import Part
 
 BLOCK = 4_194_301
 """Values drawn. A prime, so that no row length divides it and no two rows of a matrix are the same stretch; and large

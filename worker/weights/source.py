@@ -1,38 +1,33 @@
-"""Tensor sources: where a model's tensors come from, and which ones a decoder needs.
+"""Tensor sources: where a model's tensors come from; and safetensors files as one.
 
-Every source speaks the names and shapes of Hugging Face's checkpoints; a format with other names translates them. A
-source gives one tensor at a time into memory of the caller's, so that two copies of a whole model never exist.
+Every source speaks the names and shapes of Hugging Face's checkpoints (`pagewire.wire.tensors`); a format with other
+names translates them. A source gives one tensor at a time into memory of the caller's, so that two copies of a whole
+model never exist.
+
+Safetensors files are memory-mapped by their library. A mapping's pages count as the process's memory once they are
+read, so a file is opened anew for every tensor and its pages go when the tensor is copied: 0.4 ms each, against the
+whole model's size in peak memory.
 
 Whether a head is the embedding is as in transformers: equal tensors are one; where they differ, the files win over the
 configuration's flag, and a warning says so. Merged adapters and resized vocabularies leave such files behind.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 import torch
+from safetensors import SafetensorError, safe_open
 
 from pagewire.wire.model import DecoderConfig
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-ROPE_FACTORS = "rope_freqs.weight"
-"""Divisors of the rotary frequencies that a GGUF file may carry: [D/2]. No checkpoint of the other kind has them."""
-
-SHOWN = 5
-"""Names that an error lists before it counts the rest."""
+from pagewire.wire.safetensors_header import SafetensorsDirectory
+from pagewire.wire.tensors import EMBEDDING, HEAD, TensorDirectory, WeightsError
 
 _CHUNK_VALUES = 1 << 22
 """Values compared at a time, which bounds the memory."""
 
 _log = logging.getLogger(__name__)
-
-
-class WeightsError(ValueError):
-    """The model's files do not hold the model that its configuration describes; the message names tensor and file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,106 +45,24 @@ class Part:
         return (*(slice(None),) * self.axis, slice(self.start, self.stop))
 
 
-class TensorSource(Protocol):
-    """A model's tensors."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor it has."""
-
-    @property
-    def description(self) -> str:
-        """The files, for an error about all of them."""
-
-    def describe(self, name: str) -> str:
-        """The tensor as it is named in its file, and the file, for an error about one."""
+class TensorSource(TensorDirectory, Protocol):
+    """A model's tensors, and their values."""
 
     def copy_to(self, name: str, out: torch.Tensor, part: Part | None = None) -> None:
         """Fills `out`, which has the shape of the tensor or of the part asked for, converting to its dtype. Reads no
         more than that. Raises WeightsError."""
 
 
-def layer_tensors(config: DecoderConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one layer."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    prefix = f"model.layers.{index}."
-    tensors: dict[str, tuple[int, ...]] = {
-        prefix + "input_layernorm.weight": (hidden,),
-        prefix + "self_attn.q_proj.weight": (q_size, hidden),
-        prefix + "self_attn.k_proj.weight": (kv_size, hidden),
-        prefix + "self_attn.v_proj.weight": (kv_size, hidden),
-        prefix + "self_attn.o_proj.weight": (hidden, q_size),
-        prefix + "post_attention_layernorm.weight": (hidden,),
-        prefix + "mlp.gate_proj.weight": (inner, hidden),
-        prefix + "mlp.up_proj.weight": (inner, hidden),
-        prefix + "mlp.down_proj.weight": (hidden, inner),
-    }
-    biased = []
-    if config.qkv_bias:
-        biased += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    if config.o_bias:
-        biased += ["self_attn.o_proj"]
-    if config.mlp_bias:
-        biased += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    for linear in biased:
-        tensors[f"{prefix}{linear}.bias"] = tensors[f"{prefix}{linear}.weight"][:1]
-    if config.qk_norm:
-        tensors[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
-        tensors[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
-    return tensors
+class SafetensorsSource(SafetensorsDirectory):
+    """A `TensorSource` over all shards of a checkpoint."""
 
-
-def decoder_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of everything a decoder of this configuration needs."""
-    tensors: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (config.vocab_size, config.hidden_size),
-        "model.norm.weight": (config.hidden_size,),
-    }
-    for index in range(config.num_layers):
-        tensors |= layer_tensors(config, index)
-    if not config.tie_word_embeddings:
-        tensors[HEAD] = (config.vocab_size, config.hidden_size)
-    return tensors
-
-
-def check_tensors(source: TensorSource, config: DecoderConfig) -> None:
-    """Compares what a source has with what the configuration needs, before anything large is read. A tensor that is
-    left over is an error too: it is work that the model would leave out. Raises WeightsError."""
-    found = source.shapes
-    if config.num_layers > len(found):  # a layer is several tensors
-        raise WeightsError(
-            f"{source.description} has {len(found)} tensors, too few for the configuration's {config.num_layers} layers"
-        )
-    expected = decoder_tensors(config)
-    missing = [name for name in expected if name not in found]
-    if missing:
-        noun = "tensor" if len(missing) == 1 else "tensors"
-        raise WeightsError(f"{source.description} lacks {noun} {_listed(missing)}: the configuration needs them")
-    unexpected = [source.describe(name) for name in found if name not in expected and not _is_optional(name)]
-    if unexpected:
-        raise WeightsError(f"unexpected {_listed(unexpected)}: the configuration has no use for them")
-    wanted = dict(expected)
-    if ROPE_FACTORS in found:
-        wanted[ROPE_FACTORS] = (config.head_dim // 2,)
-    if HEAD in found:
-        wanted[HEAD] = expected[EMBEDDING]
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise WeightsError(
-                f"{source.describe(name)} has shape {list(found[name])}; the configuration says {list(shape)}"
-            )
-
-
-def _is_optional(name: str) -> bool:
-    """Tensors that may be there without being needed: saved inverse frequencies, which are computed here, and the copy
-    of the embedding that some tied checkpoints carry as a head."""
-    return name.endswith(".rotary_emb.inv_freq") or name in (ROPE_FACTORS, HEAD)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+    def copy_to(self, name: str, out: torch.Tensor, part: Part | None = None) -> None:
+        """As `TensorSource.copy_to`."""
+        try:
+            with safe_open(self.file_of(name), framework="pt") as handle:
+                out.copy_(handle.get_tensor(name) if part is None else handle.get_slice(name)[part.index])
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"cannot read {self.describe(name)}: {error}") from error
 
 
 def settle_tying(source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> DecoderConfig:

@@ -124,7 +124,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         message = pb.Load(state=pb.ServiceState.Name(int(status.state)))
         if self._calls.draining.is_set():
             message.state = pb.SERVICE_STATE_DRAINING
-        message.dropped_frames = self._engine.dropped_frames
+        dropped = self._engine.dropped
+        message.dropped_frames = sum(dropped.values())
+        message.dropped_by_kind.update({f"frontend.{kind}": count for kind, count in dropped.items()})
         load = status.load
         if load is not None:
             message.running_sequences = load.running
@@ -139,6 +141,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             message.paused_sequences = load.paused
             message.steps = load.steps
             message.dropped_frames += load.dropped_frames
+            message.dropped_by_kind.update(load.dropped)
             message.worker_busy_us = load.worker_busy_us
             message.worker_idle_us = load.worker_idle_us
             worker_us = load.worker_busy_us + load.worker_idle_us

@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc._cython import cygrpc
 from grpc.aio import AbortError
 
 from pagewire.scheduler_svc.endings import is_ending
@@ -144,7 +145,9 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
 
     def _for_caller(self, error: BaseException) -> RequestError | InternalError:
         """What a call ends with."""
-        if not isinstance(error, RequestError):
+        if isinstance(error, cygrpc.ExecuteBatchError):
+            _log.debug("a call's client went away while it was answered: %s", error)
+        elif not isinstance(error, RequestError):
             _log.error("a call failed", exc_info=error)
         if isinstance(error, InternalError):
             self._on_internal_error(error)

@@ -9,9 +9,11 @@ import logging
 import resource
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import grpc.aio._server
+from grpc._cython import cygrpc
 
 from pagewire.scheduler_svc.frontend.rpc.tls import Tls
 from pagewire.scheduler_svc.launch import ConnectionLimits
@@ -23,7 +25,6 @@ _MAX_SENT_MESSAGE_BYTES = 64 * 1024 * 1024
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_STREAMS_PER_CONNECTION = 4096
 _MAX_UNREAD_BYTES_PER_STREAM = 64 * 1024
-_MAX_PENDING_CALLS = 1024 * 1024
 _MAX_PENDING_S = 24 * 3600
 _MIN_PING_INTERVAL_MS = 10_000
 _KEEPALIVE_INTERVAL_MS = 60_000
@@ -57,9 +58,12 @@ def create_server(
         ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
         # Calls that arrive while the event loop is busy wait in grpc for their handler. It would end them without a
-        # word, some from 1,000 on, all from 3,000 on and after 30 s; the boundary refuses those that are too many.
-        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # word, some from 1,000 on, all from 3,000 on and after 30 s; the boundary refuses those that are too many. Of
+        # each method as many may wait as one connection can have: each takes 14 KB, also one that its client has given
+        # up, and rapid resets came to 8 GB in 25 s where a million could wait. Beyond what the event loop takes, 14,000
+        # a second, they keep new calls of others out, whatever the number; what runs goes on.
+        ("grpc.server.max_pending_requests", _MAX_STREAMS_PER_CONNECTION),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_STREAMS_PER_CONNECTION),
         ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_S),
         # Linux would otherwise share the port with any process of the same user, ours of yesterday included.
         ("grpc.so_reuseport", int(reuse_port)),
@@ -82,7 +86,42 @@ def create_server(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", 2),
     ]
-    return grpc.aio.server(interceptors=list(interceptors), options=options)
+    return cast("grpc.aio.Server", _Server(interceptors, options))
+
+
+class _Server(grpc.aio._server.Server):
+    """`grpc.aio.server`, but for who takes calls of unknown methods."""
+
+    def __init__(
+        self, interceptors: "Sequence[grpc.aio.ServerInterceptor[Any, Any]]", options: Sequence[tuple[str, int]]
+    ) -> None:
+        self._loop = cygrpc.get_working_loop()
+        self._server = _Calls(self._loop, tuple(interceptors), tuple(options))
+
+
+class _Calls(cygrpc.AioServer):  # type: ignore[misc]  # the same
+    """Takes calls as grpc does, but for those of methods that nobody has registered.
+
+    grpc's own loop decodes their names and is ended by one that is not UTF-8: every stream is cut then, nobody listens
+    any more, and the process lives on (grpcio 1.85.1; a name is whatever bytes a stranger writes). So they never come
+    to that loop; they are answered as it would, without their names being looked at.
+    """
+
+    def __init__(self, loop: Any, interceptors: tuple[Any, ...], options: tuple[tuple[str, int], ...]) -> None:
+        super().__init__(loop, None, (), interceptors, options, None)
+        self._own_loop = loop
+        self._own_interceptors = interceptors
+        self._no_methods = cygrpc._MethodResolver([], {})
+        self._unknown_calls: set[Any] = set()
+
+    async def _request_call(self) -> Any:
+        """For grpc's loop: the next call of an unknown method. There is never one."""
+        while True:
+            state = await super()._request_call()
+            refusal = cygrpc._handle_rpc("", self._no_methods, self._own_interceptors, state, self._own_loop, False)
+            call = self._own_loop.create_task(cygrpc._schedule_rpc_coro(refusal, state, self._own_loop, ""))
+            self._unknown_calls.add(call)
+            call.add_done_callback(self._unknown_calls.discard)
 
 
 def _limit_ms(limit_s: float) -> int:

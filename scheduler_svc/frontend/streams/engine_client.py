@@ -8,7 +8,7 @@ and would never say so. It knows neither gRPC nor text.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.errors import InternalError, Unavailable, UnavailableReason
@@ -50,7 +50,7 @@ class EngineClient:
     ) -> None:
         """`on_change` is called when the engine's state changes; `on_internal_error` when a message of the engine met a
         bug of ours, after which no stream can be trusted."""
-        self._register = Register(launch.index, launch.incarnation)
+        self._launch = launch
         self._on_internal_error = on_internal_error
         self.status = EngineStatus(clock, launch.engine_timeout_s, on_change)
         self._link = EngineLink(launch.engine, launch.index, launch.incarnation, self._handle, self._met_a_bug)
@@ -64,12 +64,12 @@ class EngineClient:
 
     def _send_register(self) -> None:
         self._registered_s = self._clock()
-        self._link.send(self._register)
+        self._link.send(Register(self._launch.index, self._launch.incarnation, self._link.generation))
 
     @property
-    def dropped_frames(self) -> int:
-        """Frames from the engine that were dropped here."""
-        return self._link.dropped_frames
+    def dropped(self) -> Mapping[str, int]:
+        """Frames from the engine that were dropped here, by kind."""
+        return self._link.dropped
 
     def close(self) -> None:
         """Leave the engine."""

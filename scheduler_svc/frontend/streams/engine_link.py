@@ -13,7 +13,7 @@ resting for ever.
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import zmq
@@ -49,7 +49,8 @@ class EngineLink:
         the descriptor signals edges."""
         self._endpoint = endpoint
         self._name = f"frontend-{index}:{incarnation}"
-        self._generation = 0
+        self.generation = 0
+        """How often it has connected anew."""
         self._on_message = on_message
         self._on_bug = on_bug
         self._outgoing: Codec[FromFrontend] = Codec(FromFrontend)
@@ -59,13 +60,13 @@ class EngineLink:
         self._is_turn_scheduled = False
         self._unsent: deque[Abort | Pause | Resume] = deque()
         self._log = LimitedLog(_log)
-        self.dropped_frames = 0
-        """Frames that did not decode or did not fit."""
+        self.dropped: Counter[str] = Counter()
+        """Frames that did not decode, `malformed`, and that did not fit what they met, `unfit`."""
         self._socket = self._connect()
 
     def _connect(self) -> "zmq.Socket[bytes]":
         socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, f"{self._name}:{self._generation}".encode())
+        socket.setsockopt(zmq.IDENTITY, f"{self._name}:{self.generation}".encode())
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, _MAX_QUEUED_FRAMES)
         socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED_FRAMES)
@@ -75,6 +76,9 @@ class EngineLink:
             socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server_public.encode())
             socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.own_public.encode())
             socket.setsockopt(zmq.CURVE_SECRETKEY, curve.own_secret.encode())
+        elif self._endpoint.password is not None:
+            socket.setsockopt(zmq.PLAIN_USERNAME, b"frontend")
+            socket.setsockopt(zmq.PLAIN_PASSWORD, self._endpoint.password.encode())
         socket.connect(self._endpoint.address)
         self._loop.add_reader(int(socket.getsockopt(zmq.FD)), self._take_turn)
         return socket
@@ -82,7 +86,7 @@ class EngineLink:
     def reconnect(self) -> None:
         """Leave the old engine with everything that was queued for it, and connect anew under the next name."""
         self._disconnect()
-        self._generation += 1
+        self.generation += 1
         self._unsent.clear()
         self._socket = self._connect()
 
@@ -149,12 +153,17 @@ class EngineLink:
             self._unsent.popleft()
 
     def _handle(self, frame: zmq.Frame) -> None:
+        if not frame.more and not frame.bytes:
+            return  # asks whether this end is still there, which ZeroMQ has answered
+        kind = "malformed"
         try:
             if frame.more:
                 raise WireError(f"a message of {1 + self._skip_message()} frames")
-            self._on_message(self._incoming.decode(frame.bytes))
+            message = self._incoming.decode(frame.bytes)
+            kind = "unfit"
+            self._on_message(message)
         except WireError as error:
-            self.dropped_frames += 1
+            self.dropped[kind] += 1
             self._log.warning("dropped a frame from the engine: %s", error)
 
     def _skip_message(self) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import msgspec
 import tokenizers
 
 from pagewire.scheduler_svc.endings import is_ending
@@ -32,6 +33,7 @@ from pagewire.scheduler_svc.frontend.text.detokenizer import (
     detokenize,
 )
 from pagewire.scheduler_svc.frontend.text.text_bound import TextBound
+from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.model import ModelSpec
 
 NUM_THREADS = 2
@@ -42,8 +44,45 @@ _INLINE_IDS = 1000
 _MAX_WAITING_CHARACTERS = 32 * 1024 * 1024
 """Of all texts on the threads or waiting for them: about ten seconds of work."""
 _RETRY_S = 1.0
+_PARTS = ("truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+_EMPTY_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 _Result = TypeVar("_Result")
+
+
+def _read(definition: bytes) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_buffer(definition)
+    except BaseException as error:  # the library raises nothing more particular, and panics at some definitions
+        if is_ending(error):
+            raise
+        raise UnsupportedTokenizerError(str(error)) from error
+
+
+def faulty_part(definition: bytes) -> str:
+    """Which key of a tokenizer.json it is that the library refuses; it says a column, which of a file of megabytes in
+    one line tells nobody anything. Empty where no part alone is at fault."""
+    try:
+        parts = decode_json(definition, dict[str, msgspec.Raw])
+        model = decode_json(bytes(parts.get("model", b"{}")), dict[str, msgspec.Raw])
+    except WireError:
+        return ""
+
+    def is_read(**keys: object) -> bool:
+        try:
+            _read(msgspec.json.encode({"version": "1.0", "added_tokens": [], "model": _EMPTY_MODEL} | keys))
+        except UnsupportedTokenizerError:
+            return False
+        return True
+
+    for name in _PARTS:
+        if name in parts and not is_read(**{name: parts[name]}):
+            return name
+    if is_read(model=model):
+        return ""
+    if is_read(model=model | {"merges": []}):
+        return "model.merges"
+    return "model.vocab" if is_read(model=model | {"merges": [], "vocab": {}}) else "model"
 
 
 class TextTokenizer:
@@ -57,11 +96,12 @@ class TextTokenizer:
         with open(tokenizer_file, "rb") as file:
             definition = file.read()
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
-        except BaseException as error:  # the library raises nothing more particular, and panics at some definitions
-            if is_ending(error):
-                raise
-            raise UnsupportedTokenizerError(f"the tokenizer in {tokenizer_file} cannot be read: {error}") from error
+            self._tokenizer = _read(definition)
+        except UnsupportedTokenizerError as error:
+            part = faulty_part(definition)
+            raise UnsupportedTokenizerError(
+                f"the tokenizer in {tokenizer_file} cannot be read{part and f', because of its {part}'}: {error}"
+            ) from error
         # A definition may carry the truncation of its training; a prompt is never cut silently.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

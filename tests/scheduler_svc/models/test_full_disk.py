@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.model_files import GgufSource
 from support.models import QUIET
 
 from pagewire.scheduler_svc.models.bundled import BundledModel, fetch_bundled
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.startup_errors import ModelError
-
-from .conftest import GgufSource
 
 CONTENT = os.urandom(200_000) + bytes(2_800_000)
 MODEL = BundledModel(

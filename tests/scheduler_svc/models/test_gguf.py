@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from support.model_files import GgufSource
 from support.models import QUIET
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
@@ -15,8 +16,6 @@ from pagewire.scheduler_svc.models.resolve import parse_source, resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import DecoderConfig, ModelSpec, RopeScaling
 from pagewire.wire.sampling import SamplingParams
-
-from .conftest import GgufSource
 
 
 def read(source: GgufSource, folder: Path) -> ModelSpec:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.model_files import HfDirectory, write_tokenizer
 from support.models import QUIET
 
 from pagewire.scheduler_svc.models.files import weights_digest
@@ -15,8 +16,6 @@ from pagewire.scheduler_svc.models.hf_directory import read_directory
 from pagewire.scheduler_svc.models.resolve import resolve_model
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.sampling import SamplingParams
-
-from .conftest import HfDirectory, write_tokenizer
 
 
 def test_a_directory(hf_directory: HfDirectory, tmp_path: Path) -> None:

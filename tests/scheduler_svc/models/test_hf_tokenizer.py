@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from support.model_files import TINY_QWEN3, HfDirectory, byte_tokens
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
 from pagewire.scheduler_svc.models.hf_directory import read_directory
 from pagewire.scheduler_svc.startup_errors import ModelError
 from pagewire.wire.model import ModelSpec
-
-from .conftest import TINY_QWEN3, HfDirectory, byte_tokens
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from support.model_files import HfDirectory
 from tokenizers import AddedToken, Tokenizer
 
 from pagewire.scheduler_svc.frontend.text.tokenizer import TextTokenizer
 
-from .conftest import HfDirectory
 from .test_hf_tokenizer import FAST, byte_level, read, sentence_piece, write
 
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-
-from .conftest import GgufSource
+from support.model_files import GgufSource
 
 SCRIPT = Path(__file__).parents[2] / "support" / "hostile_files.py"
 COUNT = int(os.environ.get("PAGEWIRE_HOSTILE_FILES", "600"))

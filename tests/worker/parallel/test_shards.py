@@ -15,10 +15,11 @@ from support.gguf_files import write_gguf
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from pagewire.wire.model import DecoderConfig, ModelSpec, local_decoder
+from pagewire.wire.tensors import decoder_tensors
 from pagewire.worker.parallel.shard import Rank, ShardedSource, VocabularyPart
 from pagewire.worker.weights.build import open_source
 from pagewire.worker.weights.random_source import BLOCK, RandomSource
-from pagewire.worker.weights.source import Part, TensorSource, decoder_tensors
+from pagewire.worker.weights.source import Part, TensorSource
 
 SHAPE = {**TINY, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}
 

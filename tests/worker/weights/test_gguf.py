@@ -26,12 +26,12 @@ from transformers import (
 
 from pagewire.wire.gguf_header import GgufFormatError, read_header
 from pagewire.wire.model import DecoderConfig
+from pagewire.wire.tensors import WeightsError, check_tensors
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
 from pagewire.worker.weights.gguf_source import GgufSource
-from pagewire.worker.weights.source import WeightsError, check_tensors
 
 PROMPT = [5, 9, 100, 31, 7, 77, 60, 3]
 WIDE = {**TINY, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "vocab_size": 128}

@@ -12,11 +12,11 @@ from support.checkpoints import Checkpoint, model_spec
 from transformers import AutoModelForCausalLM
 
 from pagewire.wire.model import ModelSpec
+from pagewire.wire.tensors import EMBEDDING, HEAD, WeightsError
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
-from pagewire.worker.weights.source import EMBEDDING, HEAD, WeightsError
 
 PROMPT = [5, 9, 200, 31, 7, 77, 140, 3]
 

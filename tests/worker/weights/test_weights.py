@@ -11,12 +11,12 @@ from support.batches import PagedDriver
 from support.checkpoints import Checkpoint, build_hf_model, decoder_config, model_spec, save_checkpoint
 
 from pagewire.wire.model import DecoderConfig, ModelSpec
+from pagewire.wire.tensors import WeightsError
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.attention.paged_torch import PagedTorchAttention
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import load_decoder
 from pagewire.worker.weights.random_source import BLOCK, RandomSource
-from pagewire.worker.weights.source import WeightsError
 
 PROMPT = [5, 9, 200, 31, 7, 77, 140, 3]
 
