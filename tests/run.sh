@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh                 everything
 #   bash tests/run.sh tests/scheduler_svc/engine    pytest's arguments: a part, without the static checks
+#   bash tests/run.sh faults                        processes killed under load, for an hour: tests/faults has its arguments
 #
 # PAGEWIRE_TEST_VENV names the environment (default .venv-test); it is reused while its pins are unchanged.
 set -euo pipefail
@@ -48,6 +49,13 @@ if [ $# -eq 0 ]; then
   "$venv/bin/lint-imports" --no-cache
   echo "== generated code"
   PYTHON=$(pwd)/$venv/bin/python bash proto/generate.sh --check
+fi
+
+if [ "${1:-}" = faults ]; then
+  shift
+  echo "== faults"
+  "$venv/bin/python" tests/faults "$@"
+  exit
 fi
 
 echo "== tests"

@@ -1,0 +1,132 @@
+"""The faults: what each does to a running service, and how long the pause of its streams may be.
+
+Knows processes and signals, and of the load how far it is.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+from faults.load import Course
+from support.service import Service
+
+LONGEST_PAUSE_S = 5.0
+_BACK_S = 60.0
+_LOOK_S = 0.02
+
+
+def _kill(service: Service, role: str) -> psutil.Process | None:
+    """One that there is; none where its next incarnation has not begun."""
+    child = service.children().get(role)
+    if child is not None:
+        child.kill()
+    return child
+
+
+def _next_after(service: Service, role: str, pid: int) -> psutil.Process:
+    deadline_s = time.monotonic() + _BACK_S
+    while True:
+        child = service.children().get(role)
+        if child is not None and child.pid != pid:
+            return child
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"no {role} came back within {_BACK_S:g} s")
+        time.sleep(_LOOK_S)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`strike` is called once, somewhere between the first token and the last; it may say what it saw."""
+
+    name: str
+    strike: Callable[[Service, Course, random.Random], str]
+    longest_pause_s: float = LONGEST_PAUSE_S
+
+
+def killing(*roles: str) -> Callable[[Service, Course, random.Random], str]:
+    def strike(service: Service, course: Course, draw: random.Random) -> str:
+        for role in roles:
+            _kill(service, role)
+        return ""
+
+    return strike
+
+
+def rank_1(service: Service, course: Course, draw: random.Random) -> str:
+    ranks = [
+        child
+        for child in psutil.Process(service.process.pid).children(recursive=True)
+        if "pagewire.worker" in child.cmdline()
+    ]
+    ranks[-1].kill()
+    return f"{len(ranks)} ranks"
+
+
+def five_in_a_row(service: Service, course: Course, draw: random.Random) -> str:
+    """Each when the one before has given tokens, or at once, as it is drawn."""
+    kills = 0
+    for _ in range(5):
+        child = service.children().get("worker")
+        if child is None:
+            break
+        child.kill()
+        kills += 1
+        _next_after(service, "worker", child.pid)
+        if draw.random() < 0.7 and not course.wait_for(course.tokens + 1):
+            break
+    return f"{kills} kills"
+
+
+def stopping(slowest_step_s: float) -> Callable[[Service, Course, random.Random], str]:
+    """A worker that stands still without ending."""
+    bound_s = 3 * slowest_step_s + 2
+
+    def strike(service: Service, course: Course, draw: random.Random) -> str:
+        worker = service.children()["worker"]
+        worker.suspend()
+        began_s = time.monotonic()
+        psutil.wait_procs([worker], timeout=_BACK_S)
+        # It is asked to end, which it does not hear, and killed a second later.
+        noticed_s = time.monotonic() - began_s - 1
+        if noticed_s > bound_s:
+            raise AssertionError(f"noticed after {noticed_s:.1f} s; at most {bound_s:.1f}")
+        return f"noticed after {noticed_s:.1f} of {bound_s:.1f} s"
+
+    return strike
+
+
+def several(service: Service, course: Course, draw: random.Random) -> str:
+    """One of the others, for a soak."""
+    role = draw.choice(["worker", "engine", "frontend", "both", "stop"])
+    if role == "stop":
+        service.children()["worker"].suspend()
+    else:
+        for each in ("worker", "engine") if role == "both" else (role,):
+            _kill(service, each)
+    return role
+
+
+def at(fault: Fault, service: Service, total: int, draw: random.Random, told: list[str]) -> Callable[[Course], None]:
+    """What strikes at a moment that is drawn between the first token and nine tenths of all of them."""
+    moment = draw.randint(1, max(1, total * 9 // 10))
+
+    def during(course: Course) -> None:
+        if not course.wait_for(moment):
+            told.append("the streams ended before")
+            return
+        try:
+            if said := fault.strike(service, course, draw):
+                told.append(said)
+        except Exception as error:
+            told.append(f"FAILED: {error}")
+
+    return during
+
+
+def every(interval_s: float, service: Service, draw: random.Random, over: threading.Event, told: list[str]) -> None:
+    """A fault of any kind at every interval, until it is over."""
+    while not over.wait(interval_s):
+        told.append(several(service, Course(), draw))
