@@ -6,6 +6,7 @@ limit. The kernel ends it when work takes too long (a timer's signal with its de
 reached, and the frontend starts another one (`helper_pool`). It knows neither tokens nor gRPC, nor what the work is.
 """
 
+import os
 import resource
 import signal
 import struct
@@ -65,8 +66,11 @@ def serve(incoming: Codec[Request], outgoing: Codec[Answer], answer: Callable[[R
         body = outgoing.encode(answer(request))
         limit_time(0)
         limit_cpu_time(0)
-        sys.stdout.buffer.write(FRAME_HEADER.pack(len(body)) + body)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(FRAME_HEADER.pack(len(body)) + body)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the frontend is gone; to end in the usual way would be to flush once more
 
 
 def limit_time(seconds: float) -> None:
