@@ -108,9 +108,11 @@ class FuzzWorld:
         when_over: Callable[[], None],
         growth_bytes: int = GROWTH_BYTES,
         a_second: float = math.inf,
+        bytes_each: int = 0,
     ) -> None:
         """Attack for `SECONDS`, let `when_over` close what they left open, and hold what must be held. At most
-        `a_second` in a second: what one service can answer is measured elsewhere."""
+        `a_second` in a second: what one service can answer is measured elsewhere. A process may keep `bytes_each`
+        of each attack, and `growth_bytes` in all."""
         num_threads = NUM_ATTACKERS
         complaints: list[str] = []
         lock = threading.Lock()
@@ -141,7 +143,9 @@ class FuzzWorld:
         assert not complaints, complaints
         assert not self.bystanders.wrong, self.bystanders.wrong
         assert min(counts) > 0
-        self._settled(early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60))
+        self._settled(
+            early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60) + bytes_each * sum(self.sent.values())
+        )
         print(f"dropped: {dict(self.service.load().dropped_by_kind)}")
         assert not self.tripwire.exists(), "somebody has run a pickle"
 
