@@ -23,6 +23,7 @@ from types import TracebackType
 
 import zmq
 
+from pagewire.scheduler_svc.engine.router_sockets import Credentials, Doorkeeper
 from pagewire.scheduler_svc.launch import KvEventsLaunch
 from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.scheduler_svc.startup_errors import StartupError
@@ -63,12 +64,14 @@ class KvEventPublisher:
         """The thread's own."""
         self._is_closing = False
         self._failure: Exception | None = None
+        self._doorkeeper = Doorkeeper(self._context)
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._subscribers = self._bind(zmq.PUB, launch.addresses, _SUBSCRIBER_HIGH_WATER_MARK)
             # A whole replay fits; a peer that asks for another without reading the first is cut short.
             self._replays = self._bind(zmq.ROUTER, launch.replay_addresses, max_kept + 1)
         except StartupError:
+            self._doorkeeper.close()
             self._context.destroy(linger=0)
             raise
         self._replays.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -81,6 +84,7 @@ class KvEventPublisher:
         socket.setsockopt(zmq.SNDHWM, high_water_mark)
         socket.setsockopt(zmq.MAXMSGSIZE, _MAX_REQUEST_BYTES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._doorkeeper.guard(socket, f"kv-events-{kind}", Credentials(is_open=True))
         for address in addresses:
             # The socket file of an engine that was killed would still be there.
             if address.startswith("ipc://"):
@@ -164,6 +168,7 @@ class KvEventPublisher:
         self._is_closing = True
         self._wake()
         self._thread.join()
+        self._doorkeeper.close()
         self._context.destroy(linger=0)
         os.close(self._woken)
         os.close(self._waker)

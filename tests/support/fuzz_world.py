@@ -12,6 +12,7 @@ import random
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,13 @@ from pagewire.v1 import inference_pb2
 SECONDS = float(os.environ.get("PAGEWIRE_TEST_FUZZ_S", "10"))
 SEED = int(os.environ.get("PAGEWIRE_TEST_SEED", "0"))
 NUM_BYSTANDERS = 6
+NUM_ATTACKERS = 4
 MAX_MODEL_LEN = 256
 MIB = 1 << 20
 GROWTH_BYTES = 24 * MIB
 """Of a process, from the time that everything was met once; allocators keep some of what they had."""
 GROWTH_BYTES_PER_MINUTE = MIB
-DESCRIPTOR_SLACK = 8
+DESCRIPTOR_SLACK = 12
 SETTLE_S = 60.0
 """Until what attackers left has gone: half-open connections, above all."""
 
@@ -106,10 +108,12 @@ class FuzzWorld:
         when_over: Callable[[], None],
         growth_bytes: int = GROWTH_BYTES,
         a_second: float = math.inf,
+        bytes_each: int = 0,
     ) -> None:
         """Attack for `SECONDS`, let `when_over` close what they left open, and hold what must be held. At most
-        `a_second` in a second: what one service can answer is measured elsewhere."""
-        num_threads = 2
+        `a_second` in a second: what one service can answer is measured elsewhere. A process may keep `bytes_each`
+        of each attack, and `growth_bytes` in all."""
+        num_threads = NUM_ATTACKERS
         complaints: list[str] = []
         lock = threading.Lock()
         started_s = time.monotonic()
@@ -139,7 +143,9 @@ class FuzzWorld:
         assert not complaints, complaints
         assert not self.bystanders.wrong, self.bystanders.wrong
         assert min(counts) > 0
-        self._settled(early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60))
+        self._settled(
+            early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60) + bytes_each * sum(self.sent.values())
+        )
         print(f"dropped: {dict(self.service.load().dropped_by_kind)}")
         assert not self.tripwire.exists(), "somebody has run a pickle"
 
@@ -156,11 +162,17 @@ class FuzzWorld:
             lambda load: load.used_blocks == load.running_sequences == load.waiting_sequences == 0
         )
 
-        def is_quiet() -> bool:
+        def still_has() -> list[str]:
             now = used(self.service)
-            return all(now[pid].num_descriptors <= self.quiet[pid].num_descriptors + DESCRIPTOR_SLACK for pid in core)
+            return [
+                f"{was.role}: {was.num_descriptors} descriptors and threads, now {now[pid].num_descriptors}"
+                for pid, was in self.quiet.items()
+                if was.is_core and now[pid].num_descriptors > was.num_descriptors + DESCRIPTOR_SLACK
+            ]
 
-        wait_for(is_quiet, "descriptors and threads to be given back", SETTLE_S)
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not still_has(), "descriptors and threads to be given back", SETTLE_S)
+        assert not still_has(), still_has()
         for pid, is_now in used(self.service).items():
             if pid in early:
                 grown = is_now.rss_bytes - early[pid].rss_bytes
@@ -195,4 +207,6 @@ def fuzz_world(folder: Path) -> Iterator[FuzzWorld]:
         for warm in (generation(chat=chat), generation([1, 2], constraint=pb.Constraint(regex="a+"))):
             with contextlib.suppress(grpc.RpcError):  # what a fuzz will use is there before it
                 service.inference.Generate(inference_pb2.GenerateRequest(generation=warm), timeout=LIMIT_S)
+        with urllib.request.urlopen(f"{service.said['openai_url']}/models", timeout=LIMIT_S) as answer:
+            assert answer.status == 200
         yield FuzzWorld(service, Path(runtime_dir), folder / "tripwire", bystanders, used(service))

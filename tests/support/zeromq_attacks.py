@@ -10,6 +10,7 @@ import itertools
 import json
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ NAMES = (b"frontend-0:0:0", b"0:0", b"frontend-0:0:1", b"0:1", b"", b"x" * 255, 
 MAX_HALF_OPEN = 64
 OUTSIDER = 900
 """The first number of a frontend that a peer takes; the service's own has 0."""
+DEAF = 800
+"""The same of those who never read."""
 WAIT_MS = 20
 
 
@@ -42,6 +45,7 @@ class ZeroMqAttacks:
         self._frontends, self._workers = launch["frontends"], launch["workers"]
         self._pickle = pickle
         self._half_open: deque[socket.socket] = deque()
+        self._deaf = threading.local()
         self._numbers = itertools.count(OUTSIDER)
         own: Codec[object] = Codec(object)
         queries = (AbortRequest(1, "nobody's", None), FlushCache(2), ReadBlocks(3, 0, 100))
@@ -195,14 +199,23 @@ class ZeroMqAttacks:
         return "replays"
 
     def never_reads(self, draw: Random) -> str:
-        """A frontend that asks and asks, and takes no answer."""
-        number = next(self._numbers)
-        with self._socket(zmq.DEALER, self._frontends, f"deaf-{number}".encode()) as peer:
+        """A frontend that asks and asks, and takes no answer, for as long as the attack lasts."""
+        peer: zmq.Socket[bytes] | None = getattr(self._deaf, "peer", None)
+        if peer is None or draw.random() < 0.001:
+            number = next(self._numbers)
+            peer = self._deaf.peer = zmq.Context.instance().socket(zmq.DEALER)
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.setsockopt(zmq.SNDTIMEO, WAIT_MS)
             peer.setsockopt(zmq.RCVHWM, 1)
-            peer.send(Codec[Register](Register).encode(Register(OUTSIDER + number % 100, number)))
-            for query in range(200):
+            peer.setsockopt(zmq.IDENTITY, f"deaf-{number}".encode())
+            peer.setsockopt(zmq.PLAIN_USERNAME, b"x")
+            peer.setsockopt(zmq.PLAIN_PASSWORD, self._frontends["password"].encode())
+            peer.connect(self._frontends["address"])
+            peer.send(Codec[Register](Register).encode(Register(DEAF + number % 100, number)))
+        with contextlib.suppress(zmq.Again):
+            for query in range(100):
                 peer.send(Codec[ReadBlocks](ReadBlocks).encode(ReadBlocks(query, 0, 8192)))
-        return "peers that never read"
+        return "requests of peers that never read"
 
 
 def _takes_a_place(frame: bytes) -> bool:

@@ -86,7 +86,7 @@ def create_server(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", 2),
     ]
-    return cast("grpc.aio.Server", _Server(interceptors, options))
+    return cast(grpc.aio.Server, _Server(interceptors, options))
 
 
 class _Server(grpc.aio._server.Server):
@@ -108,6 +108,10 @@ class _Calls(cygrpc.AioServer):  # type: ignore[misc]  # the same
     """
 
     def __init__(self, loop: Any, interceptors: tuple[Any, ...], options: tuple[tuple[str, int], ...]) -> None:
+        if not hasattr(cygrpc.AioServer, "_request_registered_call"):
+            raise ListenError(
+                f"grpcio {grpc.__version__} takes every call as one of an unknown method; 1.85.1 does not"
+            )
         super().__init__(loop, None, (), interceptors, options, None)
         self._own_loop = loop
         self._own_interceptors = interceptors

@@ -90,7 +90,7 @@ def test_a_definition_that_the_library_panics_at_ends_the_start_with_a_sentence(
     Path(spec.tokenizer_file).write_text(json.dumps(definition))
 
     async def test() -> None:
-        with pytest.raises(UnsupportedTokenizerError, match="cannot be read: Precompiled"):
+        with pytest.raises(UnsupportedTokenizerError, match="cannot be read, because of its normalizer: Precompiled"):
             async with running_frontend(spec):
                 pass
 
