@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -101,6 +102,9 @@ class CpuPlatform:
     def kernels(self) -> Sequence[Kernels]:
         return [reference_kernels()]
 
+    def exact_kernels(self) -> Kernels:
+        return replace(reference_kernels(), name="row-by-row", is_exact=True, linear=row_by_row)
+
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
         return TritonAttention(
             needs.config,
@@ -110,3 +114,10 @@ class CpuPlatform:
             max_model_len=needs.max_model_len,
             num_sms=1,
         )
+
+
+def row_by_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """A linear whose rows do not depend on each other."""
+    for index in range(len(x)):
+        y = weight.float() @ x[index].float()
+        out[index] = y if bias is None else y + bias

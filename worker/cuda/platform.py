@@ -17,7 +17,7 @@ from pagewire.worker.cuda.graphs import CudaGraphCapture, GraphCapture
 from pagewire.worker.cuda.memory import CudaMeter, MemoryMeter
 from pagewire.worker.cuda.timeline import CudaTimeline, Timeline
 from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.kernels.sets import triton_kernels
+from pagewire.worker.kernels.sets import exact_kernels, triton_kernels
 
 
 class CudaUnavailable(Exception):
@@ -46,6 +46,9 @@ class Platform(Protocol):
         """Sets that this device should run, best first; whatever a trial finds, the last one runs. Raises
         CudaUnavailable."""
 
+    def exact_kernels(self) -> Kernels:
+        """The set whose results do not depend on what is computed together. Raises CudaUnavailable."""
+
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         """Raises AttentionUnavailable."""
 
@@ -71,8 +74,18 @@ class CudaPlatform:
         try:
             return [triton_kernels(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
         except ImportError as error:
-            raise CudaUnavailable(f"device cuda needs Triton ({error}): pip install 'pagewire[cuda]'") from error
+            raise _needs_triton(error) from error
+
+    def exact_kernels(self) -> Kernels:
+        try:
+            return exact_kernels()
+        except ImportError as error:
+            raise _needs_triton(error) from error
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         card = CudaCard.of(needs.device)
         return choose_attention(attention_candidates(card, importlib.import_module), wanted, needs, card)
+
+
+def _needs_triton(error: ImportError) -> CudaUnavailable:
+    return CudaUnavailable(f"device cuda needs Triton ({error}): pip install 'pagewire[cuda]'")

@@ -1,5 +1,6 @@
 """The sets of kernels that there are: the reference in torch, for any device, and Triton's, for CUDA devices."""
 
+from dataclasses import replace
 from functools import partial
 
 from pagewire.worker.kernels.contract import Kernels
@@ -71,4 +72,19 @@ def triton_kernels(*, overlap: bool) -> Kernels:
         process=processors.process,
         finish_changed=processors.finish_changed,
         logprobs=logprobs.logprobs,
+    )
+
+
+def exact_kernels() -> Kernels:
+    """Triton's, by which a row's results follow from its own history alone; none overlap, and `linear` takes any number
+    of rows. Raises ImportError where Triton is not installed."""
+    from pagewire.worker.kernels.triton import exact_attention, exact_linear
+
+    return replace(
+        triton_kernels(overlap=False),
+        name="triton-exact",
+        is_exact=True,
+        linear=exact_linear.linear,
+        paged_decode=exact_attention.paged_decode,
+        paged_prefill=exact_attention.paged_prefill,
     )
