@@ -9,6 +9,7 @@ from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.reference import skinny
 from pagewire.worker.kernels.sets import exact_kernels
 from pagewire.worker.kernels.triton.exact_linear import linear, linear_tiles
+from pagewire.worker.linears import exact
 from pagewire.worker.linears.exact import ExactLinears, trial
 
 CPU = torch.device("cpu")
@@ -38,7 +39,8 @@ def test_bf16_into_fp32() -> None:
 
 
 @pytest.mark.usefixtures("rows_alone")
-def test_a_row_s_bits_do_not_depend_on_the_number_of_rows() -> None:
+def test_a_row_s_bits_do_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_TRIED_ROWS", (1, 33, 64))
     assert trial(exact_kernels(), CPU, torch.float32) == ""
 
 
