@@ -26,7 +26,8 @@ from pagewire.worker.kernels.triton.attention_tile import shared_bytes, upcasts
 _GROUP = 8
 """Tiles of rows that are computed side by side, so that what they read is still in the second-level cache."""
 _NARROW = 2048
-"""Outputs that are shared out in smaller tiles: of 1,024, tiles of 32 would occupy a quarter of an H200."""
+"""Outputs that are shared out in smaller tiles, deeper for as many bytes under way: of 1,024, tiles of 32 would occupy a
+quarter of an H200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,11 @@ def linear_tiles(num_outputs: int, itemsize: int, shared: int) -> list[tuple[int
     if shared < 160 << 10:
         few = LinearTile(rows=64, outputs=16 if narrow else 32, depth=64, num_warps=4, num_stages=4)
         return [(64, few), (most, LinearTile(rows=128, outputs=128, depth=32, num_warps=8, num_stages=3))]
+    few = LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)
+    if narrow:
+        few = LinearTile(rows=64, outputs=16, depth=256, num_warps=4, num_stages=4)
     return [
-        (64, LinearTile(rows=64, outputs=16 if narrow else 32, depth=128, num_warps=4, num_stages=4)),
+        (64, few),
         (512, LinearTile(rows=64, outputs=32 if narrow else 128, depth=64, num_warps=4, num_stages=4)),
         (most, LinearTile(rows=128, outputs=256, depth=64, num_warps=8, num_stages=3)),
     ]
