@@ -26,8 +26,8 @@ from pagewire.worker.kernels.triton.attention_tile import shared_bytes, upcasts
 _GROUP = 8
 """Tiles of rows that are computed side by side, so that what they read is still in the second-level cache."""
 _NARROW = 2048
-"""Outputs that are shared out in smaller tiles, deeper for as many bytes under way: of 1,024, tiles of 32 would occupy a
-quarter of an H200."""
+"""Outputs that are shared out in smaller tiles, deeper for as many bytes under way: of 1,024, tiles of 32 would occupy
+a quarter of an H200."""
 
 
 @dataclass(frozen=True, slots=True)
