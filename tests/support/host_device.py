@@ -99,11 +99,10 @@ class CpuPlatform:
     def new_capture(self) -> EagerCapture:
         return EagerCapture()
 
-    def kernels(self) -> Sequence[Kernels]:
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
+        if exact:
+            return [replace(reference_kernels(), name="row-by-row", is_exact=True, linear=row_by_row)]
         return [reference_kernels()]
-
-    def exact_kernels(self) -> Kernels:
-        return replace(reference_kernels(), name="row-by-row", is_exact=True, linear=row_by_row)
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
         return TritonAttention(

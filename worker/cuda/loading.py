@@ -18,8 +18,8 @@ from pagewire.worker.cuda.platform import CudaPlatform, CudaUnavailable, Platfor
 from pagewire.worker.cuda.timeline import Waker
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.launch import LaunchError, LoadedDevice, Progress, hello_of
-from pagewire.worker.linears.exact import ExactLinears, trial
-from pagewire.worker.linears.skinny import choose_kernels
+from pagewire.worker.linears.exact import choose_exact
+from pagewire.worker.linears.skinny import Capture, choose_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.model.ops import DecoderOps
@@ -118,17 +118,15 @@ def _kernels(
     launch: WorkerLaunch, platform: Platform, dtype: torch.dtype, refused: Callable[[str], None]
 ) -> tuple[Kernels, LinearKind]:
     """Raises ValueError where exact ones are asked for and are not to be had."""
+
+    def new_capture() -> Capture:
+        return platform.new_capture().capture
+
     if not launch.exact_continuation:
-        return choose_kernels(
-            platform.kernels(), platform.device, dtype, lambda: platform.new_capture().capture, refused
-        )
+        return choose_kernels(platform.kernels(), platform.device, dtype, new_capture, refused)
     if launch.attention_backend not in ("auto", "triton"):
         raise ValueError(f"exact_continuation is set and attention_backend is {launch.attention_backend}; it is triton")
-    kernels = platform.exact_kernels()
-    reason = trial(kernels, platform.device, dtype)
-    if reason:
-        raise ValueError(f"exact_continuation is set, and on this device {reason}")
-    return kernels, ExactLinears(kernels, platform.device)
+    return choose_exact(platform.kernels(exact=True), platform.device, dtype, new_capture, refused)
 
 
 def _decoder(

@@ -42,12 +42,9 @@ class Platform(Protocol):
     def new_capture(self) -> GraphCapture:
         """Captures graphs that share memory."""
 
-    def kernels(self) -> Sequence[Kernels]:
-        """Sets that this device should run, best first; whatever a trial finds, the last one runs. Raises
-        CudaUnavailable."""
-
-    def exact_kernels(self) -> Kernels:
-        """The set whose results do not depend on what is computed together. Raises CudaUnavailable."""
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
+        """Sets that this device should run, best first; whatever a trial finds, the last one runs. `exact`: those whose
+        results do not depend on what is computed together, of which one must pass its trial. Raises CudaUnavailable."""
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         """Raises AttentionUnavailable."""
@@ -69,23 +66,14 @@ class CudaPlatform:
     def new_capture(self) -> GraphCapture:
         return CudaGraphCapture(self.device)
 
-    def kernels(self) -> Sequence[Kernels]:
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
         can_overlap = torch.cuda.get_device_capability(self.device) >= (9, 0)
+        make = exact_kernels if exact else triton_kernels
         try:
-            return [triton_kernels(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
+            return [make(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
         except ImportError as error:
-            raise _needs_triton(error) from error
-
-    def exact_kernels(self) -> Kernels:
-        try:
-            return exact_kernels()
-        except ImportError as error:
-            raise _needs_triton(error) from error
+            raise CudaUnavailable(f"device cuda needs Triton ({error}): pip install 'pagewire[cuda]'") from error
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         card = CudaCard.of(needs.device)
         return choose_attention(attention_candidates(card, importlib.import_module), wanted, needs, card)
-
-
-def _needs_triton(error: ImportError) -> CudaUnavailable:
-    return CudaUnavailable(f"device cuda needs Triton ({error}): pip install 'pagewire[cuda]'")

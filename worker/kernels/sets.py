@@ -75,16 +75,16 @@ def triton_kernels(*, overlap: bool) -> Kernels:
     )
 
 
-def exact_kernels() -> Kernels:
-    """Triton's, by which a row's results follow from its own history alone; none overlap, and `linear` takes any number
-    of rows. Raises ImportError where Triton is not installed."""
+def exact_kernels(*, overlap: bool) -> Kernels:
+    """Triton's, by which a row's results follow from its own history alone; `linear` takes any number of rows.
+    `overlap` and ImportError as of `triton_kernels`."""
     from pagewire.worker.kernels.triton import exact_attention, exact_linear
 
     return replace(
-        triton_kernels(overlap=False),
-        name="triton-exact",
+        triton_kernels(overlap=overlap),
+        name="triton-exact-overlapped" if overlap else "triton-exact",
         is_exact=True,
-        linear=exact_linear.linear,
-        paged_decode=exact_attention.paged_decode,
+        linear=partial(exact_linear.linear, overlap=overlap),
+        paged_decode=partial(exact_attention.paged_decode, overlap=overlap),
         paged_prefill=exact_attention.paged_prefill,
     )

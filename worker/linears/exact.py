@@ -6,15 +6,19 @@ other last bits in a prompt than where it decodes, and beside other rows than al
 README of `pagewire.worker.cuda`.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.model.layers import Embedding, Linear, TableEmbedding
+from pagewire.worker.kernels.sets import reference_kernels
+from pagewire.worker.linears.skinny import MAX_DIFFERENCE, SAID, Capture, finish
+from pagewire.worker.model.layers import Embedding, Linear, LinearKind, TableEmbedding
 
 Tensor = torch.Tensor
 
 _TRIED_ROWS = (1, 2, 64, 65, 512, 513, 640)
-"""Of a trial: at both sides of the numbers where the kernel's tiles change."""
+"""Of a trial: at both sides of the numbers where the kernel's tiles change, the most last."""
 _TRIED_WIDTH = 336
 """Not a multiple of every tile's depth."""
 _TRIED_OUTPUTS = 144
@@ -54,24 +58,58 @@ class ExactLinears:
         return TableEmbedding(weight_VE), self.head(weight_VE)
 
 
-@torch.inference_mode()
-def trial(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a row's bits depend on the number of rows on this device; empty where they do not. Tried because that tiles
-    of all sizes come to the same bits is a property of the device and of what compiled them."""
+def choose_exact(
+    candidates: Sequence[Kernels],
+    device: torch.device,
+    dtype: torch.dtype,
+    new_capture: Callable[[], Capture],
+    refused: Callable[[str], None],
+) -> tuple[Kernels, LinearKind]:
+    """The first candidate that passes its trial, and its linears; as
+    `pagewire.worker.linears.skinny.choose_kernels`, but that none else will do. Raises ValueError where none passes."""
+    reason = "there are no exact kernels"
+    for kernels in candidates:
+        reason = trial(kernels, device, dtype, new_capture())
+        if not reason:
+            return kernels, ExactLinears(kernels, device)
+        refused(f"exact linears, {kernels.name}: {reason}")
+    raise ValueError(f"exact_continuation is set, and on this device {reason}")
+
+
+def trial(kernels: Kernels, device: torch.device, dtype: torch.dtype, capture: Capture) -> str:
+    """Why these kernels' linears are not to be used on this device; empty where they are.
+
+    Two of them, the second of which reads what the first wrote, captured, with numbers of rows for which tiles differ:
+    that all tiles come to the same bits is a property of the device and of what compiled them."""
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    x, weight, bias = (
-        values(max(_TRIED_ROWS), _TRIED_WIDTH),
-        values(_TRIED_OUTPUTS, _TRIED_WIDTH),
-        values(_TRIED_OUTPUTS),
-    )
-    linear = ExactLinear(kernels, weight, bias, torch.float32)
-    most = linear(x)
-    for num_rows in _TRIED_ROWS:
-        num_differing = int((linear(x[:num_rows]) != most[:num_rows]).sum())
+    x, bias = values(max(_TRIED_ROWS), _TRIED_WIDTH), values(_TRIED_WIDTH)
+    inner, outer = values(_TRIED_WIDTH, _TRIED_WIDTH) / _TRIED_WIDTH**0.5, values(_TRIED_OUTPUTS, _TRIED_WIDTH)
+
+    def both(kind: Kernels, num_rows: int) -> Tensor:
+        first, second = ExactLinear(kind, inner, bias, dtype), ExactLinear(kind, outer, None, torch.float32)
+        return second(first(x[:num_rows]))
+
+    computed: list[Tensor] = []
+
+    @torch.inference_mode()
+    def work() -> None:
+        computed[:] = [both(kernels, num_rows) for num_rows in _TRIED_ROWS]
+
+    finish(device)
+    try:
+        capture(work)()
+        finish(device)
+    except Exception as error:  # as in a trial of skinny linears
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
+    most = computed[-1]
+    for y in computed[:-1]:
+        num_differing = int((y != most[: len(y)]).sum())
         if num_differing:
-            return f"{num_differing} values of {num_rows} rows differ from the same beside others"
-    return ""
+            return f"{num_differing} values of {len(y)} rows differ from the same beside others"
+    expected = both(reference_kernels(), len(most))
+    difference = float((most - expected).norm() / expected.norm())
+    return "" if difference <= MAX_DIFFERENCE else f"values differ from their definition by {difference:.2g} of them"

@@ -21,6 +21,7 @@ from pagewire.scheduler_svc.models.random_shapes import RANDOM_SHAPES
 from pagewire.wire.model import DecoderConfig, DType
 from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cuda.bring_up import CudaStart, bring_up
+from pagewire.worker.cuda.graphs import CudaGraphCapture
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.kernels.contract import Kernels
@@ -64,7 +65,7 @@ def _none_differ(what: str, seen: int) -> Check:
 
 
 def _trial(device: torch.device) -> Check:
-    reason = trial(exact_kernels(), device, torch.bfloat16)
+    reason = trial(exact_kernels(overlap=True), device, torch.bfloat16, CudaGraphCapture(device).capture)
     return Check(
         what="a start's trial of exact linears" + f": {reason}" * bool(reason),
         seen=float(not reason),
@@ -132,7 +133,7 @@ def _world(
     scale: Scale, config: DecoderConfig, dtype: DType, device: torch.device, length: int, eager: bool
 ) -> Recomputation:
     """As the worker brings a device up, but that the model's logits are kept."""
-    platform, kernels = platform_of(scale), exact_kernels()
+    platform, kernels = platform_of(scale), exact_kernels(overlap=not scale.is_dry)
     num_seqs = 2 if scale.is_dry else 80
     launch = sim_launch(
         "ipc:///nowhere",

@@ -25,10 +25,9 @@ from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
 from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.kernels.sets import exact_kernels
-from pagewire.worker.linears.exact import ExactLinears
+from pagewire.worker.linears.exact import choose_exact
 from pagewire.worker.linears.skinny import choose_kernels
 from pagewire.worker.model.decoder import Decoder
-from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.weights.build import build_decoder
 from pagewire.worker.weights.random_source import RandomSource
 
@@ -77,15 +76,10 @@ def run(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) ->
 
 def _decoder(scale: Scale, kind: str, config: DecoderConfig, dtype: torch.dtype, platform: Platform) -> Decoder:
     """As a start makes one."""
-    kernels: Kernels
-    linears: LinearKind
-    if kind == "exact":
-        kernels = platform.exact_kernels()
-        linears = ExactLinears(kernels, platform.device)
-    else:
-        kernels, linears = choose_kernels(
-            platform.kernels(), platform.device, dtype, lambda: platform.new_capture().capture, print
-        )
+    choose = choose_exact if kind == "exact" else choose_kernels
+    kernels, linears = choose(
+        platform.kernels(exact=kind == "exact"), platform.device, dtype, lambda: platform.new_capture().capture, print
+    )
     needs = AttentionNeeds(
         config=config,
         dtype=dtype,
@@ -151,7 +145,7 @@ def _batch(rows: Rows, kv: KVCache, device: torch.device) -> Batch:
 
 def _kernels(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) -> None:
     """Attention of the cases whose times stand for the others too, and each linear beside the library's."""
-    config, kernels = RANDOM_SHAPES[scale.small_shape], exact_kernels()
+    config, kernels = RANDOM_SHAPES[scale.small_shape], exact_kernels(overlap=True)
     decodes = {"1 context of 1,024": [1024], "256 of 1,024": [1024] * 256, "1 of 32,768": [32_768]}
     for name, contexts in decodes.items():
         record.add(bare_times.decode(f"exact paged_decode, {name}", config, contexts, kernels, rates, device))

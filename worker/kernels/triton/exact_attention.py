@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.kernels.triton.attention_tile import LOG2_E, load_blocks, load_kv_tile, shared_bytes, upcasts
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 from pagewire.worker.kernels.triton.paged_prefill import PrefillTile
 from pagewire.worker.kernels.triton.skinny_tile import none
 from pagewire.worker.kernels.workspaces import PARTITION_TOKENS, DecodeWorkspace
@@ -67,8 +68,10 @@ def paged_decode(
     *,
     scale: float,
     workspace: DecodeWorkspace,
+    overlap: bool = False,
 ) -> None:
-    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`. The workspace is one of partitions."""
+    """See `pagewire.worker.kernels.reference.paged_decode.paged_decode`. The workspace is one of partitions. `overlap`:
+    see `pagewire.worker.kernels.triton.overlap`."""
     B, K, slots = q_BHD.shape[0], kv_layer.shape[2], workspace.max_splits
     workspace.check(B)
     if B == 0:
@@ -85,6 +88,7 @@ def paged_decode(
         num_programs=min(slots, wanted),
         grid=(K, min(slots, max(wanted, _LONG_ROW)), B),
         workspace=workspace,
+        overlap=overlap,
     )
 
 
@@ -116,6 +120,7 @@ def paged_prefill(
         num_programs=1,
         grid=(K, triton.cdiv(max_query_len, rows // G), num_seqs),
         workspace=None,
+        overlap=False,
     )
 
 
@@ -135,6 +140,7 @@ def _launch(
     num_programs: int,
     grid: tuple[int, int, int],
     workspace: DecodeWorkspace | None,
+    overlap: bool,
 ) -> None:
     """Of prompts, where there is no workspace."""
     _, H, D = q.shape
@@ -172,6 +178,7 @@ def _launch(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages if workspace is None else min(tile.num_stages, _STAGES_OF_DECODES),
         enable_fp_fusion=False,
+        **launch_options(overlap),
     )
 
 
@@ -207,7 +214,9 @@ def _paged_exact_kernel(
     AHEAD: tl.constexpr,
     DECODES: tl.constexpr,
     UPCAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin_overlapped(OVERLAP)
     QUERIES: tl.constexpr = ROWS // G
     kv_head, seq = tl.program_id(0), tl.program_id(2)
     context_len = tl.load(context_lens + seq)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from pagewire.worker.kernels.triton.attention_tile import shared_bytes, upcasts
+from pagewire.worker.kernels.triton.overlap import begin_overlapped, launch_options
 
 _GROUP = 8
 """Tiles of rows that are computed side by side, so that what they read is still in the second-level cache."""
@@ -60,14 +61,22 @@ def linear_tiles(num_outputs: int, itemsize: int, shared: int) -> list[tuple[int
     ]
 
 
-def linear(x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, out_TN: torch.Tensor) -> None:
-    """See `pagewire.worker.kernels.reference.skinny.linear`, for any number of rows; all tensors are contiguous."""
+def linear(
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    out_TN: torch.Tensor,
+    *,
+    overlap: bool = False,
+) -> None:
+    """See `pagewire.worker.kernels.reference.skinny.linear`, for any number of rows; all tensors are contiguous.
+    `overlap`: see `pagewire.worker.kernels.triton.overlap`."""
     num_rows, num_outputs = out_TN.shape
     if num_rows == 0:
         return
     tiles = linear_tiles(num_outputs, weight_NK.element_size(), shared_bytes(x_TK.device))
     tile = next(tile for most_rows, tile in tiles if num_rows <= most_rows)
-    linear_by(tile, x_TK, weight_NK, bias_N, out_TN)
+    linear_by(tile, x_TK, weight_NK, bias_N, out_TN, overlap=overlap)
 
 
 def linear_by(
@@ -76,6 +85,8 @@ def linear_by(
     weight_NK: torch.Tensor,
     bias_N: torch.Tensor | None,
     out_TN: torch.Tensor,
+    *,
+    overlap: bool = False,
 ) -> None:
     """The same in these tiles."""
     (num_rows, num_outputs), width = out_TN.shape, weight_NK.shape[1]
@@ -97,6 +108,7 @@ def linear_by(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=False,
+        **launch_options(overlap),
     )
 
 
@@ -116,8 +128,10 @@ def _exact_linear(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     UPCAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """IS_EVEN: the width is a multiple of DEPTH."""
+    begin_overlapped(OVERLAP)
     per_group = GROUP * tl.cdiv(num_outputs, OUTPUTS)
     first_tile = tl.program_id(0) // per_group * GROUP
     group = tl.minimum(GROUP, tl.cdiv(num_rows, ROWS) - first_tile)

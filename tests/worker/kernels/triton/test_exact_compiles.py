@@ -58,3 +58,10 @@ def test_partial_results_are_there_before_a_program_arrives(compiled: list[dict[
     """The interpreter runs one program after the other and would not notice."""
     for kernel in compiled:
         assert kernel["arrives_in_order"] == (kernel["name"] == "decode"), kernel
+
+
+def test_what_overlaps_touches_nothing_before_it_waits(compiled: list[dict[str, Any]]) -> None:
+    assert any(kernel["overlap"] for kernel in compiled)
+    for kernel in compiled:
+        assert kernel["waits"] == kernel["launch_pdl"] == kernel["overlap"], kernel
+        assert kernel["memory_before_wait"] == 0, kernel

@@ -41,7 +41,7 @@ def _small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recomputation(config: DecoderConfig, eager: bool) -> Recomputation:
-    kernels = exact_kernels()
+    kernels = exact_kernels(overlap=False)
     attention = TritonAttention(
         config, kernels, CPU, max_num_seqs=LIMITS.max_num_seqs, max_model_len=LIMITS.max_model_len, num_sms=4
     )
