@@ -60,7 +60,7 @@ GPU_STAGES: tuple[Stage, ...] = (
 )
 """Together no more than the whole run's time. What says what to mend comes first."""
 SWEEP_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("sweep",), 200),))
-EXACT_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("exact times",), 200),))
+EXACT_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("exact times",), 120),))
 PEER_STAGES: tuple[Stage, ...] = (
     (Share(("card",), 45),),
     (Share(("peer workload",), 150),),

@@ -3,8 +3,6 @@ same process on the same weights."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -25,12 +23,9 @@ from pagewire.worker.attention.choice import AttentionNeeds
 from pagewire.worker.attention.kv_cache import KVCache
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import Platform
-from pagewire.worker.kernels import workspaces
 from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.kernels.sets import exact_kernels, triton_kernels
-from pagewire.worker.kernels.triton import exact_attention, exact_linear
-from pagewire.worker.kernels.triton.exact_linear import LinearTile
-from pagewire.worker.linears.exact import ExactLinears, choose_exact
+from pagewire.worker.kernels.sets import exact_kernels
+from pagewire.worker.linears.exact import choose_exact
 from pagewire.worker.linears.skinny import choose_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.weights.build import build_decoder
@@ -56,7 +51,8 @@ def run(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) ->
     if scale.is_dry:
         steps = {"decode of 1 row at 20": [(1, 20)], "prefill of 1 × 8": [(8, 8)]}
     else:
-        pass
+        with record.attempt("kernels"):
+            _kernels(scale, device, rates, record)
     config, platform = RANDOM_SHAPES[scale.small_shape], platform_of(scale)
     dtype = torch.float32 if scale.is_dry else torch.bfloat16
     most = max(sum(context for _, context in rows) for rows in steps.values())
@@ -64,25 +60,18 @@ def run(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) ->
     for layer in kv.layers:
         layer.normal_()
     seconds: dict[str, dict[str, float]] = {}
-    for kind in ("default", "exact", "prefetch") if not scale.is_dry else ("default", "exact"):
+    for kind in ("default", "exact"):
         with record.attempt(kind):
             decoder = _decoder(scale, kind, config, dtype, platform)
             seconds[kind] = {name: _step_s(decoder, kv, rows, platform) for name, rows in steps.items()}
             record.add(**{f"{kind}: linears, attention": [decoder.linear_backend, decoder.attention.name]})
     for name in steps:
-        default, exact, prefetch = (
-            seconds.get(kind, {}).get(name, float("nan")) for kind in ("default", "exact", "prefetch")
-        )
-        record.add(Check(what=f"{name}, exact, prefetch", seen=prefetch * 1e3, unit="ms"))
+        default, exact = (seconds.get(kind, {}).get(name, float("nan")) for kind in ("default", "exact"))
         record.add(
             Check(what=f"{name}, default", seen=default * 1e3, unit="ms"),
             Check(what=f"{name}, exact", seen=exact * 1e3, unit="ms"),
             Check(what=f"{name}: exact / default", seen=exact / default, unit="x"),
         )
-
-    if not scale.is_dry:
-        del decoder, kv
-        sweep(scale, device, rates, record)
 
 
 def _decoder(scale: Scale, kind: str, config: DecoderConfig, dtype: torch.dtype, platform: Platform) -> Decoder:
@@ -91,12 +80,6 @@ def _decoder(scale: Scale, kind: str, config: DecoderConfig, dtype: torch.dtype,
     kernels, linears = choose(
         platform.kernels(exact=kind == "exact"), platform.device, dtype, lambda: platform.new_capture().capture, print
     )
-    if kind == "prefetch":
-        kernels = exact_kernels(overlap=True)
-        kernels = dataclasses.replace(
-            kernels, linear=functools.partial(exact_linear.linear, overlap=True, prefetch=True)
-        )
-        linears = ExactLinears(kernels, platform.device)
     needs = AttentionNeeds(
         config=config,
         dtype=dtype,
@@ -110,7 +93,7 @@ def _decoder(scale: Scale, kind: str, config: DecoderConfig, dtype: torch.dtype,
         RandomSource(config, 1),
         config,
         "float32" if scale.is_dry else "bfloat16",
-        platform.attention("auto" if kind == "default" else "triton", needs),
+        platform.attention("triton" if kind == "exact" else "auto", needs),
         lambda stage, done: None,
         KernelOps(config, dtype, platform.device, kernels, max_rows=_MAX_CONTEXT, max_positions=_MAX_CONTEXT),
         linears,
@@ -220,139 +203,3 @@ def _timed_s(launch: Callable[[], object], device: torch.device, repeats: int) -
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / repeats
-
-
-def sweep(scale: Scale, device: torch.device, rates: Rates, record: PartRecord) -> None:
-    config = RANDOM_SHAPES[scale.small_shape]
-    exact, fast = exact_kernels(overlap=True), triton_kernels(overlap=True)
-    decodes = {
-        "1 of 1,024": [1024],
-        "16 of 1,024": [1024] * 16,
-        "256 of 1,024": [1024] * 256,
-        "1 of 32,768": [32_768],
-    }
-    prompts = {"8 of 1,024": [1024] * 8, "1 of 8,192": [8192]}
-    original = exact_attention.exact_tile
-
-    def attention(name: str, kernels: Kernels, which: list[str]) -> None:
-        for case in which:
-            with record.attempt(f"{name}, {case}"):
-                if case in decodes:
-                    record.add(
-                        bare_times.decode(f"{name}: decode {case}", config, decodes[case], kernels, rates, device)
-                    )
-                else:
-                    record.add(
-                        bare_times.prefill(f"{name}: prefill {case}", config, prompts[case], kernels, rates, device)
-                    )
-
-    attention("default", fast, [*decodes, *prompts])
-    for partition in (256, 512):
-        for module in (workspaces, exact_attention):
-            module.PARTITION_TOKENS = partition
-        attention(f"partition {partition}", exact, [*decodes, *prompts])
-    for module in (workspaces, exact_attention):
-        module.PARTITION_TOKENS = 512
-    for few in (2, 3):
-        exact_attention._STAGES_OF_FEW = few
-        attention(f"few stages {few}", exact, ["1 of 1,024"])
-    exact_attention._STAGES_OF_FEW = 4
-    for rows, tokens, warps, stages in (
-        (64, 64, 4, 3),
-        (64, 64, 4, 2),
-        (128, 64, 8, 2),
-        (128, 64, 8, 4),
-        (256, 64, 16, 2),
-    ):
-        exact_attention.exact_tile = lambda d, i, s, *, decodes, t=(rows, tokens, warps, stages): (
-            original(d, i, s, decodes=True) if decodes else exact_attention.PrefillTile(*t)
-        )
-        attention(f"tile {rows}x{tokens}, {warps} warps, {stages} stages", exact, [*prompts])
-    exact_attention.exact_tile = lambda d, i, s, *, decodes: (
-        exact_attention.PrefillTile(64, 64, 4, 3) if decodes else original(d, i, s, decodes=False)
-    )
-    attention("decode stages 3", exact, ["16 of 1,024", "256 of 1,024"])
-    exact_attention.exact_tile = original
-    narrow = [(64, 16, 256, 4, 4), (64, 16, 256, 4, 5), (64, 16, 128, 4, 8), (64, 8, 256, 4, 5), (64, 32, 256, 4, 4)]
-    wide = [(64, 32, 128, 4, 4), (64, 16, 256, 4, 4), (64, 32, 256, 4, 3), (64, 64, 128, 4, 3)]
-    head = [(64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (64, 64, 64, 4, 4), (64, 128, 64, 4, 4), (64, 64, 256, 4, 2)]
-    narrow_256 = [
-        (64, 32, 64, 4, 4),
-        (64, 32, 128, 4, 4),
-        (64, 64, 128, 4, 4),
-        (128, 32, 128, 4, 4),
-        (64, 32, 256, 4, 3),
-    ]
-    wide_256 = [
-        (64, 128, 64, 4, 4),
-        (128, 128, 64, 8, 4),
-        (128, 64, 128, 8, 3),
-        (128, 128, 128, 8, 3),
-        (64, 64, 128, 4, 4),
-    ]
-    head_256 = [
-        (64, 128, 64, 4, 4),
-        (128, 256, 64, 8, 3),
-        (256, 128, 64, 8, 3),
-        (128, 128, 64, 8, 4),
-        (256, 128, 64, 8, 4),
-    ]
-    many = [
-        (128, 256, 64, 8, 3),
-        (128, 256, 64, 8, 4),
-        (256, 128, 64, 8, 3),
-        (128, 128, 64, 8, 4),
-        (128, 128, 64, 4, 4),
-    ]
-    shapes = {
-        "o": (2048, 1024),
-        "down": (3072, 1024),
-        "qkv": (1024, 4096),
-        "gate and up": (1024, 6144),
-        "head": (1024, 151_936),
-    }
-    for num_rows, name, tiles in (
-        *((1, name, narrow) for name in ("o", "down")),
-        *((1, name, wide) for name in ("qkv", "gate and up")),
-        (1, "head", head),
-        *((256, name, narrow_256) for name in ("o", "down")),
-        *((256, name, wide_256) for name in ("qkv", "gate and up")),
-        (256, "head", head_256),
-        *((8192, name, many) for name in ("o", "down", "gate and up")),
-    ):
-        with record.attempt(f"{name}, {num_rows} rows"):
-            _sweep_linear(f"{name}, {num_rows} rows", *shapes[name], num_rows, tiles, device, record)
-
-
-def _sweep_linear(
-    what: str, width: int, num_outputs: int, num_rows: int, tiles: list, device: torch.device, record: PartRecord
-) -> None:
-    copies = max(1, min(16, (200 << 20) // (2 * width * num_outputs)))
-    weights = [torch.randn(num_outputs, width, device=device).bfloat16() for _ in range(copies)]
-    x = torch.randn(num_rows, width, device=device).bfloat16()
-    out = torch.empty(num_rows, num_outputs, device=device, dtype=torch.bfloat16)
-    library_us = (
-        bare_times.median_s(lambda: [F.linear(x, weight) for weight in weights] and None, device) / copies * 1e6
-    )
-    expected = None
-    row_bytes = 2 * width
-    for numbers in tiles:
-        tile = LinearTile(*numbers)
-        for ahead in (0, 1 << (-(-row_bytes // 128) - 1).bit_length()) if num_rows == 1 else (0,):
-            with record.attempt(f"{what}, {numbers}, ahead {ahead}"):
-
-                def ours(tile: LinearTile = tile, ahead: int = ahead) -> None:
-                    for weight in weights:
-                        exact_linear.linear_by(tile, x, weight, None, out, overlap=True, ahead=ahead)
-
-                found_us = bare_times.median_s(ours, device) / copies * 1e6
-                expected = out.clone() if expected is None else expected
-                differing = int((out != expected).sum())
-                record.add(
-                    Check(
-                        what=f"{what}, {numbers}, ahead {ahead}, {differing} differ; floor: the library's",
-                        seen=found_us,
-                        unit="µs",
-                        floor=library_us,
-                    )
-                )

@@ -29,8 +29,6 @@ _GROUP = 8
 _NARROW = 2048
 """Outputs that are shared out in smaller tiles, deeper for as many bytes under way: of 1,024, tiles of 32 would occupy
 a quarter of an H200."""
-_VERY_WIDE = 1 << 15
-"""Outputs that occupy the device whatever the tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,14 @@ def linear_tiles(num_outputs: int, itemsize: int, shared: int) -> list[tuple[int
     if shared < 160 << 10:
         few = LinearTile(rows=64, outputs=16 if narrow else 32, depth=64, num_warps=4, num_stages=4)
         return [(64, few), (most, LinearTile(rows=128, outputs=128, depth=32, num_warps=8, num_stages=3))]
-    many = LinearTile(rows=128, outputs=256, depth=64, num_warps=8, num_stages=3)
-    if narrow:
-        few = LinearTile(rows=64, outputs=16, depth=256, num_warps=4, num_stages=5)
-        return [(64, few), (512, LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)), (most, many)]
     few = LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)
-    if num_outputs > _VERY_WIDE:
-        return [(64, few), (most, many)]
-    return [(64, few), (512, LinearTile(rows=128, outputs=128, depth=64, num_warps=8, num_stages=4)), (most, many)]
+    if narrow:
+        few = LinearTile(rows=64, outputs=16, depth=256, num_warps=4, num_stages=4)
+    return [
+        (64, few),
+        (512, LinearTile(rows=64, outputs=32 if narrow else 128, depth=64, num_warps=4, num_stages=4)),
+        (most, LinearTile(rows=128, outputs=256, depth=64, num_warps=8, num_stages=3)),
+    ]
 
 
 def linear(
@@ -70,7 +68,6 @@ def linear(
     out_TN: torch.Tensor,
     *,
     overlap: bool = False,
-    prefetch: bool = False,
 ) -> None:
     """See `pagewire.worker.kernels.reference.skinny.linear`, for any number of rows; all tensors are contiguous.
     `overlap`: see `pagewire.worker.kernels.triton.overlap`."""
@@ -79,9 +76,7 @@ def linear(
         return
     tiles = linear_tiles(num_outputs, weight_NK.element_size(), shared_bytes(x_TK.device))
     tile = next(tile for most_rows, tile in tiles if num_rows <= most_rows)
-    row_bytes = weight_NK.shape[1] * weight_NK.element_size()
-    ahead = min(64, triton.next_power_of_2(triton.cdiv(row_bytes, 128))) if prefetch and num_rows <= 64 else 0
-    linear_by(tile, x_TK, weight_NK, bias_N, out_TN, overlap=overlap, ahead=ahead)
+    linear_by(tile, x_TK, weight_NK, bias_N, out_TN, overlap=overlap)
 
 
 def linear_by(
@@ -92,10 +87,8 @@ def linear_by(
     out_TN: torch.Tensor,
     *,
     overlap: bool = False,
-    ahead: int = 0,
 ) -> None:
-    """The same in these tiles. `ahead`: lines of 128 bytes of each output's weight that programs which overlap ask for
-    before they wait: weights never change."""
+    """The same in these tiles."""
     (num_rows, num_outputs), width = out_TN.shape, weight_NK.shape[1]
     grid = (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_outputs, tile.outputs),)
     _exact_linear[grid](
@@ -111,7 +104,6 @@ def linear_by(
         OUTPUTS=tile.outputs,
         DEPTH=tile.depth,
         GROUP=_GROUP,
-        AHEAD=ahead if overlap else 0,
         UPCAST=upcasts(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -135,23 +127,10 @@ def _exact_linear(
     OUTPUTS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
-    AHEAD: tl.constexpr,
     UPCAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """IS_EVEN: the width is a multiple of DEPTH."""
-    if AHEAD > 0:
-        first_wanted = tl.program_id(0) * OUTPUTS  # where all rows are of one tile, as few are
-        wanted = first_wanted + tl.arange(0, OUTPUTS)
-        lines = tl.arange(0, AHEAD)
-        bytes_of_row = width * weight_ptr.dtype.element_ty.primitive_bitwidth // 8
-        exists = (wanted < num_outputs)[:, None] & (lines * 128 < bytes_of_row)[None, :]
-        line_ptr = weight_ptr + tl.minimum(wanted, num_outputs - 1).to(tl.int64)[:, None] * width
-        line_ptr += (lines * (1024 // weight_ptr.dtype.element_ty.primitive_bitwidth))[None, :]
-        line_ptr = tl.where(exists, line_ptr.to(tl.int64), weight_ptr.to(tl.int64))
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line_ptr], dtype=tl.int32, is_pure=False, pack=1
-        )
     begin_overlapped(OVERLAP)
     per_group = GROUP * tl.cdiv(num_outputs, OUTPUTS)
     first_tile = tl.program_id(0) // per_group * GROUP
