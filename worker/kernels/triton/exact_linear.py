@@ -29,6 +29,8 @@ _GROUP = 8
 _NARROW = 2048
 """Outputs that are shared out in smaller tiles, deeper for as many bytes under way: of 1,024, tiles of 32 would occupy
 a quarter of an H200."""
+_VERY_WIDE = 1 << 15
+"""Outputs that occupy the device whatever the tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,14 @@ def linear_tiles(num_outputs: int, itemsize: int, shared: int) -> list[tuple[int
     if shared < 160 << 10:
         few = LinearTile(rows=64, outputs=16 if narrow else 32, depth=64, num_warps=4, num_stages=4)
         return [(64, few), (most, LinearTile(rows=128, outputs=128, depth=32, num_warps=8, num_stages=3))]
-    few = LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)
+    many = LinearTile(rows=128, outputs=256, depth=64, num_warps=8, num_stages=3)
     if narrow:
-        few = LinearTile(rows=64, outputs=16, depth=256, num_warps=4, num_stages=4)
-    return [
-        (64, few),
-        (512, LinearTile(rows=64, outputs=32 if narrow else 128, depth=64, num_warps=4, num_stages=4)),
-        (most, LinearTile(rows=128, outputs=256, depth=64, num_warps=8, num_stages=3)),
-    ]
+        few = LinearTile(rows=64, outputs=16, depth=256, num_warps=4, num_stages=5)
+        return [(64, few), (512, LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)), (most, many)]
+    few = LinearTile(rows=64, outputs=32, depth=128, num_warps=4, num_stages=4)
+    if num_outputs > _VERY_WIDE:
+        return [(64, LinearTile(rows=64, outputs=64, depth=64, num_warps=4, num_stages=4)), (most, many)]
+    return [(64, few), (512, LinearTile(rows=128, outputs=128, depth=64, num_warps=8, num_stages=4)), (most, many)]
 
 
 def linear(

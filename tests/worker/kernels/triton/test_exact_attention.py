@@ -125,6 +125,19 @@ def test_partitions_as_they_are() -> None:
     assert torch.equal(as_decodes(decodes, 100), rows)
 
 
+@pytest.mark.parametrize("shared", [99 << 10, 163 << 10, 227 << 10])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+def test_both_kinds_of_tiles_give_a_warp_the_same(head_dim: int, itemsize: int, shared: int) -> None:
+    """As many rows for each warp, and as many tokens: a row's sums are taken in the same order."""
+    prompts, decodes = (
+        exact_attention.exact_tile(head_dim, itemsize, shared, decodes=decodes) for decodes in (False, True)
+    )
+    assert prompts.tokens == decodes.tokens
+    assert prompts.rows * decodes.num_warps == decodes.rows * prompts.num_warps
+    assert exact_attention.PARTITION_TOKENS % prompts.tokens == 0
+
+
 def copy_token(source: PagedWorld, source_seq: int, target: PagedWorld, target_seq: int, token: int) -> None:
     """Keys and values of one token, as `target`'s sequence has it in its own blocks."""
     P = source.block_size
