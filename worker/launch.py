@@ -37,6 +37,11 @@ def read_launch(path: Path) -> WorkerLaunch:
         raise LaunchError(f"incarnation is {launch.incarnation}, which only a rank after 0 of a group may have")
     if launch.quantization != "none" and launch.device != "cpu":
         raise LaunchError(f"quantization is {launch.quantization}; device {launch.device} has none, cpu has int8")
+    if launch.exact_continuation and launch.world_size > 2:
+        raise LaunchError(
+            f"exact_continuation is set and world_size is {launch.world_size}; how more than two ranks' parts are "
+            "added up is their library's choice"
+        )
     if launch.max_num_batched_tokens < launch.max_num_seqs:
         raise LaunchError(
             f"max_num_batched_tokens is {launch.max_num_batched_tokens}; it must be at least max_num_seqs, "

@@ -103,6 +103,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache takes what the rest leaves. Without effect where kv_cache_bytes is given."""
     enforce_eager: bool = False
     """On CUDA devices: record no graphs; every step is launched one operation after the other."""
+    exact_continuation: bool = False
+    """Serve only so that what is computed again comes to the same bits; on CUDA devices by our own exact kernels."""
     quantization: Quantization = "none"
     """Of the linears; int8 on the device cpu alone."""
     sim_step_us: int = 0

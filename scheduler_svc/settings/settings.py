@@ -356,6 +356,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "worker", "On a GPU: record no CUDA graphs, which saves memory and time to start and makes steps slower."
         ),
     ] = False
+    exact_continuation: Annotated[
+        bool,
+        Setting(
+            "worker",
+            "Do not serve unless what is computed again after a loss or a preemption comes to the same bits, as with "
+            "the native CPU kernels it always does. On a GPU this takes slower kernels, whose sums do not depend on "
+            "what is computed together.",
+        ),
+    ] = False
     sim_step_us: Annotated[
         int, Setting("worker", "How long a step of the sim device takes.", unit="µs", limits=(0, 10_000_000))
     ] = 0

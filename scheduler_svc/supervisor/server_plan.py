@@ -97,6 +97,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             attention_backend=settings.attention_backend,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             enforce_eager=settings.enforce_eager,
+            exact_continuation=settings.exact_continuation,
             sim_step_us=settings.sim_step_us,
             group=self._group(rank),
         )

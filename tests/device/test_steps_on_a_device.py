@@ -25,8 +25,9 @@ def _device() -> None:
         pytest.skip("Triton interprets in this process")
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
 @pytest.mark.parametrize("enforce_eager", [False, True], ids=["captured", "eager"])
-def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool) -> None:
+def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool, exact: bool) -> None:
     launch = sim_launch(
         "ipc:///nowhere",
         device="cuda",
@@ -38,6 +39,7 @@ def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool) -> None:
         block_size=16,
         attention_backend="triton",
         enforce_eager=enforce_eager,
+        exact_continuation=exact,
     )
     stream = LoadedStream(launch, CudaPlatform())
     for seed in range(3):
@@ -47,6 +49,7 @@ def test_random_plans_sample_what_the_cpu_does(enforce_eager: bool) -> None:
 
     hello, memory = stream.loaded.hello, stream.loaded.hello.device_memory
     assert memory is not None
+    assert hello.recomputes_exactly == exact
     used = memory.before_model_bytes + hello.weights_bytes + memory.buffer_bytes + memory.graph_bytes
     used += hello.kv_cache_bytes
     # What torch's allocator keeps for reuse, and the little that a second process may take meanwhile.

@@ -4,6 +4,7 @@
 #   bash tests/gpu/run.sh                          wheels beside this file, in tests/gpu/wheels, where there are any
 #   bash tests/gpu/run.sh --wheels DIR             wheels of that folder; tests/gpu/carry.sh fills one
 #   bash tests/gpu/run.sh --only PART...           some of its parts, as its table names them
+#   bash tests/gpu/run.sh --only exact             what is computed again, bit by bit, and what that costs
 #   bash tests/gpu/run.sh --sweep                  attention cut in other ways than it ships, and nothing else
 #   bash tests/gpu/run.sh --peer                   a comparison with transformers' continuous batching, and nothing else
 #   bash tests/gpu/run.sh --dry-run --out DIR      tiny shapes on the CPU; the report goes to DIR (gpu-report)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gpu.report.__main__ import TOTAL_S, environ_of
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, SWEEP_STAGES, Share, only
+from gpu.report.budget import DRY_STAGES, EXACT_STAGES, GPU_STAGES, PEER_STAGES, SWEEP_STAGES, Share, only
 from gpu.report.checks import Check, PartResult, result_of
 from gpu.report.installed import PACKAGES, difference
 from gpu.report.part import PARTS
@@ -42,14 +42,14 @@ ABOUT = {"card": "a card", "torch": "2", "date": "today"}
 
 
 def test_both_lists_of_stages_have_every_part() -> None:
-    more = tuple(stage for stage in SWEEP_STAGES + PEER_STAGES if stage not in GPU_STAGES)
+    more = tuple(stage for stage in EXACT_STAGES + SWEEP_STAGES + PEER_STAGES if stage not in GPU_STAGES)
     for stages in (GPU_STAGES + more, DRY_STAGES):
         assert sorted(part for stage in stages for share in stage for part in share.parts) == sorted(PARTS)
 
 
 def test_the_limits_of_all_parts_fit_the_run() -> None:
     """What brings the packages takes some of it, too."""
-    for stages in (GPU_STAGES, SWEEP_STAGES, PEER_STAGES):
+    for stages in (GPU_STAGES, EXACT_STAGES, SWEEP_STAGES, PEER_STAGES):
         assert sum(max(share.limit_s for share in stage) for stage in stages) <= TOTAL_S
 
 
@@ -57,6 +57,13 @@ def test_some_parts_alone_and_the_card() -> None:
     found = only(GPU_STAGES, ["steps", "large"])
     assert [[share.parts for share in stage] for stage in found] == [[("card",)], [("steps",)], [("large",)]]
     assert len(only(GPU_STAGES + PEER_STAGES, ["peer"])) == 2
+    found = only(GPU_STAGES + EXACT_STAGES, ["exact"])
+    assert [part for stage in found for share in stage for part in share.parts] == [
+        "card",
+        "exact",
+        "exact, fp32",
+        "exact times",
+    ]
     assert only(((Share(("steps", "kernels", "flash"), 3),),), ["kernels", "flash"]) == (
         (Share(("kernels", "flash"), 3),),
     )
@@ -86,6 +93,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)
     expected = dict.fromkeys(PARTS, ("held", "")) | {"collectives": ("skipped", "no NCCL")}
     expected |= dict.fromkeys(("sanitizer", "sweep", "steps, wide heads"), ("skipped", "a dry run has no device"))
+    expected["exact"] = ("skipped", "Triton's interpreter multiplies bf16 wrongly")
     log = (tmp_path / "gpu.log").read_text()
     assert {part["part"]: (part["status"], part["note"]) for part in said["parts"]} == expected, log
     assert done.returncode == 0

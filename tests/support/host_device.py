@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -98,7 +99,9 @@ class CpuPlatform:
     def new_capture(self) -> EagerCapture:
         return EagerCapture()
 
-    def kernels(self) -> Sequence[Kernels]:
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
+        if exact:
+            return [replace(reference_kernels(), name="row-by-row", is_exact=True, linear=row_by_row)]
         return [reference_kernels()]
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> TritonAttention:
@@ -110,3 +113,10 @@ class CpuPlatform:
             max_model_len=needs.max_model_len,
             num_sms=1,
         )
+
+
+def row_by_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """A linear whose rows do not depend on each other."""
+    for index in range(len(x)):
+        y = weight.float() @ x[index].float()
+        out[index] = y if bias is None else y + bias

@@ -19,7 +19,6 @@ class TritonAttention:
     name = "triton"
     block_size_multiple = 1
     default_block_size = 64
-    recomputes_exactly = False
     """A kernel's tile of tokens is then one block or half of one: one table entry to look up, and 16 KB of neighbouring
     keys in a block at 128 dimensions in bf16. Smaller blocks look up an entry per token; larger ones read no faster and
     waste more of the last block."""
@@ -44,7 +43,9 @@ class TritonAttention:
             max_context=max_model_len,
             num_sms=num_sms,
             device=device,
+            partitions=kernels.is_exact,
         )
+        self.recomputes_exactly = kernels.is_exact
         self._row_shape = (config.num_heads, config.head_dim)
 
     def begin(self, batch: Batch, kv: KVCache) -> "TritonAttentionStep":

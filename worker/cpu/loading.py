@@ -41,6 +41,8 @@ def load_cpu(launch: WorkerLaunch, progress: Progress, on_rank_lost: Callable[[s
     except ValueError as error:
         raise LaunchError(str(error)) from error
     attention = kernels.attention
+    if launch.exact_continuation and not attention.recomputes_exactly:
+        raise LaunchError(f"exact_continuation is set, and attention_backend {attention.name} does not recompute so")
     # Ranks must agree on it, also where each took its backend's own.
     launch = msgspec.structs.replace(launch, block_size=block_size)
     try:

@@ -16,8 +16,10 @@ from pagewire.worker.cuda.bring_up import CudaStart, bring_up
 from pagewire.worker.cuda.kernel_ops import KernelOps
 from pagewire.worker.cuda.platform import CudaPlatform, CudaUnavailable, Platform
 from pagewire.worker.cuda.timeline import Waker
+from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.launch import LaunchError, LoadedDevice, Progress, hello_of
-from pagewire.worker.linears.skinny import choose_kernels
+from pagewire.worker.linears.exact import choose_exact
+from pagewire.worker.linears.skinny import Capture, choose_kernels
 from pagewire.worker.model.decoder import Decoder
 from pagewire.worker.model.layers import LinearKind
 from pagewire.worker.model.ops import DecoderOps
@@ -62,9 +64,7 @@ def load_onto(
     before_model_bytes = meter.total() - meter.free()
     dtype = TORCH_DTYPES[launch.dtype]
     notes: list[str] = []
-    kernels, linears = choose_kernels(
-        platform.kernels(), platform.device, dtype, lambda: platform.new_capture().capture, notes.append
-    )
+    kernels, linears = _kernels(launch, platform, dtype, notes.append)
     config = local_decoder(launch.model.decoder, launch.world_size)
     needs = AttentionNeeds(
         config=config,
@@ -75,7 +75,7 @@ def load_onto(
         block_size=launch.block_size,
         kernels=kernels,
     )
-    attention = platform.attention(launch.attention_backend, needs)
+    attention = platform.attention("triton" if kernels.is_exact else launch.attention_backend, needs)
     block_size = block_size_of(attention, launch.block_size)
     # Ranks must agree on it, also where each took its backend's own.
     launch = msgspec.structs.replace(launch, block_size=block_size)
@@ -112,6 +112,21 @@ def load_onto(
     )
     hello = msgspec.structs.replace(hello, device_memory=report.for_engine())
     return LoadedDevice(runner=runner, hello=hello, notes=(*notes, *report.lines()))
+
+
+def _kernels(
+    launch: WorkerLaunch, platform: Platform, dtype: torch.dtype, refused: Callable[[str], None]
+) -> tuple[Kernels, LinearKind]:
+    """Raises ValueError where exact ones are asked for and are not to be had."""
+
+    def new_capture() -> Capture:
+        return platform.new_capture().capture
+
+    if not launch.exact_continuation:
+        return choose_kernels(platform.kernels(), platform.device, dtype, new_capture, refused)
+    if launch.attention_backend not in ("auto", "triton"):
+        raise ValueError(f"exact_continuation is set and attention_backend is {launch.attention_backend}; it is triton")
+    return choose_exact(platform.kernels(exact=True), platform.device, dtype, new_capture, refused)
 
 
 def _decoder(

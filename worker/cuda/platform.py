@@ -17,7 +17,7 @@ from pagewire.worker.cuda.graphs import CudaGraphCapture, GraphCapture
 from pagewire.worker.cuda.memory import CudaMeter, MemoryMeter
 from pagewire.worker.cuda.timeline import CudaTimeline, Timeline
 from pagewire.worker.kernels.contract import Kernels
-from pagewire.worker.kernels.sets import triton_kernels
+from pagewire.worker.kernels.sets import exact_kernels, triton_kernels
 
 
 class CudaUnavailable(Exception):
@@ -42,9 +42,9 @@ class Platform(Protocol):
     def new_capture(self) -> GraphCapture:
         """Captures graphs that share memory."""
 
-    def kernels(self) -> Sequence[Kernels]:
-        """Sets that this device should run, best first; whatever a trial finds, the last one runs. Raises
-        CudaUnavailable."""
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
+        """Sets that this device should run, best first; whatever a trial finds, the last one runs. `exact`: those whose
+        results do not depend on what is computed together, of which one must pass its trial. Raises CudaUnavailable."""
 
     def attention(self, wanted: AttentionBackendName, needs: AttentionNeeds) -> AttentionBackend:
         """Raises AttentionUnavailable."""
@@ -66,10 +66,11 @@ class CudaPlatform:
     def new_capture(self) -> GraphCapture:
         return CudaGraphCapture(self.device)
 
-    def kernels(self) -> Sequence[Kernels]:
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
         can_overlap = torch.cuda.get_device_capability(self.device) >= (9, 0)
+        make = exact_kernels if exact else triton_kernels
         try:
-            return [triton_kernels(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
+            return [make(overlap=overlap) for overlap in (True, False) if can_overlap or not overlap]
         except ImportError as error:
             raise CudaUnavailable(f"device cuda needs Triton ({error}): pip install 'pagewire[cuda]'") from error
 

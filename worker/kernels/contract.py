@@ -200,6 +200,10 @@ class Kernels:
     name: str
     """For reports."""
 
+    is_exact: bool = False
+    """Whether a row's results follow to the bit from its own history alone, whatever is computed beside it. `linear`
+    then takes any number of rows, and `paged_decode` a workspace of partitions."""
+
     start_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
     """(rows_TE, x_TE, scaled_weight_E, squared_floor, out_TE): x = rows; out = x normalized."""
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]

@@ -1,5 +1,6 @@
 """The sets of kernels that there are: the reference in torch, for any device, and Triton's, for CUDA devices."""
 
+from dataclasses import replace
 from functools import partial
 
 from pagewire.worker.kernels.contract import Kernels
@@ -71,4 +72,19 @@ def triton_kernels(*, overlap: bool) -> Kernels:
         process=processors.process,
         finish_changed=processors.finish_changed,
         logprobs=logprobs.logprobs,
+    )
+
+
+def exact_kernels(*, overlap: bool) -> Kernels:
+    """Triton's, by which a row's results follow from its own history alone; `linear` takes any number of rows.
+    `overlap` and ImportError as of `triton_kernels`."""
+    from pagewire.worker.kernels.triton import exact_attention, exact_linear
+
+    return replace(
+        triton_kernels(overlap=overlap),
+        name="triton-exact-overlapped" if overlap else "triton-exact",
+        is_exact=True,
+        linear=partial(exact_linear.linear, overlap=overlap),
+        paged_decode=partial(exact_attention.paged_decode, overlap=overlap),
+        paged_prefill=exact_attention.paged_prefill,
     )

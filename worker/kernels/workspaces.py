@@ -22,6 +22,11 @@ MAX_SPLITS = 32
 """Most splits of a context; past 32 × 128 tokens they grow instead. A model of eight KV heads then gives one stream 256
 programs on 132 multiprocessors, and two KV heads still 64."""
 
+PARTITION_TOKENS = 512
+"""Tokens of a partition, the unit of sums where a prompt's rows must come to a decoding row's bits: at absolute
+positions, so that where a context ends says nothing of how what lies before is cut. Fewer cost prompts more merges, and
+rows that decode more partial results; more leave one stream on fewer multiprocessors."""
+
 CHUNK = 2048
 """Ids per program. One row of Qwen3 is 75 chunks, so that a single stream still occupies more than half of an H200's
 132 multiprocessors with a program each, and a program of 4 warps reads 16 values per thread."""
@@ -66,10 +71,14 @@ class DecodeWorkspace:
         max_context: int,
         num_sms: int,
         device: torch.device,
+        partitions: bool = False,
     ) -> "DecodeWorkspace":
-        """For steps of up to max_rows decoding rows, none of a longer context than max_context."""
+        """For steps of up to max_rows decoding rows, none of a longer context than max_context; `partitions`, where
+        contexts are split by PARTITION_TOKENS, however long they are."""
         # Not those of max_context itself: 4,097 tokens have 17 splits and 4,096 have 32.
         most_splits = min(MAX_SPLITS, -(-max_context // SPLIT_TOKENS))
+        if partitions:
+            most_splits = -(-max_context // PARTITION_TOKENS)
         shape = (max_rows, num_kv_heads, most_splits, num_heads // num_kv_heads)
         return cls(
             partial_out=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),

@@ -20,14 +20,14 @@ _WIDEST = 3072
 rows of a layer of Qwen3-8B, whose inputs are 4,096, took an H200 1.5 times as long as its library's products."""
 
 
-_MAX_DIFFERENCE = 0.02
+MAX_DIFFERENCE = 0.02
 """Of a trial's result, as a share of what it should be: some roundings of bf16 one after the other."""
 _RESULTS = tuple(
     f"{name} of {rows}"
     for rows in ("one row", f"{MAX_SKINNY_ROWS} rows")
     for name in ("first sums", "last sums", "logits")
 )
-_SAID = 300
+SAID = 300
 """Characters of an error that are passed on."""
 
 
@@ -156,19 +156,20 @@ def trial(kernels: Kernels, device: torch.device, dtype: torch.dtype, capture: C
         computed[:] = both(kernels)
 
     # Weights must be there before a kernel that may start early asks for them.
-    _finish(device)
+    finish(device)
     try:
         capture(work)()
-        _finish(device)
+        finish(device)
     except Exception as error:  # what compilers, drivers and launchers raise has no common kind
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}"
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
     for name, ours, theirs in zip(_RESULTS, computed, both(reference_kernels()), strict=True):
         difference = float((ours - theirs).norm() / theirs.norm())
-        if not difference <= _MAX_DIFFERENCE:
+        if not difference <= MAX_DIFFERENCE:
             return f"{name} differ from their definition by {difference:.2g} of their size"
     return ""
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Waits until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -21,7 +21,16 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from gpu.report.budget import DRY_STAGES, GPU_STAGES, PEER_STAGES, SWEEP_STAGES, Budget, Course, only
+from gpu.report.budget import (
+    DRY_STAGES,
+    EXACT_STAGES,
+    GPU_STAGES,
+    PEER_STAGES,
+    SWEEP_STAGES,
+    Budget,
+    Course,
+    only,
+)
 from gpu.report.live import LiveReport
 from gpu.report.part import PARTS
 from gpu.report.writing import MARKDOWN_NAME
@@ -47,7 +56,8 @@ def main() -> int:
     if args.peer or args.sweep:
         stages = PEER_STAGES if args.peer else SWEEP_STAGES
     if args.only:
-        stages = only(stages if args.dry_run else GPU_STAGES + SWEEP_STAGES + PEER_STAGES, args.only)
+        every = GPU_STAGES + EXACT_STAGES + SWEEP_STAGES + PEER_STAGES
+        stages = only(stages if args.dry_run else every, args.only)
     spent_s: float = args.spent
     begin_s = time.monotonic() - spent_s
 

@@ -109,6 +109,7 @@ def decode(
         max_context=max(4096, *contexts),
         num_sms=_NUM_SMS,
         device=device,
+        partitions=paged.is_exact,
     )
     q = torch.randn(rows, c.num_heads, c.head_dim, device=device).to(layers[0].dtype)
     out = torch.empty_like(q)
@@ -118,7 +119,7 @@ def decode(
             paged.paged_decode(q, layer, tables, lens, out, scale=c.head_dim**-0.5, workspace=workspace)
 
     num_bytes = 2 * sum(contexts) * c.num_kv_heads * c.head_dim * layers[0].element_size()
-    return _row(what, _seconds(work, device) / len(layers), num_bytes / rates.bytes_per_s)
+    return _row(what, median_s(work, device) / len(layers), num_bytes / rates.bytes_per_s)
 
 
 def prefill(
@@ -142,7 +143,7 @@ def prefill(
             paged.paged_prefill(q, layer, tables, starts, lens, out, scale=c.head_dim**-0.5, max_query_len=max(lengths))
 
     flops = sum(2 * c.num_heads * c.head_dim * length * (length + 1) for length in lengths)
-    return _row(what, _seconds(work, device) / len(some), flops / rates.flops_per_s)
+    return _row(what, median_s(work, device) / len(some), flops / rates.flops_per_s)
 
 
 def _linears(scale: Scale, config: DecoderConfig, num_rows: int, rates: Rates, device: torch.device) -> list[Check]:
@@ -158,7 +159,7 @@ def _linears(scale: Scale, config: DecoderConfig, num_rows: int, rates: Rates, d
     for kernels in kinds:
         step, _, _ = chain.work(kernels, x)
         found.append(
-            _row(f"a layer's linears, {rows}: {kernels.name}", _seconds(step, device) / chain.num_layers, floor_s)
+            _row(f"a layer's linears, {rows}: {kernels.name}", median_s(step, device) / chain.num_layers, floor_s)
         )
     attended = torch.randn(num_rows, chain.attended, device=device).to(dtype)
     inner = torch.randn(num_rows, config.intermediate_size, device=device).to(dtype)
@@ -172,7 +173,7 @@ def _linears(scale: Scale, config: DecoderConfig, num_rows: int, rates: Rates, d
             F.linear(inner, down)
         F.linear(last, chain.head)
 
-    seconds = _seconds(products, device) / chain.num_layers
+    seconds = median_s(products, device) / chain.num_layers
     return [*found, _row(f"a layer's products alone, {rows}: the library", seconds, floor_s)]
 
 
@@ -180,7 +181,7 @@ def _row(what: str, seconds: float, floor_s: float) -> Check:
     return Check(what=what, seen=seconds * 1e6, unit="µs", floor=floor_s * 1e6)
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def median_s(work: Callable[[], None], device: torch.device) -> float:
     """Of one call, captured; the median of some rounds, each long enough for a clock."""
     if device.type != "cuda":
         launch = EagerCapture().capture(work)

@@ -51,6 +51,8 @@ GPU_STAGES: tuple[Stage, ...] = (
         Share(("compile small",), 100),
         Share(("compile large",), 100),
         Share(("sanitizer",), 100),
+        Share(("exact",), 100),
+        Share(("exact, fp32",), 100),
     ),
     (Share(("bare times", "direct", "special times", "kernel times"), 90),),
     (Share(("service",), 85),),
@@ -58,6 +60,7 @@ GPU_STAGES: tuple[Stage, ...] = (
 )
 """Together no more than the whole run's time. What says what to mend comes first."""
 SWEEP_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("sweep",), 200),))
+EXACT_STAGES: tuple[Stage, ...] = ((Share(("card",), 45),), (Share(("exact times",), 120),))
 PEER_STAGES: tuple[Stage, ...] = (
     (Share(("card",), 45),),
     (Share(("peer workload",), 150),),
@@ -86,6 +89,9 @@ DRY_STAGES: tuple[Stage, ...] = (
                 "kernel times",
                 "service",
                 "large",
+                "exact",
+                "exact, fp32",
+                "exact times",
                 "sweep",
                 "peer workload",
                 "peer",
@@ -96,9 +102,13 @@ DRY_STAGES: tuple[Stage, ...] = (
 )
 
 
+WITH: dict[str, tuple[str, ...]] = {"exact": ("exact, fp32", "exact times")}
+"""Parts that are asked for by another's name."""
+
+
 def only(stages: Sequence[Stage], parts: Collection[str]) -> tuple[Stage, ...]:
     """Of these stages the parts that are named, and the card, without whose rates there are no floors."""
-    wanted = {"card", *parts}
+    wanted = {"card", *parts}.union(*(WITH.get(part, ()) for part in parts))
     found = []
     for stage in stages:
         shares = [Share(tuple(part for part in share.parts if part in wanted), share.limit_s) for share in stage]

@@ -227,6 +227,30 @@ def _bare_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
         torch.cuda.empty_cache()  # the parts after it in this process want all of the memory
 
 
+def _exact(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import exact
+
+    if scale.is_dry:
+        raise Skipped("Triton's interpreter multiplies bf16 wrongly")
+    exact.run(scale, "bfloat16", torch.device(scale.device), record)
+
+
+def _exact_fp32(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import exact
+
+    exact.run(scale, "float32", torch.device(scale.device), record)
+
+
+def _exact_times(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
+    import torch
+    from gpu.report import exact_times
+
+    _, rates = _card_of(earlier)
+    exact_times.run(scale, torch.device(scale.device), rates, record)
+
+
 def _sweep(scale: Scale, earlier: Earlier, record: PartRecord) -> None:
     import torch
     from gpu.report import sweep
@@ -288,6 +312,9 @@ PARTS: dict[str, Callable[[Scale, Earlier, PartRecord], None]] = {
     "special times": _special_times,
     "service": _small,
     "large": _large,
+    "exact": _exact,
+    "exact, fp32": _exact_fp32,
+    "exact times": _exact_times,
     "sweep": _sweep,
     "peer workload": _peer_workload,
     "peer": _peer,

@@ -1,12 +1,15 @@
 """What a worker makes of the attention backend and the block size that it is launched with."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 from support.worker_process import sim_launch
 
 from pagewire.wire.launch import AttentionBackendName, CpuKernelKind
 from pagewire.worker.cpu.kernels import kernels_of_attention
 from pagewire.worker.devices import load_device
-from pagewire.worker.launch import LaunchError, LoadedDevice
+from pagewire.worker.launch import LaunchError, LoadedDevice, read_launch
 
 
 def load(**changes: object) -> LoadedDevice:
@@ -58,3 +61,13 @@ def test_what_a_cpu_does_not_have(changes: dict[str, object], message: str) -> N
     with pytest.raises(LaunchError) as error:
         load(device="cpu", num_threads=1, **changes)
     assert str(error.value) == message
+
+
+def test_exact_continuation_where_attention_is_not_exact(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError) as error:
+        load(device="cpu", dtype="float32", num_threads=1, cpu_kernels="torch", exact_continuation=True)
+    assert str(error.value) == "exact_continuation is set, and attention_backend paged-torch does not recompute so"
+    file = tmp_path / "launch.json"
+    file.write_bytes(msgspec.json.encode(sim_launch("ipc:///nowhere", world_size=3, exact_continuation=True)))
+    with pytest.raises(LaunchError, match="exact_continuation is set and world_size is 3; how more than two ranks'"):
+        read_launch(file)

@@ -1,13 +1,15 @@
 """What a launch on device cuda says where there is no such device, and where weights end up."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.device_runner import plain_decoder, run, tiny_config, tiny_spec
-from support.host_device import CpuPlatform
+from support.host_device import CpuPlatform, row_by_row
 from support.plan_stream import LoadedStream, limits_of
 from support.worker_plans import PlanMaker, admit
 from support.worker_process import TIMEOUT_S, sim_launch
@@ -22,6 +24,7 @@ from pagewire.worker.attention.triton import TritonAttention
 from pagewire.worker.cpu.runner import CpuRunner
 from pagewire.worker.cuda.loading import load_onto
 from pagewire.worker.devices import load_device
+from pagewire.worker.kernels.contract import Kernels
 from pagewire.worker.launch import LaunchError
 from pagewire.worker.linears.torch import TorchLinear, TorchLinears
 from pagewire.worker.slots.columns import SlotLimits
@@ -177,3 +180,52 @@ def test_random_special_rows_after_loading(enforce_eager: bool) -> None:
     results = LoadedStream(launch, CpuPlatform()).check(5, 40, special=True)
     assert any(result.logprobs for result in results)
     assert any(result.prompt_logprobs for result in results)
+
+
+def test_exact_continuation_takes_exact_kernels() -> None:
+    launch = sim_launch(
+        "ipc:///nowhere",
+        device="cuda",
+        dtype="float32",
+        model=tiny_spec(tiny_config(vocab_size=100)),
+        max_num_seqs=20,
+        max_model_len=64,
+        max_num_batched_tokens=96,
+        exact_continuation=True,
+    )
+    stream = LoadedStream(launch, CpuPlatform())
+    hello = stream.loaded.hello
+    assert (hello.attention_backend, hello.linear_backend) == ("triton", "row-by-row")
+    assert hello.recomputes_exactly
+    stream.check(0, 30)
+
+
+class _NotQuiteExact(CpuPlatform):
+    """Few rows are summed in another order than many."""
+
+    def kernels(self, *, exact: bool = False) -> Sequence[Kernels]:
+        def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+            row_by_row(x, weight, bias, out)
+            if len(x) < 3:
+                row_by_row(x.flip(1), weight.flip(1), bias, out)
+
+        return [replace(kernels, linear=linear) for kernels in super().kernels(exact=exact)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform", "message"),
+    [
+        (
+            {"attention_backend": "flash-attention-3"},
+            CpuPlatform(),
+            "exact_continuation is set and attention_backend is flash-attention-3; it is triton",
+        ),
+        ({}, _NotQuiteExact(), r"exact_continuation is set, and on this device \d+ values of 1 rows differ"),
+    ],
+)
+def test_a_device_that_cannot_continue_exactly_does_not_serve(
+    changes: dict[str, object], platform: CpuPlatform, message: str
+) -> None:
+    launch = sim_launch("ipc:///nowhere", device="cuda", dtype="float32", exact_continuation=True, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_onto(launch, platform, lambda stage, done: None, lambda reason: None, lambda: None)

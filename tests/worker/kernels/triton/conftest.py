@@ -9,10 +9,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import recomputation
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError("these kernels are tested in Triton's interpreter: TRITON_INTERPRET is not 1")
@@ -47,3 +49,10 @@ def _one_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
         return function.rewrite()(*args, **kwargs)
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+
+
+@pytest.fixture
+def rows_alone() -> Iterator[None]:
+    """See `support.recomputation.rows_alone`."""
+    with recomputation.rows_alone():
+        yield

@@ -1,8 +1,5 @@
 """Paged prefill: the definition against torch's attention, the Triton kernel against the definition."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from support.paged_world import Heads, PagedWorld
@@ -108,17 +105,6 @@ def test_a_sequence_that_pads_the_batch(block_size: int) -> None:
     out = by_kernel(world)
     assert (out[5:105] == 0).all()
     torch.testing.assert_close(out, by_reference(world), rtol=TOLERANCE, atol=TOLERANCE)
-
-
-@pytest.fixture
-def rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's products of tiles, each row for itself as a device's are: numpy's come from a BLAS, and some of
-    its kernels (OpenBLAS' for Zen 3) sum a tile's last rows in another order than the others."""
-
-    def matmul(a: np.ndarray, b: np.ndarray, **types: Any) -> np.ndarray:
-        return np.einsum("...mk,...kn->...mn", a, b, optimize=False, **types)
-
-    monkeypatch.setattr(np, "matmul", matmul)
 
 
 @pytest.mark.usefixtures("rows_alone")
