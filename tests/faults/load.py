@@ -99,7 +99,9 @@ class Read:
 
     @property
     def p99_s(self) -> float:
-        return statistics.quantiles(self.pauses_s, n=100)[98] if len(self.pauses_s) > 1 else self.longest_s
+        if len(self.pauses_s) < 2:
+            return self.longest_s
+        return statistics.quantiles(self.pauses_s, n=100, method="inclusive")[98]
 
 
 class Course:
