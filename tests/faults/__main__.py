@@ -169,7 +169,7 @@ class Faults:
             ):
                 if self.wanted(fault.name):
                     self.strike(fault, dtype, service, expected)
-        if self.wanted("preemptions"):
+        if self.wanted("100 preemptions"):
             self.preemptions(dtype, expected)
         if self.wanted("SIGTERM") or self.wanted("a frontend killed while draining"):
             self.sigterm(dtype, expected)
