@@ -169,7 +169,7 @@ class Faults:
             ):
                 if self.wanted(fault.name):
                     self.strike(fault, dtype, service, expected)
-        if self.wanted("preemptions"):
+        if self.wanted("100 preemptions"):
             self.preemptions(dtype, expected)
         if self.wanted("SIGTERM") or self.wanted("a frontend killed while draining"):
             self.sigterm(dtype, expected)
@@ -200,7 +200,9 @@ class Faults:
                         time.sleep(0.5)  # so that it has heard
                         service.children()["frontend"].kill()
 
-                read = read_all(service.address, list(expected), during)
+                # Long ones where some must be lost, or all have ended before the frontend is killed.
+                asked = requests(list(CLASSES), NUM_STREAMS, 4 * MAX_TOKENS) if loses else list(expected)
+                read = read_all(service.address, asked, during)
                 status = service.process.wait(60)
                 if loses:
                     row.moments, row.told = 1, f"exit status {status}, {len(read.errors)} streams told so"
@@ -265,7 +267,7 @@ class Faults:
                     call.cancel()
 
             def used() -> dict[str, tuple[int, int]]:
-                service.wait_for_load(lambda load: not load.running and not load.waiting)
+                service.wait_for_load(lambda load: not load.running_sequences and not load.waiting_sequences)
                 return {
                     role: (child.num_fds(), child.memory_info().rss >> 20) for role, child in service.children().items()
                 }
