@@ -106,7 +106,9 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_request_bytes_in_flight: int
     """Of all requests whose prompts are not token ids yet; at least max_message_bytes."""
     stream_buffer_tokens: int
-    """Most tokens of one stream that wait for a slow reader before the stream is ended with RESOURCE_EXHAUSTED."""
+    """Most tokens of one stream that wait for a slow reader before its sequences are paused."""
+    slow_reader_timeout_s: float
+    """A paused stream whose client takes nothing for so long is ended with RESOURCE_EXHAUSTED."""
     engine_timeout_s: float
     """The engine counts as lost to health after this long without a `Load`."""
     vllm_grpc: bool = False

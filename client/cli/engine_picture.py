@@ -55,10 +55,11 @@ def picture(
     state, style = _STATES.get(load.state, ("unknown", "red"))
     rates = _rates(before, now)
     table = Table.grid(padding=(0, 2))
+    resting = f", {load.paused_sequences:,} paused" if load.paused_sequences else ""
     rows = (
         ("state", Text(state, style), "steps", f"{rates['steps']} a second"),
         ("running", f"{load.running_sequences:,} sequences", "a step", rates["step"]),
-        ("waiting", f"{load.waiting_sequences:,} sequences", "worker idle", rates["idle"]),
+        ("waiting", f"{load.waiting_sequences:,} sequences{resting}", "worker idle", rates["idle"]),
         ("output", f"{rates['output']} tokens/s", "preempted", f"{load.preemptions:,} in all"),
         ("prompts", f"{rates['prompt']} tokens/s", "from the cache", rates["cached"]),
     )

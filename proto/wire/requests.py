@@ -121,6 +121,21 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort")
     """int32 column. An unknown handle is no error: it may have ended a moment ago."""
 
 
+class Pause(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="pause"):
+    """Their client is behind: they give slot and blocks back and get no more tokens until `Resume`. Tokens that are
+    under way still come; everything else about a sequence stays."""
+
+    handles: HandleColumn
+    """int32 column, as `Abort.handles`. One that is paused already stays so."""
+
+
+class Resume(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="resume"):
+    """They go on where they were paused; one that is not does nothing."""
+
+    handles: HandleColumn
+    """int32 column, as `Abort.handles`."""
+
+
 class AbortRequest(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="abort_request"):
     """End a request of any frontend; answered with `Answer`, value the number of sequences ended."""
 
@@ -144,7 +159,7 @@ class ReadBlocks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="re
     count: Annotated[int, Meta(ge=0, le=MAX_BLOCKS_READ)]
 
 
-FromFrontend = Register | Submit | Abort | AbortRequest | FlushCache | ReadBlocks
+FromFrontend = Register | Submit | Abort | Pause | Resume | AbortRequest | FlushCache | ReadBlocks
 
 
 class SeqStarted(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -251,6 +266,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
     worker_busy_us: Total
     worker_idle_us: Total
     dropped_frames: Total
+    paused: Count = 0
+    """Sequences whose clients are behind; neither running nor waiting."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer"):

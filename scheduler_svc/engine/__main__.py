@@ -1,6 +1,7 @@
 """`python -m pagewire.scheduler_svc.engine --launch FILE --lifeline-fd N`: one engine process.
 
-Builds everything once and hands it down. The supervisor starts it; nobody else has a reason to.
+Builds everything once and hands it down. The supervisor starts it; nobody else has a reason to. A broken invariant ends
+it with status 1 and is told to the supervisor, which starts another: frontends have what streams go on from.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
 from pagewire.scheduler_svc.engine.links import FrontendLink, RouterSockets, WorkerLink
 from pagewire.scheduler_svc.engine.loop import EngineLoop
@@ -19,6 +21,8 @@ from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed
 from pagewire.wire.lifeline import Lifeline
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -49,7 +53,14 @@ def main() -> int:
         group = WorkerGroup(launch)
         worker_link = WorkerLink(workers, group.refusal)
         loop = EngineLoop(launch, FrontendLink(frontends), worker_link, group, lifeline, time.monotonic, kv_events)
-        return loop.run()
+        try:
+            return loop.run()
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            _log.critical("the engine cannot go on", exc_info=error)
+            lifeline.send(Failed(f"internal error in the engine: {error}"))
+            return 1
 
 
 if __name__ == "__main__":

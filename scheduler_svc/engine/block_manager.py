@@ -3,14 +3,14 @@
 Owns every sequence's block table and the pairing of pool and prefix cache. It does not know slots, steps or why a
 sequence wants memory.
 
-Invariants (`check_integrity`): a block's references are the tables it stands in; a free block stands in none; a block
+Invariants (`violations`): a block's references are the tables it stands in; a free block stands in none; a block
 in the prefix cache is full, its tokens are final, and its KV is computed by a plan already made, so that whoever finds
 it may read it in that same step (a step writes all KV of a layer before any of its attention) or later.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pagewire.scheduler_svc.engine.block_pool import BlockPool
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
@@ -146,19 +146,18 @@ class BlockManager:
             ]
         )
 
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Recount everything. Raises AssertionError; for tests and for an idle engine."""
+    def violations(self, sequences: Iterable[Sequence]) -> Iterator[str]:
+        """What does not hold, where these sequences have tables."""
         held: Counter[int] = Counter()
         for sequence in sequences:
-            assert len(set(sequence.blocks)) == len(sequence.blocks), f"{sequence.key} holds a block twice"
+            if len(set(sequence.blocks)) != len(sequence.blocks):
+                yield f"{sequence.key} holds a block twice"
             held.update(sequence.blocks)
-        free = self._pool.free_blocks()
-        is_free = set(free)
-        assert len(is_free) == len(free), "a block is free twice"
-        for block in range(self.num_blocks):
-            assert self._pool.references(block) == held[block], f"block {block}: references differ from its tables"
-            assert (block in is_free) == (held[block] == 0), f"block {block}: the free list is wrong"
-        assert self._num_idle_cached == sum(block in self._cache for block in free), "the count of cached blocks is off"
+        yield from self._pool.violations(held)
+        yield from self._cache.violations()
+        num_idle = len(self._cache) - len(self._cache.blocks & held.keys())
+        if num_idle != self._num_idle_cached:
+            yield f"{num_idle} blocks are cached and free, and {self._num_idle_cached} are counted"
 
     def _match(self, sequence: Sequence) -> list[int]:
         """The blocks of the longest cached prefix, full blocks only."""

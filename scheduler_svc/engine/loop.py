@@ -15,23 +15,20 @@ from collections.abc import Callable
 
 import zmq
 
-from pagewire.scheduler_svc.engine.admission import UnanswerableError
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
-from pagewire.scheduler_svc.engine.events import Event, Outbox
+from pagewire.scheduler_svc.engine.events import Outbox
+from pagewire.scheduler_svc.engine.frontend_requests import FrontendRequests
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
 from pagewire.scheduler_svc.engine.links import FrontendLink, WorkerLink
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
-from pagewire.scheduler_svc.engine.sequence import SequenceKey
 from pagewire.scheduler_svc.engine.step_deadline import StepDeadline
 from pagewire.scheduler_svc.engine.steps import Pipeline, PipelineError, plausible_us
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions
 from pagewire.scheduler_svc.engine.worker_group import WorkerGroup
 from pagewire.scheduler_svc.launch import EngineLaunch
-from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.wire.codec import WireError
-from pagewire.wire.columns import unpack
 from pagewire.wire.control import (
     Drain,
     EngineRestarted,
@@ -46,21 +43,7 @@ from pagewire.wire.control import (
 )
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
 from pagewire.wire.plan import Begin, FromWorker, StepResult, WorkerFailed, WorkerHello
-from pagewire.wire.requests import (
-    Abort,
-    AbortRequest,
-    Answer,
-    BlockUses,
-    EngineState,
-    FlushCache,
-    FromFrontend,
-    Load,
-    ReadBlocks,
-    Register,
-    Rejected,
-    RejectKind,
-    Submit,
-)
+from pagewire.wire.requests import EngineInfo, EngineState, Load
 
 _log = logging.getLogger(__name__)
 
@@ -91,10 +74,12 @@ class EngineLoop:
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
         self._scheduler: Scheduler | None = None
         self._early = EarlySubmissions(launch.max_model_len, launch.max_queued + launch.max_num_seqs)
+        self._requests = FrontendRequests(frontends, self._outbox, self._early, self._introduction, clock)
         self._group = group
         self._draining = False
-        self._limited_log = LimitedLog(_log)
-        self._unexpected_messages = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._unexpected_results = 0  # decoded, but fitting nothing we know; counted with the dropped frames
+        self._num_checked = 0
+        """Sequences that had come when the scheduler was last found idle and recounted."""
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
         self._next_look_s = 0.0
@@ -116,15 +101,17 @@ class EngineLoop:
                 return status
             if self._frontends.socket in ready:
                 for frontend, message in self._frontends.receive():
-                    self._on_frontend(frontend, message)
+                    self._requests.handle(frontend, message)
             if self._workers.socket in ready:
                 for rank, news in self._workers.receive():
                     self._on_worker(rank, news)
             self._turn()
 
     def _sleep_ms(self) -> int:
-        wake_s = min(self._next_load_s, self._next_look_s)
-        if (deadline_s := self._taker.next_deadline_s()) is not None:
+        wake_s = self._next_load_s
+        if self._pipeline.oldest is not None:
+            wake_s = min(wake_s, self._next_look_s)
+        if (deadline_s := self._requests.next_deadline_s()) is not None:
             wake_s = min(wake_s, deadline_s)
         # One millisecond more than the rest of the time: the poll counts in whole ones, and must not wake too early.
         return max(0, int((wake_s - self._clock()) * 1000) + 1)
@@ -151,59 +138,6 @@ class EngineLoop:
             case Stop() | EngineRestarted() | Reload():
                 pass  # the first is obeyed above, the others concern other processes
 
-    # Frontends
-
-    @property
-    def _taker(self) -> Scheduler | EarlySubmissions:
-        return self._early if self._scheduler is None else self._scheduler
-
-    def _on_frontend(self, frontend: int, message: FromFrontend) -> None:
-        match message:
-            case Register():
-                self._taker.abort_frontend(frontend)
-                self._frontends.send(frontend, self._group.info(self._state()))
-                self._frontends.send(frontend, self._load())
-            case Submit():
-                self._submit(frontend, message, self._clock())
-            case Abort(handles=handles):
-                self._abort(frontend, handles)
-            case AbortRequest(query=query, request_id=request_id, tenant=tenant):
-                finishes = self._taker.abort_request(request_id, tenant)
-                self._outbox.add_finishes(finishes)
-                self._frontends.send(frontend, Answer(query, len(finishes)))
-            case FlushCache(query=query):
-                self._frontends.send(frontend, Answer(query, self._taker.flush_cache()))
-            case ReadBlocks(query=query, first=first, count=count):
-                blocks = None if self._scheduler is None else self._scheduler.blocks
-                uses = BlockUses(query, b"", 0)
-                if blocks is not None:
-                    uses = BlockUses(query, blocks.uses(first, count), blocks.num_blocks)
-                self._frontends.send(frontend, uses)
-
-    def _submit(self, frontend: int, request: Submit, came_s: float) -> None:
-        try:
-            answer = self._taker.submit(frontend, request, came_s)
-        except UnanswerableError as error:
-            self._limited_log.error("a submission was dropped: %s", error)
-            self._unexpected_messages += 1
-            return
-        except ValueError as error:
-            self._limited_log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
-            answer = Rejected(request.handle, RejectKind.INVALID, "", str(error), None)
-        if isinstance(answer, Rejected):
-            self._frontends.send(frontend, answer)
-        elif answer is not None:
-            self._outbox.add_finishes([Event(frontend, answer)])
-
-    def _abort(self, frontend: int, handles: bytes) -> None:
-        try:
-            keys = [SequenceKey(frontend, handle) for handle in unpack(handles).tolist()]
-        except WireError:
-            self._unexpected_messages += 1
-            return
-        for key in keys:
-            self._taker.abort(key)
-
     # Workers
 
     def _on_worker(self, rank: int, news: FromWorker) -> None:
@@ -225,8 +159,7 @@ class EngineLoop:
         config = self._group.config()
         if self._scheduler is None:
             self._scheduler = Scheduler(config, self._cache_log)
-            for frontend, submit, came_s in self._early.take():
-                self._submit(frontend, submit, came_s)
+            self._requests.serve_with(self._scheduler)
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
             gc.freeze()
@@ -260,6 +193,7 @@ class EngineLoop:
         for frontend, finish in failed:
             _log.error("sequence %d of frontend %d ends: %s", finish.handle, frontend, finish.reason)
         self._outbox.add_finishes(failed)
+        self._scheduler.check_integrity()
         self._pipeline.begin()
         self._frontends.broadcast(self._group.info(self._state()))
 
@@ -267,7 +201,7 @@ class EngineLoop:
         now_s, since_s = self._clock(), self._pipeline.oldest_since_s
         step = self._pipeline.pop(result, now_s)
         if step is None or self._scheduler is None:
-            self._unexpected_messages += 1
+            self._unexpected_results += 1
             return
         try:
             outcome = self._scheduler.apply(step, rows_of(result))
@@ -276,6 +210,8 @@ class EngineLoop:
         self._outbox.add_outcome(outcome)
         if not self._has_served:
             self._has_served = True
+            # What a lost worker had is being computed again: a good moment to see that nothing went wrong over it.
+            self._scheduler.check_integrity()
             self._lifeline.send(Served())
         # The worker's own word too: of two results that are read together, the second seems to have taken no time.
         self._deadline.answered(step.size, max(now_s - since_s, plausible_us(result.busy_us) / 1e6))
@@ -284,21 +220,20 @@ class EngineLoop:
 
     def _turn(self) -> None:
         now_s = self._clock()
-        for frontend, rejection in self._taker.expire(now_s):
-            self._frontends.send(frontend, rejection)
+        self._requests.expire(now_s)
         if self._scheduler is not None:
             self._advance(self._scheduler, now_s)
         if self._kv_events is not None and self._cache_log is not None and (events := self._cache_log.take()):
             self._kv_events.publish(events)
         for frontend, batch in self._outbox.take().items():
             self._frontends.send(frontend, batch)
-        for frontend in self._frontends.take_gone():
-            self._taker.abort_frontend(frontend)
+        self._requests.end_gone()
         if now_s >= self._next_load_s:
             self._next_load_s = now_s + self._launch.load_interval_s
             self._frontends.broadcast(self._load())
             self._lifeline.beat()
-        if now_s >= self._next_look_s:
+            self._check_when_idle()
+        if now_s >= self._next_look_s and self._pipeline.oldest is not None:
             self._next_look_s = now_s + self._look_s
             if (waited_s := self._deadline.overdue_s(self._pipeline.oldest)) is not None:
                 self._lifeline.send(StepOverdue(waited_s))
@@ -316,7 +251,17 @@ class EngineLoop:
             self._pipeline.push(step, now_s)
             self._outbox.add_starts(step.starts)
 
+    def _check_when_idle(self) -> None:
+        """Once for each time that nothing is left to do, but not where a request follows another at once."""
+        scheduler = self._scheduler
+        if scheduler is not None and not scheduler.has_work and scheduler.num_arrivals != self._num_checked:
+            self._num_checked = scheduler.num_arrivals
+            scheduler.check_integrity()
+
     # What others want to know
+
+    def _introduction(self) -> tuple[EngineInfo, Load]:
+        return self._group.info(self._state()), self._load()
 
     def _state(self) -> EngineState:
         if self._draining:
@@ -327,7 +272,8 @@ class EngineLoop:
 
     def _load(self) -> Load:
         scheduler = self._scheduler
-        dropped = self._frontends.dropped_frames + self._workers.dropped_frames + self._unexpected_messages
+        dropped = self._frontends.dropped_frames + self._workers.dropped_frames
+        dropped += self._requests.num_unexpected + self._unexpected_results
         if scheduler is None:
             return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dropped)
         counters, blocks = scheduler.counters, scheduler.blocks
@@ -346,4 +292,5 @@ class EngineLoop:
             worker_busy_us=self._pipeline.busy_us,
             worker_idle_us=self._pipeline.idle_us,
             dropped_frames=dropped,
+            paused=scheduler.num_paused,
         )

@@ -12,7 +12,7 @@ SHA-256 because ids come from callers: a hash they could collide would hand one 
 """
 
 import hashlib
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 _DOMAIN = b"pagewire prefix 1\0"
 
@@ -63,3 +63,9 @@ class PrefixCache:
         if block_hash is not None:
             del self._block_of[block_hash]
         return block_hash
+
+    def violations(self) -> Iterator[str]:
+        """What does not hold."""
+        hashes = list(map(self._hash_of.get, self._block_of.values()))
+        if len(self._hash_of) != len(hashes) or hashes != list(self._block_of):
+            yield f"{len(hashes)} hashes are known of {len(self._hash_of)} cached blocks, not one for each"

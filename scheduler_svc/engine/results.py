@@ -1,6 +1,7 @@
 """Results: what a step's result says of its rows, and whether it can be that step's.
 
-Log-probabilities pass through here to the frontends that asked for them. It does not know sequences or sockets.
+Log-probabilities pass through here to the frontends that asked for them. It knows no sockets, and of sequences how
+far their prompts are scored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pagewire.scheduler_svc.engine.events import Event
+from pagewire.scheduler_svc.engine.slot_table import SlotTable
 from pagewire.scheduler_svc.engine.steps import PlannedStep
 from pagewire.wire.columns import ID_BYTES, BoolArray, Int32Array, unpack
 from pagewire.wire.plan import NO_TOKEN, ChunkLogprobs, RowFailure, RowLogprobs, StepResult
-from pagewire.wire.requests import TokenLogprobs
+from pagewire.wire.requests import PromptLogprobs, TokenLogprobs
 
 NO_FAILURES: Mapping[int, RowFailure] = MappingProxyType({})
 
@@ -81,3 +84,16 @@ def logprobs_of_live(logprobs: Sequence[RowLogprobs], live: BoolArray) -> list[T
     return [
         TokenLogprobs(int(index[each.row]), each.chosen, each.ids, each.values) for each in logprobs if live[each.row]
     ]
+
+
+def scores(step: PlannedStep, result: StepRows, slots: SlotTable) -> list[Event[PromptLogprobs]]:
+    """What has come of prompts' log-probabilities, of those sequences that still hold their slots."""
+    events = []
+    for scored, chunk in zip(step.scored, result.prompt_logprobs, strict=True):
+        if slots.generation.item(scored.slot) != scored.generation:
+            continue
+        sequence = slots.sequence(scored.slot)
+        sequence.next_scored = scored.position + scored.num_tokens
+        message = PromptLogprobs(sequence.key.handle, chunk.position, chunk.chosen, chunk.ids, chunk.values)
+        events.append(Event(sequence.key.frontend, message))
+    return events

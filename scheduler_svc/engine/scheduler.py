@@ -1,7 +1,8 @@
 """The scheduler: turns arrivals, ends and results into step plans.
 
-A plain object without I/O or clock, so that a test can drive it a million steps. It owns every sequence's tokens,
-status and position; blocks belong to the BlockManager, columns to the SlotTable, order of waiting to the WaitQueue.
+A plain object without I/O or clock, so that a test can drive it a million steps. It owns every sequence's tokens and
+position; where each is belongs to the OpenSequences, blocks to the BlockManager, columns to the SlotTable, order of
+waiting to the WaitQueue.
 
 One step, under one budget of `max_num_batched_tokens`:
 
@@ -16,6 +17,8 @@ become known when their result is applied; a result for a slot that has changed 
 
 Preemption and admission cannot livelock: the first running sequence by priority is never preempted, and it always fits
 because `submit` refuses what could not run alone, and no sequence becomes longer than that.
+
+A paused sequence has given slot and blocks back; it is computed again, mostly from the prefix cache, when it goes on.
 """
 
 from dataclasses import replace
@@ -28,16 +31,17 @@ from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.forecast import Forecast
+from pagewire.scheduler_svc.engine.open_sequences import IntegrityError, OpenSequences
 from pagewire.scheduler_svc.engine.queue_level import Amount
-from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live
+from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live, scores
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
-from pagewire.scheduler_svc.engine.wait_queue import WaitQueue, queue_timeout
-from pagewire.wire.columns import IndexArray, Int32Array, pack, pack_pairs
+from pagewire.scheduler_svc.engine.wait_queue import queue_timeout
+from pagewire.wire.columns import pack, pack_pairs
 from pagewire.wire.plan import Admit, RowFailure, StepPlan
-from pagewire.wire.requests import FinishKind, PromptLogprobs, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
 MAX_ADMITTED_IDS = 1 << 20
 """Token ids that one plan admits, of which the first sequence is one whatever its length: frames have a limit, and a
@@ -45,20 +49,19 @@ worker that decodes for others should not read for long."""
 
 
 class Scheduler:
-    """The only writer of sequences' tokens, status and position."""
+    """The only writer of sequences' tokens and position."""
 
     def __init__(self, config: SchedulerConfig, log: CacheLog | None = None) -> None:
         """`log` is told what becomes of cached blocks, where somebody follows it."""
         self._config = config
         self._log = log
-        self._sequences: dict[SequenceKey, Sequence] = {}
-        self._waiting = WaitQueue()
+        self._open = OpenSequences()
+        self._waiting = self._open.waiting
         self._suspects = Suspects()
         self._forecast = Forecast()
         self._counters = Counters()
         self._num_computed = 0
         """Tokens of all steps planned."""
-        self._num_arrivals = 0
         self._batch = RunningBatch(config, log)
 
     # What arrives and leaves
@@ -68,7 +71,7 @@ class Scheduler:
         tokens generated so far complete it. Raises UnanswerableError for the handle of an open sequence, and ValueError
         for any other message that no correct frontend sends."""
         key = SequenceKey(frontend, request.handle)
-        if key in self._sequences:
+        if key in self._open:
             raise UnanswerableError(f"frontend {frontend} submitted handle {request.handle} twice")
         sequence = read_submission(key, request, self._config, now_s)
         # What an earlier engine had begun was accepted then, and goes on as far as memory holds it.
@@ -82,34 +85,51 @@ class Scheduler:
             return SeqFinished(key.handle, kind)
         num_ahead, tokens_ahead = self._before_start_of(sequence)
         sequence.forecast_s = self._forecast.start_s(num_ahead, tokens_ahead + len(sequence.tokens))
-        sequence.arrival = self._num_arrivals
-        self._num_arrivals += 1
-        self._sequences[key] = sequence
-        self._waiting.push(sequence)
+        self._open.add(sequence)
         return None
 
     def abort(self, key: SequenceKey) -> bool:
         """End a sequence without a word; false if it is not (or no longer) known."""
-        sequence = self._sequences.get(key)
+        sequence = self._open.get(key)
         if sequence is None:
             return False
         self._end(sequence)
+        return True
+
+    def pause(self, key: SequenceKey) -> bool:
+        """Let a sequence rest: its reader is behind. It gives slot and blocks back, and gets no token until it is
+        resumed; what is in flight for it is computed again then. False if it is not known, or rests already."""
+        sequence = self._open.get(key)
+        if sequence is None or sequence.status is SequenceStatus.PAUSED:
+            return False
+        if sequence.status is SequenceStatus.RUNNING:
+            self._counters.preemptions += 1
+            self._batch.release(sequence)
+        self._open.pause(sequence)
+        return True
+
+    def resume(self, key: SequenceKey) -> bool:
+        """Let a paused sequence wait for a slot again, whatever else waits; false if it is not paused."""
+        sequence = self._open.get(key)
+        if sequence is None or sequence.status is not SequenceStatus.PAUSED:
+            return False
+        self._open.wait_again(sequence)
         return True
 
     def abort_request(self, request_id: str, tenant: str | None) -> list[Event[SeqFinished]]:
         """End every sequence of a tenant's request; with no tenant given, of all tenants' requests of that id."""
         return [
             self._finish(sequence, FinishKind.ABORTED)
-            for sequence in list(self._sequences.values())
+            for sequence in self._open
             if sequence.request_id == request_id and tenant in (None, sequence.tenant)
         ]
 
     def abort_frontend(self, frontend: int) -> int:
         """End every sequence of a frontend that is gone; returns how many."""
-        keys = [key for key in self._sequences if key.frontend == frontend]
-        for key in keys:
-            self.abort(key)
-        return len(keys)
+        left = [sequence for sequence in self._open if sequence.key.frontend == frontend]
+        for sequence in left:
+            self._end(sequence)
+        return len(left)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""
@@ -118,9 +138,7 @@ class Scheduler:
     def expire(self, now_s: float) -> list[Event[Rejected]]:
         """Give up on sequences that waited longer than they wished to."""
         rejections = []
-        for sequence in self._waiting.expire(now_s):
-            sequence.status = SequenceStatus.FINISHED
-            del self._sequences[sequence.key]
+        for sequence in self._open.expire(now_s):
             retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
             rejected = queue_timeout(sequence.key, now_s - sequence.arrived_s, retry_s)
             rejections.append(Event(sequence.key.frontend, rejected))
@@ -140,7 +158,7 @@ class Scheduler:
         for sequence in running:
             self._batch.release(sequence)
             sequence.count_crash()
-            self._wait_again(sequence)
+            self._open.wait_again(sequence)
         self._batch = RunningBatch(self._config, self._log)
         found = self._suspects.crashed(running, self._config.max_crashes_in_row)
         return [self._finish(sequence, FinishKind.FAILED, reason_of(sequence)) for sequence in found]
@@ -149,11 +167,11 @@ class Scheduler:
         """Another worker, with memory of another size, is there; nothing may be running. Returns the sequences that are
         too long for it now. Others go on, and end where they become too long: most end before."""
         if config.block_size != self._config.block_size:
-            for sequence in self._sequences.values():
+            for sequence in self._open:
                 self.blocks.forget_hashes(sequence)
         self._config = config
         self._batch = RunningBatch(config, self._log)
-        too_long = [sequence for sequence in self._sequences.values() if len(sequence.tokens) >= config.longest]
+        too_long = [sequence for sequence in self._open if len(sequence.tokens) >= config.longest]
         return [self._finish(sequence, FinishKind.NO_ROOM) for sequence in too_long]
 
     # Steps
@@ -165,7 +183,7 @@ class Scheduler:
         grow, victims = batch.grow(active)
         for victim in victims:
             self._counters.preemptions += 1
-            self._wait_again(victim)
+            self._open.wait_again(victim)
         decodes = active.nonzero()[0]
         budget = self._config.max_num_batched_tokens - len(decodes)
         if len(decodes):
@@ -209,7 +227,7 @@ class Scheduler:
             check_logprobs(step, result, self._config.vocab_size)
         slots, rows = self._batch.slots, step.rows
         live = slots.generation[rows] == step.generations
-        scores = self._scores(step, result) if step.scored else []
+        scored = scores(step, result, slots) if step.scored else []
         failed = []
         if failures:
             failed = [self._fail(int(rows[row]), failure) for row, failure in sorted(failures.items()) if live[row]]
@@ -220,31 +238,42 @@ class Scheduler:
             self._suspects.progressed()
         lengths = slots.receive(rows, tokens)
         self._counters.output_tokens += len(rows)
+        ended = [self._finish(sequence, kind) for sequence, kind in slots.ended(rows, tokens, lengths, self._config)]
         return StepOutcome(
             frontends=slots.frontend[rows],
             handles=slots.handle[rows],
             tokens=tokens,
-            finishes=failed + self._ends(rows, tokens, lengths),
+            finishes=failed + ended,
             logprobs=logprobs_of_live(result.logprobs, live) if result.logprobs else [],
-            scores=scores,
+            scores=scored,
         )
 
     # How busy
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is alive."""
-        return bool(self._sequences)
+        """Whether any sequence is alive that is not paused."""
+        return self.num_running + self.num_waiting > 0
 
     @property
     def num_running(self) -> int:
         """Sequences that have a slot."""
-        return len(self._sequences) - len(self._waiting)
+        return self._open.num_running
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that have none."""
+        """Sequences that wait for one."""
         return len(self._waiting)
+
+    @property
+    def num_paused(self) -> int:
+        """Sequences that wait for nothing but their reader."""
+        return self._open.num_paused
+
+    @property
+    def num_arrivals(self) -> int:
+        """Sequences taken so far."""
+        return self._open.num_arrivals
 
     @property
     def config(self) -> SchedulerConfig:
@@ -260,6 +289,12 @@ class Scheduler:
     def counters(self) -> Counters:
         """A copy of the totals."""
         return replace(self._counters)
+
+    def check_integrity(self) -> None:
+        """Recount everything. Raises IntegrityError with what does not hold."""
+        running = self._batch.slots.running()
+        if violations := [*self._batch.violations(), *self._open.violations(running)]:
+            raise IntegrityError(violations)
 
     # Inside
 
@@ -279,8 +314,7 @@ class Scheduler:
             admit = self._batch.admit(sequence, reserve=self.num_running)
             if admit is None:
                 break
-            self._waiting.admit(sequence)
-            sequence.status = SequenceStatus.RUNNING
+            self._open.run(sequence)
             admits.append(admit)
             self._batch.advance_prefill(sequence, chunks)
             if not sequence.started:
@@ -300,28 +334,6 @@ class Scheduler:
         self._counters.cached_prompt_tokens += cached
         started = SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s, sequence.forecast_s)
         return Event(sequence.key.frontend, started)
-
-    def _ends(self, rows: IndexArray, tokens: Int32Array, lengths: Int32Array) -> list[Event[SeqFinished]]:
-        """Find and end the sequences that their new token ends."""
-        slots = self._batch.slots
-        finishes = []
-        for index in slots.may_end(rows, tokens, lengths, self._config.eos_token_ids).nonzero()[0].tolist():
-            sequence = slots.sequence(int(rows[index]))
-            if kind := sequence.end_with(int(tokens[index]), int(lengths[index]), self._config):
-                finishes.append(self._finish(sequence, kind))
-        return finishes
-
-    def _scores(self, step: PlannedStep, result: StepRows) -> list[Event[PromptLogprobs]]:
-        """What has come of prompts' log-probabilities."""
-        slots, events = self._batch.slots, []
-        for scored, chunk in zip(step.scored, result.prompt_logprobs, strict=True):
-            if slots.generation.item(scored.slot) != scored.generation:
-                continue
-            sequence = slots.sequence(scored.slot)
-            sequence.next_scored = scored.position + scored.num_tokens
-            message = PromptLogprobs(sequence.key.handle, chunk.position, chunk.chosen, chunk.ids, chunk.values)
-            events.append(Event(sequence.key.frontend, message))
-        return events
 
     def _fail(self, slot: int, failure: RowFailure) -> Event[SeqFinished]:
         kind = FinishKind.NOTHING_LEFT if failure.by_request else FinishKind.FAILED
@@ -344,14 +356,6 @@ class Scheduler:
     def _end(self, sequence: Sequence, *, keep_cached: bool = True) -> None:
         if sequence.status is SequenceStatus.RUNNING:
             self._batch.release(sequence, keep_cached=keep_cached)
-            self._waiting.serve(sequence)
-        else:
-            self._waiting.remove(sequence)
-        sequence.status = SequenceStatus.FINISHED
+        self._open.end(sequence)
         if sequence.started:
             self._forecast.output_ended(len(sequence.tokens) - sequence.prompt_len)
-        del self._sequences[sequence.key]
-
-    def _wait_again(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        self._waiting.push(sequence)

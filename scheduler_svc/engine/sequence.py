@@ -21,6 +21,8 @@ class SequenceStatus(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Its reader is behind."""
     FINISHED = "finished"
 
 
@@ -61,7 +63,7 @@ class Sequence:
     tokens: "array[int]"
     """Known token ids: the prompt, then received output up to the last flush of the slot's tail."""
     arrival: int = 0
-    """Order of arrival; breaks ties of priority."""
+    """Order of arrival; breaks ties of priority. Written by the OpenSequences, as is its status."""
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = NO_SLOT
     forecast_s: float | None = None

@@ -18,8 +18,8 @@ fault.
 from collections import deque
 from collections.abc import Iterable
 
-from pagewire.scheduler_svc.engine.running_batch import SlotTable
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceStatus
+from pagewire.scheduler_svc.engine.slot_table import SlotTable
 
 _SUSPECT_CRASHES = 2
 _LONE_CRASHES = 2
@@ -61,13 +61,15 @@ class Suspects:
         return []
 
     def trial(self, slots: SlotTable) -> list[Sequence]:
-        """The suspects on trial, of whom none has got a token yet; empty where there is nobody to suspect."""
-        while self._groups:
-            group = [s for s in self._groups[0] if _may_be_it(s, slots)]
-            if group:
-                self._groups[0] = group
+        """The suspects on trial, of whom none has got a token yet; empty where there is nobody to suspect. A group of
+        which all are paused gets its turn later: others need not wait until somebody reads."""
+        for _ in range(len(self._groups)):
+            group = [s for s in self._groups.popleft() if _may_be_it(s, slots)]
+            if any(s.status is not SequenceStatus.PAUSED for s in group):
+                self._groups.appendleft(group)
                 return group
-            self._groups.popleft()
+            if group:
+                self._groups.append(group)
         return []
 
 

@@ -147,6 +147,20 @@ class WaitQueue:
             expired.append(sequence)
         return expired
 
+    def violations(self) -> Iterator[str]:
+        """What does not hold: how much is counted in all, of each tenant and on each level."""
+        total = Amount()
+        tenants: dict[str | None, Amount] = {}
+        levels: dict[int, dict[str | None, Amount]] = {}
+        for sequence in self:
+            one = Amount(1, len(sequence.tokens))
+            total = total.plus(one)
+            change_amount(tenants, sequence.tenant, one)
+            change_amount(levels.setdefault(sequence.priority, {}), None if sequence.started else sequence.tenant, one)
+        counted = {priority: level.waits for priority, level in self._levels.items()}
+        if total != self._total or tenants != self._waits or levels != counted:
+            yield f"{total} waits, of which {self._total} is counted; of levels {levels}, counted {counted}"
+
 
 def queue_timeout(key: SequenceKey, waited_s: float, retry_s: float) -> Rejected:
     """What is said of a sequence whose time to wait is over."""
@@ -217,6 +231,12 @@ class EarlySubmissions:
     def abort(self, key: SequenceKey) -> bool:
         """Forget one; false if it does not wait."""
         return self._waiting.pop(key, None) is not None
+
+    def pause(self, _key: SequenceKey) -> bool:
+        """None of them runs. One that had tokens under an earlier engine is paused again if more come unread."""
+        return False
+
+    resume = pause
 
     def abort_request(self, request_id: str, tenant: str | None) -> list[Event[SeqFinished]]:
         """Forget a request's; returns their ends."""

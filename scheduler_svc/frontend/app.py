@@ -36,6 +36,7 @@ from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
+from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler
@@ -117,7 +118,7 @@ class Frontend:
             grammars=grammars,
             request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
             usage=usage,
-            max_waiting_tokens=launch.stream_buffer_tokens,
+            reader=ReaderLimits(pause_tokens=launch.stream_buffer_tokens, timeout_s=launch.slow_reader_timeout_s),
             clock=self._host.clock,
             draw_seed=self._host.draw_seed,
             draw_request_id=self._host.draw_request_id,

@@ -106,11 +106,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Setting(
             "network",
-            "Most tokens of one stream that wait for a slow reader before the stream is ended.",
+            "Tokens of one stream that may wait for a slow reader. Beyond them its sequences are paused, which gives "
+            "their memory to others, until the reader has taken half.",
             unit="tokens",
             limits=(16, MAX_INT32),
         ),
     ] = 4096
+    slow_reader_timeout_s: Annotated[
+        float,
+        Setting(
+            "network",
+            "A paused stream whose client takes nothing for so long ends with RESOURCE_EXHAUSTED.",
+            unit="s",
+            limits=(0.5, 86_400),
+        ),
+    ] = 120.0
     max_connections: Annotated[
         int,
         Setting(

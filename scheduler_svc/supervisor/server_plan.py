@@ -182,6 +182,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_message_bytes=settings.max_message_bytes,
             max_request_bytes_in_flight=settings.max_request_bytes_in_flight,
             stream_buffer_tokens=settings.stream_buffer_tokens,
+            slow_reader_timeout_s=settings.slow_reader_timeout_s,
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
             kv_events=self._frontend_kv_events(),

@@ -83,6 +83,29 @@ def test_a_server_that_gives_up_says_that_its_workers_are_lost() -> None:
         assert service.process.wait(LIMIT_S) == 1
 
 
+def broken_engines(service: Service) -> list[int]:
+    """Their process ids."""
+    return [p.pid for p in psutil.Process(service.process.pid).children() if p.cmdline()[2:3] == ["engine"]]
+
+
+def test_an_engine_that_contradicts_itself_ends_and_the_streams_go_on() -> None:
+    """Its queue miscounts, which it notices when a worker is lost; the engine after it has no bug."""
+    program = (str(Path(__file__).parents[1] / "support/broken_engine.py"), "miscount")
+    with serve(program=program, sim_step_us=10_000) as service:
+        request = stream_request([4, 5], stopping={"max_tokens": 300, "ignore_eos": True}, sampling={"seed": 3})
+        calls = [service.inference.StreamGenerate(request, timeout=LIMIT_S) for _ in range(2)]
+        for call in calls:
+            assert next(call).HasField("started")
+        (first,) = broken_engines(service)
+        service.children()["worker"].kill()
+        got = [ids_of(call) for call in calls]
+        (second,) = broken_engines(service)
+        assert second != first, "it is another engine"
+        expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+        assert got == [expected] * 2
+        assert len(expected) == 300
+
+
 def test_both_at_once_are_a_pause_too() -> None:
     with serve(sim_step_us=10_000) as service:
         request = stream_request([4, 5], stopping={"max_tokens": 300, "ignore_eos": True}, sampling={"seed": 3})

@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 from support.service import LIMIT_S, Service, generation, serve
 
 from pagewire.scheduler_svc.frontend.streams.parts import join_parts
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.v1 import inference_pb2
+from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]
 
@@ -187,6 +188,24 @@ def test_after_preemptions(dtype: str, alone: dict[Asked, Answer]) -> None:
     with smollm2(dtype, max_num_seqs=32, kv_cache_bytes=token_bytes * 640, block_size=16, max_n=4) as small:
         answers = ask_all(small, random.Random(7).sample(ALL, len(ALL)))
         assert small.load().preemptions > 0
+    assert unlike(answers, alone) == []
+
+
+def test_read_late(dtype: str, alone: dict[Asked, Answer]) -> None:
+    """Of every class, by clients that take nothing until their sequences are paused."""
+    asked = [Asked(kind, 0) for kind in CLASSES]
+    window = [("grpc.http2.lookahead_bytes", 64), ("grpc.http2.bdp_probe", 0)]
+    with (
+        smollm2(dtype, stream_buffer_tokens=16) as pausing,
+        grpc.insecure_channel(pausing.address, options=window) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        calls = {each: stub.StreamGenerate(each.message(), timeout=5 * LIMIT_S) for each in asked}
+        rests = pausing.wait_for_load(
+            lambda load: load.output_tokens > 0 and load.running_sequences == load.waiting_sequences == 0
+        )
+        assert rests.paused_sequences > len(CLASSES) // 2, "few had more than 16 tokens unread"
+        answers = {each: read(call) for each, call in calls.items()}
     assert unlike(answers, alone) == []
 
 

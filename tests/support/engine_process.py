@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,7 +24,8 @@ from pagewire.wire.columns import pack, unpack
 from pagewire.wire.control import FromChild, ToChild
 from pagewire.wire.launch import Endpoint
 from pagewire.wire.plan import PROTOCOL_VERSION, Begin, FromWorker, StepPlan, StepResult, ToWorker, WorkerHello
-from pagewire.wire.requests import FromFrontend, ToFrontend
+from pagewire.wire.requests import EngineInfo, FromFrontend, Register, Submit, ToFrontend
+from pagewire.wire.sampling import SamplingParams
 from pagewire.worker.slots.columns import SlotLimits
 
 LIMIT_S = 10.0
@@ -35,6 +36,7 @@ BLOCK_SIZE = 4
 
 Sent = TypeVar("Sent")
 Received = TypeVar("Received")
+News = TypeVar("News", bound=FromChild)
 
 
 class Peer(Generic[Sent, Received]):
@@ -155,14 +157,43 @@ class EngineProcess:
                 return True
         return False
 
+    def told(self, kind: type[News]) -> News:
+        """The first report of this kind."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            for news in self.news():
+                if isinstance(news, kind):
+                    return news
+        raise AssertionError(f"the engine did not say {kind.__name__}")
+
     def frontend(self, index: int = 0, incarnation: int = 0) -> Peer[FromFrontend, ToFrontend]:
         identity = f"frontend-{index}:{incarnation}".encode()
         return Peer(self.frontends, identity, FromFrontend, ToFrontend)
 
 
+def registered(engine: EngineProcess, index: int = 0, incarnation: int = 0) -> Peer[FromFrontend, ToFrontend]:
+    """A frontend that the engine has answered."""
+    frontend = engine.frontend(index, incarnation)
+    frontend.send(Register(index, incarnation))
+    assert isinstance(frontend.receive(), EngineInfo)
+    return frontend
+
+
+def submit(
+    handle: int, prompt: list[int], max_tokens: int, request_id: str = "r", generated: tuple[int, ...] = ()
+) -> Submit:
+    """A submission, whose seed is its handle."""
+    sampling = SamplingParams(0.0, 0, 1.0, handle)
+    return Submit(
+        handle, request_id, pack(prompt), pack(generated), sampling, max_tokens, [], True, 0, b"", None
+    )  # fmt: skip
+
+
 @contextmanager
-def engine_process(**changes: object) -> Iterator[EngineProcess]:
-    """Start an engine; it is gone when the block ends."""
+def engine_process(
+    program: Sequence[str] = ("-m", "pagewire.scheduler_svc.engine"), **changes: object
+) -> Iterator[EngineProcess]:
+    """Start an engine; it is gone when the block ends. `program` is what Python runs."""
     directory = Path(tempfile.mkdtemp(prefix="pw"))
     frontends, workers = f"ipc://{directory}/f", f"ipc://{directory}/w"
     defaults = EngineLaunch(
@@ -188,7 +219,7 @@ def engine_process(**changes: object) -> Iterator[EngineProcess]:
     file = directory / "engine.json"
     file.write_bytes(msgspec.json.encode(launch))
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "pagewire.scheduler_svc.engine", "--launch", str(file)]
+    command = [sys.executable, *program, "--launch", str(file)]
     process = subprocess.Popen([*command, "--lifeline-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
     theirs.close()
     try:

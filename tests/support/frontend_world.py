@@ -92,6 +92,7 @@ def make_launch(spec: ModelSpec, engine_address: str, **changes: Any) -> Fronten
         max_message_bytes=1024 * 1024,
         max_request_bytes_in_flight=8 * 1024 * 1024,
         stream_buffer_tokens=4096,
+        slow_reader_timeout_s=120.0,
         engine_timeout_s=30.0,
         settings={"listen": "127.0.0.1:0"},
         started_unix_s=time.time() - 5,

@@ -41,6 +41,7 @@ class Expectation:
     got: list[int] = field(default_factory=list)
     ended: FinishKind | None = None
     cancelled: bool = False
+    paused: bool = False
     starts: int = 0
 
 
@@ -121,6 +122,26 @@ class World:
         assert known == (expectation.ended is None and not expectation.cancelled)
         if known:
             expectation.cancelled = True
+            expectation.paused = False
+
+    def pause(self, handle: int) -> None:
+        """A client falls behind."""
+        expectation = self.sequences[handle]
+        alive = expectation.ended is None and not expectation.cancelled
+        assert self.scheduler.pause(SequenceKey(FRONTEND, handle)) == (alive and not expectation.paused)
+        expectation.paused = alive
+
+    def resume(self, handle: int) -> None:
+        """A client has caught up."""
+        expectation = self.sequences[handle]
+        assert self.scheduler.resume(SequenceKey(FRONTEND, handle)) == expectation.paused
+        expectation.paused = False
+
+    def resume_all(self) -> None:
+        """All clients have."""
+        for handle, expectation in self.sequences.items():
+            if expectation.paused:
+                self.resume(handle)
 
     def abort_request(self, request_id: str, tenant: str | None = None) -> None:
         """An operator ends a request."""
@@ -153,6 +174,7 @@ class World:
             expectation = self.sequences[handle]
             assert expectation.ended is None, f"sequence {handle} got a token after its end"
             assert not expectation.cancelled, f"sequence {handle} got a token after it was cancelled"
+            assert not expectation.paused, f"sequence {handle} got a token while it was paused"
             expectation.got.append(token)
         for finish in outcome.finishes:
             self._finish(finish)
@@ -186,7 +208,7 @@ class World:
             self._finish(finish)
 
     def drain(self) -> int:
-        """Run until every sequence has ended; returns the number of plans it took."""
+        """Run until every sequence has ended that is not paused; returns the number of plans it took."""
         plans = 0
         while self.scheduler.has_work:
             planned = self.plan()
@@ -203,7 +225,10 @@ class World:
         """What must hold at every moment."""
         check_integrity(self.scheduler)
         alive = [e for e in self.sequences.values() if e.ended is None and not e.cancelled]
-        assert len(alive) == self.scheduler.num_running + self.scheduler.num_waiting, "a sequence was lost"
+        paused = [e for e in alive if e.paused]
+        assert len(paused) == self.scheduler.num_paused
+        at_work = self.scheduler.num_running + self.scheduler.num_waiting
+        assert len(alive) - len(paused) == at_work, "a sequence was lost"
         for expectation in self.sequences.values():
             assert expectation.got == expectation.output[: len(expectation.got)], "an output went wrong"
         if self._log is not None and (events := self._log.take()):
@@ -216,7 +241,7 @@ class World:
         blocks = self.scheduler.blocks
         assert set(self.follower.blocks) == {short_hash(known) for known in blocks._cache._block_of}
         told = self.follower.prefixes()
-        for sequence in self.scheduler._sequences.values():
+        for sequence in self.scheduler._open:
             keys = () if sequence.cache_salt is None else (sequence.cache_salt,)
             for index, block_hash in enumerate(sequence.hashes):
                 if (prefix := told.get(short_hash(block_hash))) is not None:
@@ -259,6 +284,7 @@ class World:
             assert len(expectation.prompt) + len(expectation.got) >= finish.limit == self.config.longest
             expectation.kind = finish.kind
         expectation.ended = finish.kind
+        expectation.paused = False
 
     def _reject(self, event: Event[Rejected]) -> None:
         frontend, rejection = event

@@ -27,9 +27,11 @@ from pagewire.wire.requests import (
     FinishKind,
     FromFrontend,
     Load,
+    Pause,
     Register,
     Rejected,
     RejectKind,
+    Resume,
     SeqFinished,
     SeqStarted,
     Submit,
@@ -61,6 +63,8 @@ class ScriptedEngine:
         """Every submission received, by handle."""
         self.aborted: list[int] = []
         """Every handle that was aborted."""
+        self.paused: set[int] = set()
+        """Every handle that is paused."""
         self.identity = b""
         self.is_mute = False
         """Whether even a Register goes unanswered."""
@@ -113,6 +117,10 @@ class ScriptedEngine:
                     self.submits[message.handle] = message
                 case Abort():
                     self.aborted.extend(unpack(message.handles).tolist())
+                case Pause():
+                    self.paused.update(unpack(message.handles).tolist())
+                case Resume():
+                    self.paused.difference_update(unpack(message.handles).tolist())
                 case _:
                     pass
             self._received.put_nowait(message)
@@ -153,7 +161,7 @@ class ScriptedEngine:
 
     async def load(self) -> None:
         """A heartbeat with numbers that a test can recognize."""
-        await self.send(Load(self.state, 1, 2, 3, 4, self.num_blocks, 6, 7, 8, 9, 10, 300, 100, 11))
+        await self.send(Load(self.state, 1, 2, 3, 4, self.num_blocks, 6, 7, 8, 9, 10, 300, 100, 11, 12))
 
     async def start(
         self, handle: int, cached_tokens: int = 0, queue_s: float = 0.0, forecast_s: float | None = None

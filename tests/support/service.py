@@ -79,8 +79,14 @@ def _flag(name: str, value: object) -> str:
 
 
 @contextmanager
-def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: object) -> Iterator[Service]:
-    """Start a service on free ports; whatever is left of it is killed when the block ends."""
+def serve(
+    model: str = SIM_MODEL,
+    ready_limit_s: float = LIMIT_S,
+    program: tuple[str, ...] = ("-m", "pagewire.scheduler_svc"),
+    **settings: object,
+) -> Iterator[Service]:
+    """Start a service on free ports; whatever is left of it is killed when the block ends. `program` is what Python
+    runs."""
     ready, child_end = os.pipe()
     options = {
         "device": "sim",
@@ -90,7 +96,7 @@ def serve(model: str = SIM_MODEL, ready_limit_s: float = LIMIT_S, **settings: ob
         **settings,
     }
     flags = [_flag(name.replace("_", "-"), value) for name, value in options.items()]
-    command = [sys.executable, "-m", "pagewire.scheduler_svc", "serve", "--quiet", f"--model={model}", *flags]
+    command = [sys.executable, *program, "serve", "--quiet", f"--model={model}", *flags]
     process = subprocess.Popen(
         [*command, f"--ready-fd={child_end}"],
         pass_fds=[child_end],

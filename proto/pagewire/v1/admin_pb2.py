@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/admin.proto\x12\x0bpagewire.v1\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"\xcd\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x19\n\x11\x61ttention_backend\x18\x05 \x01(\t\x12\x16\n\x0elinear_backend\x18\x06 \x01(\t\x12\x42\n\x08versions\x18\x07 \x03(\x0b\x32\x30.pagewire.v1.GetServerInfoResponse.VersionsEntry\x12\x42\n\x08settings\x18\x08 \x03(\x0b\x32\x30.pagewire.v1.GetServerInfoResponse.SettingsEntry\x12#\n\x06memory\x18\t \x01(\x0b\x32\x13.pagewire.v1.Memory\x12\x17\n\x0fworker_restarts\x18\n \x01(\r\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Memory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12)\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.DeviceMemory\"\x98\x01\n\x0c\x44\x65viceMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12\x62\x65\x66ore_model_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x62uffer_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bgraph_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\"\x10\n\x0eGetLoadRequest\"2\n\x0fGetLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.pagewire.v1.Load\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11WatchLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.pagewire.v1.Load\"\xfb\x02\n\x04Load\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.pagewire.v1.ServiceState\x12\x19\n\x11running_sequences\x18\x02 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x03 \x01(\r\x12\x13\n\x0bused_blocks\x18\x04 \x01(\r\x12\x15\n\rcached_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x15\n\routput_tokens\x18\t \x01(\x04\x12\x13\n\x0bpreemptions\x18\n \x01(\x04\x12\r\n\x05steps\x18\x0b \x01(\x04\x12\x19\n\x11worker_idle_share\x18\x0c \x01(\x02\x12\x16\n\x0e\x64ropped_frames\x18\r \x01(\x04\x12\x16\n\x0eworker_busy_us\x18\x0e \x01(\x04\x12\x16\n\x0eworker_idle_us\x18\x0f \x01(\x04\"i\n\x12WatchBlocksRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nmax_blocks\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_blocks\"9\n\x13WatchBlocksResponse\x12\x0c\n\x04uses\x18\x01 \x01(\x0c\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\r\"B\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x06tenant\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_tenant\"(\n\rAbortResponse\x12\x17\n\x0f\x61\x62orted_outputs\x18\x01 \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0f\n\rDrainResponse\"\x13\n\x11\x46lushCacheRequest\",\n\x12\x46lushCacheResponse\x12\x16\n\x0e\x66lushed_blocks\x18\x01 \x01(\r*\x9b\x01\n\x0cServiceState\x12\x1d\n\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVICE_STATE_LOADING\x10\x01\x12\x17\n\x13SERVICE_STATE_READY\x10\x02\x12\x1c\n\x18SERVICE_STATE_RECOVERING\x10\x03\x12\x1a\n\x16SERVICE_STATE_DRAINING\x10\x04\x32\x9d\x04\n\x0c\x41\x64minService\x12V\n\rGetServerInfo\x12!.pagewire.v1.GetServerInfoRequest\x1a\".pagewire.v1.GetServerInfoResponse\x12\x44\n\x07GetLoad\x12\x1b.pagewire.v1.GetLoadRequest\x1a\x1c.pagewire.v1.GetLoadResponse\x12L\n\tWatchLoad\x12\x1d.pagewire.v1.WatchLoadRequest\x1a\x1e.pagewire.v1.WatchLoadResponse0\x01\x12R\n\x0bWatchBlocks\x12\x1f.pagewire.v1.WatchBlocksRequest\x1a .pagewire.v1.WatchBlocksResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.pagewire.v1.AbortRequest\x1a\x1a.pagewire.v1.AbortResponse\x12>\n\x05\x44rain\x12\x19.pagewire.v1.DrainRequest\x1a\x1a.pagewire.v1.DrainResponse\x12M\n\nFlushCache\x12\x1e.pagewire.v1.FlushCacheRequest\x1a\x1f.pagewire.v1.FlushCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pagewire/v1/admin.proto\x12\x0bpagewire.v1\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"\xcd\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x19\n\x11\x61ttention_backend\x18\x05 \x01(\t\x12\x16\n\x0elinear_backend\x18\x06 \x01(\t\x12\x42\n\x08versions\x18\x07 \x03(\x0b\x32\x30.pagewire.v1.GetServerInfoResponse.VersionsEntry\x12\x42\n\x08settings\x18\x08 \x03(\x0b\x32\x30.pagewire.v1.GetServerInfoResponse.SettingsEntry\x12#\n\x06memory\x18\t \x01(\x0b\x32\x13.pagewire.v1.Memory\x12\x17\n\x0fworker_restarts\x18\n \x01(\r\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Memory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12)\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.DeviceMemory\"\x98\x01\n\x0c\x44\x65viceMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12\x62\x65\x66ore_model_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x62uffer_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bgraph_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\"\x10\n\x0eGetLoadRequest\"2\n\x0fGetLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.pagewire.v1.Load\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11WatchLoadResponse\x12\x1f\n\x04load\x18\x01 \x01(\x0b\x32\x11.pagewire.v1.Load\"\x95\x03\n\x04Load\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.pagewire.v1.ServiceState\x12\x19\n\x11running_sequences\x18\x02 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x03 \x01(\r\x12\x13\n\x0bused_blocks\x18\x04 \x01(\r\x12\x15\n\rcached_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x08 \x01(\x04\x12\x15\n\routput_tokens\x18\t \x01(\x04\x12\x13\n\x0bpreemptions\x18\n \x01(\x04\x12\r\n\x05steps\x18\x0b \x01(\x04\x12\x19\n\x11worker_idle_share\x18\x0c \x01(\x02\x12\x16\n\x0e\x64ropped_frames\x18\r \x01(\x04\x12\x16\n\x0eworker_busy_us\x18\x0e \x01(\x04\x12\x16\n\x0eworker_idle_us\x18\x0f \x01(\x04\x12\x18\n\x10paused_sequences\x18\x10 \x01(\r\"i\n\x12WatchBlocksRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nmax_blocks\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_blocks\"9\n\x13WatchBlocksResponse\x12\x0c\n\x04uses\x18\x01 \x01(\x0c\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\r\"B\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x06tenant\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_tenant\"(\n\rAbortResponse\x12\x17\n\x0f\x61\x62orted_outputs\x18\x01 \x01(\r\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0f\n\rDrainResponse\"\x13\n\x11\x46lushCacheRequest\",\n\x12\x46lushCacheResponse\x12\x16\n\x0e\x66lushed_blocks\x18\x01 \x01(\r*\x9b\x01\n\x0cServiceState\x12\x1d\n\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVICE_STATE_LOADING\x10\x01\x12\x17\n\x13SERVICE_STATE_READY\x10\x02\x12\x1c\n\x18SERVICE_STATE_RECOVERING\x10\x03\x12\x1a\n\x16SERVICE_STATE_DRAINING\x10\x04\x32\x9d\x04\n\x0c\x41\x64minService\x12V\n\rGetServerInfo\x12!.pagewire.v1.GetServerInfoRequest\x1a\".pagewire.v1.GetServerInfoResponse\x12\x44\n\x07GetLoad\x12\x1b.pagewire.v1.GetLoadRequest\x1a\x1c.pagewire.v1.GetLoadResponse\x12L\n\tWatchLoad\x12\x1d.pagewire.v1.WatchLoadRequest\x1a\x1e.pagewire.v1.WatchLoadResponse0\x01\x12R\n\x0bWatchBlocks\x12\x1f.pagewire.v1.WatchBlocksRequest\x1a .pagewire.v1.WatchBlocksResponse0\x01\x12>\n\x05\x41\x62ort\x12\x19.pagewire.v1.AbortRequest\x1a\x1a.pagewire.v1.AbortResponse\x12>\n\x05\x44rain\x12\x19.pagewire.v1.DrainRequest\x1a\x1a.pagewire.v1.DrainResponse\x12M\n\nFlushCache\x12\x1e.pagewire.v1.FlushCacheRequest\x1a\x1f.pagewire.v1.FlushCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_VERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERINFORESPONSE_SETTINGSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_SETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVICESTATE']._serialized_start=1846
-  _globals['_SERVICESTATE']._serialized_end=2001
+  _globals['_SERVICESTATE']._serialized_start=1872
+  _globals['_SERVICESTATE']._serialized_end=2027
   _globals['_GETSERVERINFOREQUEST']._serialized_start=72
   _globals['_GETSERVERINFOREQUEST']._serialized_end=94
   _globals['_GETSERVERINFORESPONSE']._serialized_start=97
@@ -59,23 +59,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHLOADRESPONSE']._serialized_start=991
   _globals['_WATCHLOADRESPONSE']._serialized_end=1043
   _globals['_LOAD']._serialized_start=1046
-  _globals['_LOAD']._serialized_end=1425
-  _globals['_WATCHBLOCKSREQUEST']._serialized_start=1427
-  _globals['_WATCHBLOCKSREQUEST']._serialized_end=1532
-  _globals['_WATCHBLOCKSRESPONSE']._serialized_start=1534
-  _globals['_WATCHBLOCKSRESPONSE']._serialized_end=1591
-  _globals['_ABORTREQUEST']._serialized_start=1593
-  _globals['_ABORTREQUEST']._serialized_end=1659
-  _globals['_ABORTRESPONSE']._serialized_start=1661
-  _globals['_ABORTRESPONSE']._serialized_end=1701
-  _globals['_DRAINREQUEST']._serialized_start=1703
-  _globals['_DRAINREQUEST']._serialized_end=1759
-  _globals['_DRAINRESPONSE']._serialized_start=1761
-  _globals['_DRAINRESPONSE']._serialized_end=1776
-  _globals['_FLUSHCACHEREQUEST']._serialized_start=1778
-  _globals['_FLUSHCACHEREQUEST']._serialized_end=1797
-  _globals['_FLUSHCACHERESPONSE']._serialized_start=1799
-  _globals['_FLUSHCACHERESPONSE']._serialized_end=1843
-  _globals['_ADMINSERVICE']._serialized_start=2004
-  _globals['_ADMINSERVICE']._serialized_end=2545
+  _globals['_LOAD']._serialized_end=1451
+  _globals['_WATCHBLOCKSREQUEST']._serialized_start=1453
+  _globals['_WATCHBLOCKSREQUEST']._serialized_end=1558
+  _globals['_WATCHBLOCKSRESPONSE']._serialized_start=1560
+  _globals['_WATCHBLOCKSRESPONSE']._serialized_end=1617
+  _globals['_ABORTREQUEST']._serialized_start=1619
+  _globals['_ABORTREQUEST']._serialized_end=1685
+  _globals['_ABORTRESPONSE']._serialized_start=1687
+  _globals['_ABORTRESPONSE']._serialized_end=1727
+  _globals['_DRAINREQUEST']._serialized_start=1729
+  _globals['_DRAINREQUEST']._serialized_end=1785
+  _globals['_DRAINRESPONSE']._serialized_start=1787
+  _globals['_DRAINRESPONSE']._serialized_end=1802
+  _globals['_FLUSHCACHEREQUEST']._serialized_start=1804
+  _globals['_FLUSHCACHEREQUEST']._serialized_end=1823
+  _globals['_FLUSHCACHERESPONSE']._serialized_start=1825
+  _globals['_FLUSHCACHERESPONSE']._serialized_end=1869
+  _globals['_ADMINSERVICE']._serialized_start=2030
+  _globals['_ADMINSERVICE']._serialized_end=2571
 # @@protoc_insertion_point(module_scope)

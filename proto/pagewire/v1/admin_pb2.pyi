@@ -118,7 +118,7 @@ class WatchLoadResponse(_message.Message):
     def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("state", "running_sequences", "waiting_sequences", "used_blocks", "cached_blocks", "total_blocks", "prompt_tokens", "cached_prompt_tokens", "output_tokens", "preemptions", "steps", "worker_idle_share", "dropped_frames", "worker_busy_us", "worker_idle_us")
+    __slots__ = ("state", "running_sequences", "waiting_sequences", "used_blocks", "cached_blocks", "total_blocks", "prompt_tokens", "cached_prompt_tokens", "output_tokens", "preemptions", "steps", "worker_idle_share", "dropped_frames", "worker_busy_us", "worker_idle_us", "paused_sequences")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     WAITING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class Load(_message.Message):
     DROPPED_FRAMES_FIELD_NUMBER: _ClassVar[int]
     WORKER_BUSY_US_FIELD_NUMBER: _ClassVar[int]
     WORKER_IDLE_US_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     state: ServiceState
     running_sequences: int
     waiting_sequences: int
@@ -149,7 +150,8 @@ class Load(_message.Message):
     dropped_frames: int
     worker_busy_us: int
     worker_idle_us: int
-    def __init__(self, state: _Optional[_Union[ServiceState, str]] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., used_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., worker_idle_share: _Optional[float] = ..., dropped_frames: _Optional[int] = ..., worker_busy_us: _Optional[int] = ..., worker_idle_us: _Optional[int] = ...) -> None: ...
+    paused_sequences: int
+    def __init__(self, state: _Optional[_Union[ServiceState, str]] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., used_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., worker_idle_share: _Optional[float] = ..., dropped_frames: _Optional[int] = ..., worker_busy_us: _Optional[int] = ..., worker_idle_us: _Optional[int] = ..., paused_sequences: _Optional[int] = ...) -> None: ...
 
 class WatchBlocksRequest(_message.Message):
     __slots__ = ("interval", "max_blocks")

@@ -136,6 +136,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             message.cached_prompt_tokens = load.cached_prompt_tokens
             message.output_tokens = load.output_tokens
             message.preemptions = load.preemptions
+            message.paused_sequences = load.paused
             message.steps = load.steps
             message.dropped_frames += load.dropped_frames
             message.worker_busy_us = load.worker_busy_us

@@ -95,9 +95,16 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
     def _guard(self, handle: Callable[[Any, Any], Any], kind: type[Message]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(_requests: object, context: Any) -> Any:
             try:
+                return await answered(context)
+            except grpc.aio.InternalError:
+                # What was to be sent could not be: the connection is gone, and grpc is about to cancel the call.
+                raise asyncio.CancelledError from None
+
+        async def answered(context: Any) -> Any:
+            try:
                 # No name is given to frame or message, so that neither lives longer than the handler wants it.
                 return await handle(await self._message(context, kind), context)
-            except AbortError:
+            except (AbortError, grpc.aio.InternalError):
                 raise
             except BaseException as error:
                 if is_ending(error):

@@ -31,6 +31,7 @@ from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, Turn
+from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
 from pagewire.scheduler_svc.frontend.streams.output import Output
@@ -66,8 +67,8 @@ class GenerationParts:
     """None where no output can be constrained."""
     request_bytes: RequestBytes
     usage: TenantUsage
-    max_waiting_tokens: int
-    """Of one stream, before it fails."""
+    reader: ReaderLimits
+    """Of one stream."""
     clock: Callable[[], float]
     """Monotonic, in seconds."""
     draw_seed: Callable[[], int]
@@ -90,7 +91,7 @@ class Generations:
         """Hand every message to `write` as it comes; waits for each. Raises RequestErrors."""
         reader = asyncio.current_task()
         with self._parts.usage.turn(self.tenant(context)) as turn:
-            opening = self._open(request, context, turn, reader, self._parts.max_waiting_tokens)
+            opening = self._open(request, context, turn, reader, self._parts.reader)
             del request  # it would stay for as long as the stream does
             stream = await opening
             try:
@@ -134,7 +135,7 @@ class Generations:
         context: Context,
         turn: Turn,
         reader: "asyncio.Task[Any] | None",
-        max_waiting_tokens: int | None,
+        limits_of_reader: ReaderLimits | None,
     ) -> RequestStream:
         """From the call's arrival to sequences in the engine. Raises RequestErrors; whoever gets a stream closes it.
 
@@ -169,11 +170,11 @@ class Generations:
             num_prompt_tokens=len(prompt_ids),
             want_token_ids=valid.want_token_ids,
             want_text=valid.want_text,
-            max_waiting_tokens=max_waiting_tokens,
+            reader=limits_of_reader,
             held_by="generation.constraint" if valid.turn is None else valid.turn.asking_field,
             prompt_report=None if valid.prompt_logprobs is None else self._prompt_report(valid, prompt_ids),
         )
-        stream = RequestStream(settings, parts.clock, parts.engine.sequences.close)
+        stream = RequestStream(settings, parts.clock, parts.engine.sequences)
         stops = StopAutomaton(valid.stop_strings) if valid.stop_strings else None
         salt = chain_salt(tenant, valid.cache_salt)
         prompt = pack(prompt_ids)

@@ -82,10 +82,12 @@ class EngineClient:
 
     async def follow(self) -> None:
         """Connect anew when the engine has fallen silent, once for each silence, until cancelled. Until it has spoken
-        at all, register again from time to time: it may have taken somebody else for this frontend."""
+        at all, register again from time to time: it may have taken somebody else for this frontend. Beside that, end
+        streams that nobody reads."""
         was_lost = False
         while True:
             await asyncio.sleep(_SILENCE_CHECK_INTERVAL_S)
+            self.sequences.end_overdue()
             if not self.status.has_spoken and self._clock() - self._registered_s > self._timeout_s:
                 self._send_register()
             # Twice in a row: a frontend that stood still itself first reads what came meanwhile.

@@ -3,7 +3,7 @@
 It turns the engine's batches into calls of their streams, one pass over the columns, and outputs into submissions. It
 knows neither sockets nor text. Invariants: a handle in the table has been submitted and has had no terminal message;
 every handle that leaves the table before its terminal message is named in an Abort; after a restart of the engine
-every handle in the table is submitted again, with the tokens it has received.
+every handle in the table is submitted again, with the tokens it has received, and paused where its stream is.
 """
 
 import logging
@@ -19,7 +19,16 @@ from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream
 from pagewire.wire.codec import WireError
 from pagewire.wire.columns import are_below, pack, unpack
-from pagewire.wire.requests import Abort, FinishKind, FromFrontend, Rejected, RejectKind, TokenBatch
+from pagewire.wire.requests import (
+    Abort,
+    FinishKind,
+    FromFrontend,
+    Pause,
+    Rejected,
+    RejectKind,
+    Resume,
+    TokenBatch,
+)
 
 _log = logging.getLogger(__name__)
 _MAX_HANDLE = 2**31 - 1
@@ -47,6 +56,8 @@ class SequenceTable:
         self._clock = clock
         self._vocab_size = vocab_size
         self._open: dict[int, _OpenSequence] = {}
+        self._paused: set[RequestStream] = set()
+        """Streams that were paused and are to be looked at."""
         self._resubmitted: set[int] = set()
         self._to_retry: set[int] = set()  # refused for want of room; a timer submits them once more
         self._last_handle = 0
@@ -78,6 +89,29 @@ class SequenceTable:
         still_open = [handle for handle in handles if self._forget(handle) is not None]
         if still_open:
             self._send(Abort(pack(still_open)))
+
+    def pause(self, stream: RequestStream) -> None:
+        """Let a stream's sequences rest: its reader is behind."""
+        self._paused.add(stream)
+        if still_open := self._handles(stream):
+            self._send(Pause(pack(still_open)))
+
+    def resume(self, stream: RequestStream) -> None:
+        """Its reader has caught up."""
+        self._paused.discard(stream)
+        if still_open := self._handles(stream):
+            self._send(Resume(pack(still_open)))
+
+    def end_overdue(self) -> None:
+        """Asked from time to time: end the paused streams whose readers have taken nothing for too long."""
+        now_s = self._clock()
+        for stream in list(self._paused):
+            stream.end_if_overdue(now_s)
+            if not stream.is_paused:
+                self._paused.discard(stream)
+
+    def _handles(self, stream: RequestStream) -> list[int]:
+        return [output.handle for output in stream.outputs if output.handle in self._open]
 
     def _forget(self, handle: int) -> _OpenSequence | None:
         self._resubmitted.discard(handle)
@@ -194,6 +228,8 @@ class SequenceTable:
             return
         try:
             self._send(sequence.stream.resubmission(sequence.output, self._clock()))
+            if sequence.stream.is_paused:
+                self._send(Pause(pack([handle])))
         except RequestError as error:
             self._forget(handle)
             sequence.stream.fail(error)

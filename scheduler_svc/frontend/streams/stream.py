@@ -10,14 +10,17 @@ everything joins (165,000 tokens/s over 256 streams), a message about 30 µs, ne
 to 30,000 tokens/s there were 0.57 messages a token over 256 streams and 0.33 over 64.
 
 It knows neither sockets nor gRPC calls, only the messages. Invariants: Started is first; each output has deltas, then
-one Finished; Usage is last; no message is ever repeated; a stream that holds more than its limit fails, alone.
+one Finished; Usage is last; no message is ever repeated; a stream that holds more than its limit is paused, and fails
+where its reader stays away (`backpressure`), alone.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError
+from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport
 from pagewire.scheduler_svc.frontend.streams.messages import MessageQueue
 from pagewire.scheduler_svc.frontend.streams.output import Output
@@ -35,7 +38,7 @@ class StreamSettings:
     num_prompt_tokens: int
     want_token_ids: bool
     want_text: bool
-    max_waiting_tokens: int | None
+    reader: ReaderLimits | None
     """None for a call that collects everything before it answers."""
     held_by: str = "generation.constraint"
     """The field that asks for what the outputs are constrained to, where they are."""
@@ -44,26 +47,34 @@ class StreamSettings:
     than the model takes."""
 
 
+class StreamSequences(Protocol):
+    """What a stream has done to its sequences in the engine."""
+
+    def close(self, handles: list[int]) -> None:
+        """End them."""
+
+    def pause(self, stream: "RequestStream") -> None:
+        """Let those that still run rest: the reader is behind."""
+
+    def resume(self, stream: "RequestStream") -> None:
+        """Let them go on."""
+
+
 class RequestStream:
     """The messages of one call."""
 
-    def __init__(
-        self,
-        settings: StreamSettings,
-        clock: Callable[[], float],
-        close_handles: Callable[[list[int]], None],
-    ) -> None:
-        """`clock` is monotonic, in seconds. `close_handles` ends sequences in the engine."""
+    def __init__(self, settings: StreamSettings, clock: Callable[[], float], sequences: StreamSequences) -> None:
+        """`clock` is monotonic, in seconds."""
         self._settings = settings
         self._clock = clock
-        self._close_handles = close_handles
+        self._sequences = sequences
         self.reader: asyncio.Task[object] | None = None
         """The task that sends the messages, once it does; a failure cancels it where it waits for a client that does
         not read."""
         self.outputs: list[Output] = []
         """Filled by whoever opens the stream, before the first sequence is submitted."""
         self._queue = MessageQueue()
-        self._num_waiting = 0
+        self._backpressure = Backpressure(settings.reader)
         self._num_finished = 0
         self.has_started = False
         """Whether Started has been put into the queue."""
@@ -196,15 +207,8 @@ class RequestStream:
         if self._first_token_s is None:
             self._first_token_s = now_s
         self._last_token_s = now_s
-        self._num_waiting += 1
-        limit = self._settings.max_waiting_tokens
-        if limit is not None and self._num_waiting > limit:
-            self.fail(
-                ResourceExhausted(
-                    f"the client reads too slowly: more than {limit} tokens of this stream wait for it",
-                    retry_after_s=None,
-                )
-            )
+        if self._backpressure.put(now_s):
+            self._sequences.pause(self)
 
     def _finish(self, output: Output, finished: pb.Finished) -> None:
         """An output has ended; with the last one the stream does."""
@@ -220,6 +224,7 @@ class RequestStream:
         self._queue.put(StreamGenerateResponse(finished=finished))
         self._num_finished += 1
         if self._num_finished == len(self.outputs):
+            self._backpressure.end()
             message = StreamGenerateResponse()
             self._describe_usage(message.usage)
             self._is_ended = True
@@ -247,6 +252,7 @@ class RequestStream:
         if self._is_ended:
             return
         self._is_ended = True
+        self._backpressure.end()
         self.error = error
         self._queue.clear()
         self._end_sequences()
@@ -255,6 +261,16 @@ class RequestStream:
         elif self.reader is not None:
             # It waits inside a write that flow control may hold for ever.
             self.reader.cancel()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its sequences are, because its reader is behind."""
+        return self._backpressure.is_paused
+
+    def end_if_overdue(self, now_s: float) -> None:
+        """Asked from time to time while it is paused: fail where its reader has taken nothing for too long."""
+        if (error := self._backpressure.overdue(now_s)) is not None:
+            self.fail(error)
 
     # The call's side.
 
@@ -266,7 +282,8 @@ class RequestStream:
             if self._is_ended:
                 return None
             await self._queue.wait()
-        self._num_waiting -= len(message.delta.tokens)
+        if self._backpressure.took(len(message.delta.tokens), self._clock()):
+            self._sequences.resume(self)
         return message
 
     async def collect(self) -> list[StreamGenerateResponse]:
@@ -281,6 +298,7 @@ class RequestStream:
     def close(self) -> None:
         """The call is over, however it ended: sequences that still run are ended in the engine."""
         self._is_ended = True
+        self._backpressure.end()
         self.reader = None
         self._queue.clear()
         self._end_sequences()
@@ -288,4 +306,4 @@ class RequestStream:
     def _end_sequences(self) -> None:
         running = [output.handle for output in self.outputs if not output.is_finished]
         if running:
-            self._close_handles(running)
+            self._sequences.close(running)

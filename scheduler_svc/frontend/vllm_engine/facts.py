@@ -84,7 +84,7 @@ class Facts:
         """A GetServerInfoResponse."""
         load, info, launch = self._status.load, self._status.info, self._launch
         return vllm.GetServerInfoResponse(
-            active_requests=load.running + load.waiting if load is not None else 0,
+            active_requests=load.running + load.waiting + load.paused if load is not None else 0,
             last_receive_timestamp=self.last_received_unix_s,
             uptime_seconds=max(0.0, time.time() - launch.started_unix_s),
             server_type=_SERVER_TYPE,
@@ -115,7 +115,7 @@ class Facts:
     def _describe(self, load: Load, block_size: int, into: Any) -> None:
         into.num_running_reqs = load.running
         into.num_waiting_reqs = load.waiting
-        into.num_total_reqs = load.running + load.waiting
+        into.num_total_reqs = load.running + load.waiting + load.paused
         into.num_used_tokens = load.used_blocks * block_size
         into.max_total_num_tokens = load.total_blocks * block_size
         into.token_usage = load.used_blocks / load.total_blocks if load.total_blocks else 0.0

@@ -46,13 +46,14 @@ def test_rates_are_those_between_two_moments() -> None:
         cached_prompt_tokens=200,
         running_sequences=12,
         waiting_sequences=3456,
+        paused_sequences=12,
         preemptions=7,
     )
     said = "\n".join(lines(before, Seen(12.0, after)))
     for part in (
         r"state +ready",
         r"running +12 sequences",
-        r"waiting +3,456 sequences",
+        r"waiting +3,456 sequences, 12 paused",
         r"output +2,000 tokens/s",
         r"prompts +400 tokens/s",
         r"steps +100\.0 a second",

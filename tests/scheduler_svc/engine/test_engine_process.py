@@ -11,10 +11,11 @@ from support.content_worker import expected_output
 from support.engine_process import (
     LIMIT_S,
     VOCAB_SIZE,
-    EngineProcess,
     Peer,
     PlayedWorker,
     engine_process,
+    registered,
+    submit,
     tokens_of,
 )
 
@@ -38,22 +39,11 @@ from pagewire.wire.requests import (
     Register,
     Rejected,
     RejectKind,
-    Submit,
     ToFrontend,
     TokenBatch,
 )
-from pagewire.wire.sampling import SamplingParams
 
 Frontend = Peer[FromFrontend, ToFrontend]
-
-
-def submit(
-    handle: int, prompt: list[int], max_tokens: int, request_id: str = "r", generated: tuple[int, ...] = ()
-) -> Submit:
-    sampling = SamplingParams(0.0, 0, 1.0, handle)
-    return Submit(
-        handle, request_id, pack(prompt), pack(generated), sampling, max_tokens, [], True, 0, b"", None
-    )  # fmt: skip
 
 
 def expected(handle: int, prompt: list[int], max_tokens: int) -> list[int]:
@@ -79,13 +69,6 @@ def collect(
                 case _:
                     pass
     return finished
-
-
-def registered(engine: EngineProcess, index: int = 0, incarnation: int = 0) -> Frontend:
-    frontend = engine.frontend(index, incarnation)
-    frontend.send(Register(index, incarnation))
-    assert isinstance(frontend.receive(), EngineInfo)
-    return frontend
 
 
 def test_sequences_submitted_before_and_after_the_worker_came_get_their_tokens() -> None:

@@ -5,7 +5,6 @@ from support.scheduler_integrity import check_integrity
 from support.scheduler_world import FRONTEND, World
 
 from pagewire.scheduler_svc.engine import scheduler
-from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.results import StepRows, rows_of
 from pagewire.scheduler_svc.engine.steps import PlannedStep, StepSize
@@ -391,14 +390,6 @@ def test_a_steady_plan_carries_next_to_nothing() -> None:
         w.deliver()
     quiet = plan(w).plan
     assert (quiet.release, quiet.admit, quiet.grow, quiet.chunks, quiet.idle) == (b"", [], b"", b"", b"")
-
-
-def test_the_block_manager_says_when_its_books_are_wrong() -> None:
-    manager = BlockManager(4, 4, enable_prefix_caching=True)
-    manager.check_integrity([])
-    manager._pool.take()
-    with pytest.raises(AssertionError, match="references differ"):
-        manager.check_integrity([])
 
 
 def test_a_plan_admits_so_many_ids_and_the_next_one_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

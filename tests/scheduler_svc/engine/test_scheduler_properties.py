@@ -70,7 +70,7 @@ def make_world(shape: Shape) -> World:
 
 def interpret(world: World, kind: int, a: int, b: int) -> None:
     """One event. Steps are the most frequent, so that sequences live long enough to meet each other."""
-    match kind % 16:
+    match kind % 18:
         case 0 | 1 | 2:
             # Few different prompts, so that many share a prefix.
             prompt = [1 + (i * (1 + a % 2)) % (VOCAB_SIZE - 1) for i in range(1 + a % 19)] + [5] * (b % 3)
@@ -101,6 +101,14 @@ def interpret(world: World, kind: int, a: int, b: int) -> None:
                 world.expire(b / 64)
         case 5 | 6 | 7 | 8 | 9 | 10:
             world.plan()
+        case 16:
+            if world.sequences:
+                world.pause((a * 256 + b) % len(world.sequences))
+        case 17:
+            if a % 4 == 0:
+                world.resume_all()
+            elif world.sequences:
+                world.resume((a * 256 + b) % len(world.sequences))
         case _:
             world.deliver()
 
@@ -116,5 +124,8 @@ def test_any_history_gives_every_sequence_its_own_output_once(shape: Shape, even
     for at in range(0, len(events) - BYTES_PER_EVENT + 1, BYTES_PER_EVENT):
         interpret(world, *events[at : at + BYTES_PER_EVENT])
         world.check()
+    world.drain()
+    world.check()
+    world.resume_all()
     world.drain()
     world.check_end()

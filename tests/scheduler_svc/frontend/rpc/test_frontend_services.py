@@ -120,7 +120,7 @@ def test_operators_see_the_engine_and_reach_it(spec: ModelSpec, run: Run) -> Non
             assert totals == [6, 7, 8, 9, 10]
             assert load.worker_idle_share == 0.25
             assert load.worker_busy_us == 3 * load.worker_idle_us > 0
-            assert load.dropped_frames == 12
+            assert load.dropped_frames == load.paused_sequences == 12
             watch = world.admin.WatchLoad(admin_pb2.WatchLoadRequest(interval=Duration(nanos=100_000_000)))
             assert [(await watch.read()).load.steps for _ in range(3)] == [10, 10, 10]
             watch.cancel()

@@ -19,6 +19,7 @@ from pagewire.scheduler_svc.frontend.chat.reader import AnswerReader
 from pagewire.scheduler_svc.frontend.rpc.whole_answer import whole_answer
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts, CallIds, join_parts
+from pagewire.scheduler_svc.frontend.streams.sequences import SequenceTable
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
 from pagewire.scheduler_svc.frontend.text.chat_format import (
     ChatFormat,
@@ -103,9 +104,10 @@ def test_the_parts_of_all_messages_are_what_the_whole_text_says(
             num_prompt_tokens=3,
             want_token_ids=True,
             want_text=True,
-            max_waiting_tokens=None,
+            reader=None,
         )
-        stream = RequestStream(settings, lambda: 0.0, lambda _: None)
+        table = SequenceTable(lambda _: None, lambda _delay_s, _callback: None, lambda: 0.0, 1)
+        stream = RequestStream(settings, lambda: 0.0, table)
         stops = StopAutomaton(("STOP",)) if has_stop else None
         for index in range(len(texts)):
             detokenizer = ours.detokenizer(skip_special_tokens=True, prompt=PROMPT, shown=FORMAT.markers)

@@ -25,7 +25,6 @@ from tokenizers import Tokenizer, decoders, models
 
 from pagewire.v1 import admin_pb2
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.v1.inference_pb2_grpc import InferenceServiceStub
 from pagewire.wire.columns import pack, unpack
 from pagewire.wire.control import EngineRestarted
 from pagewire.wire.launch import CurveKeys
@@ -260,40 +259,6 @@ def test_a_cancelled_unary_call_aborts_too(spec: ModelSpec, run: Run) -> None:
             submit = await world.engine.act(Submit)
             call.cancel()
             assert unpack((await world.engine.act(Abort)).handles).tolist() == [submit.handle]
-
-    run(test())
-
-
-def test_a_client_that_does_not_read_loses_its_own_stream_alone(spec: ModelSpec, run: Run) -> None:
-    async def test() -> None:
-        async with running_frontend(spec, stream_buffer_tokens=1000, max_model_len=2**20, num_blocks=2**16) as world:
-            world.engine.max_model_len = 2**20
-            await world.engine.info()
-            # A window that does not grow, or megabytes would have to be sent before anything waits.
-            window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
-            stalled_channel = grpc.aio.insecure_channel(world.ready.address, options=window)
-            stalled = InferenceServiceStub(stalled_channel).StreamGenerate(ids_request(1))
-            quick = world.inference.StreamGenerate(ids_request(2))
-            submits = [await world.engine.act(Submit), await world.engine.act(Submit)]
-            slow, fast = sorted(submits, key=lambda submit: unpack(submit.prompt).tolist())
-            await world.engine.start(slow.handle)
-            await world.engine.start(fast.handle)
-            collected = asyncio.create_task(read_all(quick))
-            sent = 0
-            while slow.handle not in world.engine.aborted:
-                # Many short steps, with pauses, so that the flow-control window fills and not only the queue.
-                await world.engine.step([(handle, 40) for handle in (slow.handle, fast.handle) for _ in range(100)])
-                sent += 100
-                await asyncio.sleep(0.001)
-                assert sent < 1_000_000
-            assert world.engine.aborted == [slow.handle]
-            await world.engine.step([(fast.handle, 41)], [(fast.handle, FinishKind.LENGTH)])
-            messages = await collected
-            assert messages[-1].usage.completion_tokens == sent + 1
-            error = await failure(stalled)
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "1000 tokens" in (error.details() or "")
-            await stalled_channel.close()
 
     run(test())
 
