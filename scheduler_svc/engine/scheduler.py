@@ -26,6 +26,7 @@ from dataclasses import replace
 import numpy as np
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, check_ids, read_submission, refuse_oversized
+from pagewire.scheduler_svc.engine.admitter import Admitter
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
@@ -40,12 +41,8 @@ from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunk
 from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
 from pagewire.scheduler_svc.engine.wait_queue import queue_timeout
 from pagewire.wire.columns import pack, pack_pairs
-from pagewire.wire.plan import Admit, RowFailure, StepPlan
-from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
-
-MAX_ADMITTED_IDS = 1 << 20
-"""Token ids that one plan admits, of which the first sequence is one whatever its length: frames have a limit, and a
-worker that decodes for others should not read for long."""
+from pagewire.wire.plan import RowFailure, StepPlan
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, Submit
 
 
 class Scheduler:
@@ -60,6 +57,7 @@ class Scheduler:
         self._suspects = Suspects()
         self._forecast = Forecast()
         self._counters = Counters()
+        self._admitter = Admitter(self._open, self._suspects, self._counters)
         self._num_computed = 0
         """Tokens of all steps planned."""
         self._batch = RunningBatch(config, log)
@@ -192,7 +190,7 @@ class Scheduler:
         for sequence in batch.unfinished_prefills():
             batch.advance_prefill(sequence, chunks)
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
-        admits, starts = ([], []) if victims else self._admit(chunks, now_s)
+        admits, starts = ([], []) if victims else self._admitter.admit(batch, chunks, now_s)
         if self._waiting or self._forecast.is_backlogged:
             num_served = self._num_computed + self._counters.cached_prompt_tokens
             self._forecast.observe(now_s, num_served, is_backlogged=len(self._waiting) > 0)
@@ -297,43 +295,6 @@ class Scheduler:
             raise IntegrityError(violations)
 
     # Inside
-
-    def _admit(self, chunks: StepChunks, now_s: float) -> tuple[list[Admit], list[Event[SeqStarted]]]:
-        """Admit waiting sequences in order until budget, slots or blocks run out; each gets its first chunk at once,
-        but for those that must wait until another's prompt is scored."""
-        admits: list[Admit] = []
-        starts: list[Event[SeqStarted]] = []
-        num_ids = 0
-        while chunks.budget > 0 and self._batch.slots.num_free and (sequence := self._next_waiting()) is not None:
-            num_ids += len(sequence.tokens)
-            if sequence.controls is not None:
-                num_ids += len(sequence.controls.grammar)  # a character is as much as an id, or less
-            if admits and num_ids > MAX_ADMITTED_IDS:
-                break
-            # One block for each running sequence stays free: without it an admission would soon be undone.
-            admit = self._batch.admit(sequence, reserve=self.num_running)
-            if admit is None:
-                break
-            self._open.run(sequence)
-            admits.append(admit)
-            self._batch.advance_prefill(sequence, chunks)
-            if not sequence.started:
-                starts.append(self._start(sequence, now_s))
-        return admits, starts
-
-    def _next_waiting(self) -> Sequence | None:
-        """While somebody is suspected of ending workers, only suspects are admitted, and those of one group."""
-        if trial := self._suspects.trial(self._batch.slots):
-            return next((sequence for sequence in trial if sequence.status is SequenceStatus.WAITING), None)
-        return self._waiting.peek()
-
-    def _start(self, sequence: Sequence, now_s: float) -> Event[SeqStarted]:
-        sequence.started = True
-        self._counters.prompt_tokens += sequence.prompt_len
-        cached = min(sequence.num_cached, sequence.prompt_len)
-        self._counters.cached_prompt_tokens += cached
-        started = SeqStarted(sequence.key.handle, cached, now_s - sequence.arrived_s, sequence.forecast_s)
-        return Event(sequence.key.frontend, started)
 
     def _fail(self, slot: int, failure: RowFailure) -> Event[SeqFinished]:
         kind = FinishKind.NOTHING_LEFT if failure.by_request else FinishKind.FAILED

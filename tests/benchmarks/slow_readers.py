@@ -1,11 +1,11 @@
 """What slow readers cost others: `python tests/benchmarks/slow_readers.py [--streams N] [--rounds N] [--model M …]`.
 
-One client that never reads and ten that read 40 tokens a second ask beside streams that are read as they come, in turns
-with the same streams without them. Prints the times between two messages of those streams, p50 and p99, and the ratio
-of the p99s; beside them, how often a second slow readers' sequences were paused anew. The slow clients are a process of
-their own.
+One client that never reads and ten that read `--rate` tokens a second (40) ask beside streams that are read as they
+come, in turns with the same streams without them. Prints the times between two messages of those streams, p50 and p99,
+and the ratio of the p99s; beside them, how often a second sequences of slow readers were paused anew. The slow clients
+are a process of their own.
 
-Without `--model`, a device that runs none and takes 10 ms a step.
+Without `--model`, a device that runs none and takes 10 ms a step. With one, let the rate be below what a stream gets.
 """
 
 import argparse
@@ -30,8 +30,6 @@ from support.service import Service, serve, stream_request
 from pagewire.v1 import inference_pb2_grpc
 
 _NUM_SLOW = 10
-_RATE = 40.0
-"""Tokens a second of a slow reader."""
 _MAX_TOKENS = 3000
 _WINDOW = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 _LIMIT_S = 120.0
@@ -42,13 +40,13 @@ def request(seed: int, max_tokens: int) -> Any:
     return stream_request([5 + seed % 90] * 20, stopping=stopping, sampling={"seed": seed})
 
 
-async def read_slowly(address: str, seed: int) -> None:
+async def read_slowly(address: str, rate: float, seed: int) -> None:
     """For ever, a stream after the other, over a connection of its own."""
     async with grpc.aio.insecure_channel(address, options=[*_WINDOW, ("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         for number in itertools.count():
             async for message in stub.StreamGenerate(request(seed + 100 * number, _MAX_TOKENS)):
-                await asyncio.sleep(len(message.delta.tokens) / _RATE)
+                await asyncio.sleep(len(message.delta.tokens) / rate)
 
 
 async def never_read(address: str) -> None:
@@ -59,15 +57,15 @@ async def never_read(address: str) -> None:
         await asyncio.Event().wait()
 
 
-async def be_slow(address: str) -> None:
+async def be_slow(address: str, rate: float) -> None:
     """What the process of slow clients does."""
-    await asyncio.gather(never_read(address), *[read_slowly(address, seed) for seed in range(_NUM_SLOW)])
+    await asyncio.gather(never_read(address), *[read_slowly(address, rate, seed) for seed in range(_NUM_SLOW)])
 
 
 @contextmanager
-def slow_clients(address: str) -> Iterator[None]:
+def slow_clients(address: str, rate: float) -> Iterator[None]:
     """While they are there."""
-    process = subprocess.Popen([sys.executable, __file__, "--be-slow", address])
+    process = subprocess.Popen([sys.executable, __file__, "--be-slow", address, f"--rate={rate}"])
     try:
         yield
     finally:
@@ -109,25 +107,28 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=40.0)
     parser.add_argument("--model")
     parser.add_argument("--be-slow", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.be_slow:
-        asyncio.run(be_slow(arguments.be_slow))
+        asyncio.run(be_slow(arguments.be_slow, arguments.rate))
         return
-    device = {"sim_step_us": 10_000} if arguments.model is None else {"device": "cpu"}
+    device: dict[str, object] = {"sim_step_us": 10_000, "stream_buffer_tokens": 256}
+    if arguments.model is not None:
+        device = {"device": "cpu", "stream_buffer_tokens": 64}
     model = arguments.model or "random:qwen3-0.6b"
     pooled: dict[bool, list[float]] = {False: [], True: []}
     ratios: list[float] = []
     num_pauses = 0
-    with serve(model, max_model_len=4096, stream_buffer_tokens=256, slow_reader_timeout_s=600, **device) as service:
+    with serve(model, max_model_len=4096, slow_reader_timeout_s=600, **device) as service:
         asyncio.run(measure(service.address, arguments.streams, 3.0))  # warms up
         for number in range(arguments.rounds):
             p99 = {}
             for are_there in (False, True) if number % 2 else (True, False):
                 wait_until_idle(service)
                 if are_there:
-                    with slow_clients(service.address):
+                    with slow_clients(service.address, arguments.rate):
                         service.wait_for_load(lambda load: load.paused_sequences == _NUM_SLOW + 1)
                         num_pauses -= service.load().preemptions
                         gaps = asyncio.run(measure(service.address, arguments.streams, arguments.seconds))

@@ -11,9 +11,9 @@ from support.service import LIMIT_S, Service, ids_of, serve, stream_request
 
 from pagewire.v1 import inference_pb2_grpc
 
-NUM_TOKENS = 3000
+NUM_TOKENS = 1500
 """More than a connection's window takes in."""
-WINDOW = (("grpc.http2.lookahead_bytes", 8192), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1))
+WINDOW = (("grpc.http2.lookahead_bytes", 2048), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 def request(seed: int, n: int = 1) -> Any:
@@ -40,7 +40,7 @@ def read_slowly(call: Iterator[Any], into: list[list[int]]) -> None:
 @pytest.mark.slow
 def test_slow_readers_get_all_in_the_end_and_one_that_never_reads_is_ended() -> None:
     with serve(
-        "random:qwen3-0.6b", max_model_len=4096, stream_buffer_tokens=64, slow_reader_timeout_s=5, max_num_seqs=8
+        "random:qwen3-0.6b", max_model_len=4096, stream_buffer_tokens=64, slow_reader_timeout_s=8, max_num_seqs=8
     ) as service:
         expected = [ids_of(service.inference.StreamGenerate(request(seed), timeout=LIMIT_S)) for seed in range(6)]
         never = open_stream(service, 0)
@@ -63,3 +63,18 @@ def test_slow_readers_get_all_in_the_end_and_one_that_never_reads_is_ended() -> 
             list(never)
         assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "slow_reader_timeout_s" in (error.value.details() or "")
+
+
+@pytest.mark.slow
+def test_a_paused_stream_outlives_its_engine_and_its_worker() -> None:
+    with serve("random:qwen3-0.6b", max_model_len=4096, stream_buffer_tokens=64) as service:
+        expected = [ids_of(service.inference.StreamGenerate(request(seed), timeout=LIMIT_S)) for seed in (2, 3)]
+        call = open_stream(service, 2, n=2)
+        before = service.wait_for_load(lambda load: load.paused_sequences == 2)
+        service.children()["engine"].kill()
+        again = service.wait_for_load(lambda load: load.paused_sequences == 2 and load.steps < before.steps)
+        assert again.used_blocks == again.running_sequences == again.waiting_sequences == 0
+        service.children()["worker"].kill()
+        got: list[list[int]] = [[], []]
+        read_slowly(call, got)
+        assert got == expected

@@ -32,6 +32,7 @@ from pagewire.wire.requests import (
     FinishKind,
     FromFrontend,
     Load,
+    Pause,
     Register,
     Rejected,
     RejectKind,
@@ -153,12 +154,12 @@ def test_what_cannot_be_named_is_counted(engine: EngineProcess) -> None:
     frontend, worker = registered(engine), PlayedWorker(engine.workers)
     frontend.send(submit(1, [5, 6, 7], 6))
     bad = [submit(handle, [1, 2], 4) for handle in (2**40, -1, 2**31)]
-    for message in (*bad, submit(1, [9], 2), Abort(b"\0" * 4 * 70_000), Abort(b"abc")):
+    for message in (*bad, submit(1, [9], 2), Abort(b"\0" * 4 * 70_000), Abort(b"abc"), Pause(b"abc")):
         frontend.send(message)
     got: dict[int, list[int]] = {}
     assert collect(frontend, worker, got, 1) == {1: FinishKind.LENGTH}
     assert got == {1: expected(1, [5, 6, 7], 6)}, "the sequence whose handle came twice goes on"
-    assert dropped(frontend, 6) == 6
+    assert dropped(frontend, 7) == 7
     serves(engine, worker)
 
 

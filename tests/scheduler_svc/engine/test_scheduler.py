@@ -4,7 +4,7 @@ import pytest
 from support.scheduler_integrity import check_integrity
 from support.scheduler_world import FRONTEND, World
 
-from pagewire.scheduler_svc.engine import scheduler
+from pagewire.scheduler_svc.engine import admitter
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.results import StepRows, rows_of
 from pagewire.scheduler_svc.engine.steps import PlannedStep, StepSize
@@ -393,7 +393,7 @@ def test_a_steady_plan_carries_next_to_nothing() -> None:
 
 
 def test_a_plan_admits_so_many_ids_and_the_next_one_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "MAX_ADMITTED_IDS", 10)
+    monkeypatch.setattr(admitter, "MAX_ADMITTED_IDS", 10)
     w = world(depth=2)
     for start in (1, 20, 40):
         w.submit(prompt(4, start), 3, ignore_eos=True)
