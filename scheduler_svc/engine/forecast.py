@@ -17,7 +17,8 @@ MIN_RETRY_S = 0.1
 """Whoever comes again sooner costs more than a free place is worth."""
 MAX_RETRY_S = 60.0
 """Nobody knows what will be in a minute; an operator may have added engines by then."""
-_UNMEASURED_RETRY_S = 1.0
+UNMEASURED_RETRY_S = 1.0
+"""Where nothing was measured yet."""
 _MAX_FORECAST_S = 24 * 3600.0
 """Beyond it nothing is said: no engine that is of use takes so long, and what was measured is of little use then."""
 
@@ -70,7 +71,7 @@ class Forecast:
     def retry_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float:
         """When to come again, for who finds no room."""
         start_s = self._served_s(num_ahead, prompt_tokens_ahead)
-        return _UNMEASURED_RETRY_S if start_s is None else min(MAX_RETRY_S, max(MIN_RETRY_S, start_s))
+        return UNMEASURED_RETRY_S if start_s is None else min(MAX_RETRY_S, max(MIN_RETRY_S, start_s))
 
     def _served_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float | None:
         rate = self.tokens_per_s

@@ -33,7 +33,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.forecast import Forecast
 from pagewire.scheduler_svc.engine.open_sequences import IntegrityError, OpenSequences
-from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live, scores
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
