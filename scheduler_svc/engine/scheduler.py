@@ -77,7 +77,7 @@ class Scheduler:
             if (rejection := refuse_oversized(sequence, self._config)) is not None:
                 return rejection
             if (message := self._waiting.refusal(sequence, self._config)) is not None:
-                retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+                retry_s = self._forecast.retry_s(now_s, sequence.tenant, len(sequence.tokens))
                 return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, retry_s)
         if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
             return SeqFinished(key.handle, kind)
@@ -137,7 +137,7 @@ class Scheduler:
         """Give up on sequences that waited longer than they wished to."""
         rejections = []
         for sequence in self._open.expire(now_s):
-            retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+            retry_s = self._forecast.retry_s(now_s, sequence.tenant, len(sequence.tokens))
             rejected = queue_timeout(sequence.key, now_s - sequence.arrived_s, retry_s)
             rejections.append(Event(sequence.key.frontend, rejected))
         return rejections
