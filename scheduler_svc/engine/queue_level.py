@@ -85,7 +85,7 @@ class Level:
     def _served(self, tenant: str) -> float:
         for tenants in (self._turns, self._away):
             if (served := tenants.rank_of(tenant)) is not None:
-                return max(served, self._last_turn)
+                return served
         return self._last_turn
 
     def _remember(self, tenant: str, served: float) -> None:

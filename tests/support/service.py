@@ -25,10 +25,15 @@ class StartFailed(Exception):
     """The service ended, with this exit status, before it was ready."""
 
 
+def bearer(key: str) -> list[tuple[str, str]]:
+    """The metadata of a call with an API key."""
+    return [("authorization", f"Bearer {key}")]
+
+
 class Service:
     """A running service and stubs for it."""
 
-    def __init__(self, process: subprocess.Popen[str], said: dict[str, Any], admin_key: str | None = None) -> None:
+    def __init__(self, process: subprocess.Popen[str], said: dict[str, Any], operator_key: str | None = None) -> None:
         self.process = process
         self.said = said
         """When it was ready."""
@@ -38,28 +43,23 @@ class Service:
         self.admin_channel = grpc.insecure_channel(self.admin_address)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self.admin_channel)
-        self._admin_metadata = () if admin_key is None else (("authorization", f"Bearer {admin_key}"),)
+        self._operator = bearer(operator_key) if operator_key else None
 
     def load(self) -> admin_pb2.Load:
-        return self.admin.GetLoad(admin_pb2.GetLoadRequest(), timeout=LIMIT_S, metadata=self._admin_metadata).load
+        return self.admin.GetLoad(admin_pb2.GetLoadRequest(), timeout=LIMIT_S, metadata=self._operator).load
 
     def wait_for_load(self, wanted: Callable[[admin_pb2.Load], bool]) -> admin_pb2.Load:
         """The first load that is as wanted."""
-        for load in self.loads():
-            if wanted(load):
-                return load
-        raise AssertionError("the stream of loads ended")
-
-    def loads(self, limit_s: float = LIMIT_S) -> Iterator[admin_pb2.Load]:
-        """Ten a second. Raises grpc.RpcError when the limit has passed."""
         request = admin_pb2.WatchLoadRequest()
         request.interval.FromMilliseconds(100)
-        stream = self.admin.WatchLoad(request, timeout=limit_s, metadata=self._admin_metadata)
+        stream = self.admin.WatchLoad(request, timeout=LIMIT_S, metadata=self._operator)
         try:
             for message in stream:
-                yield message.load
+                if wanted(message.load):
+                    return message.load
         finally:
             stream.cancel()
+        raise AssertionError("the stream of loads ended")
 
     def children(self) -> dict[str, psutil.Process]:
         """engine, frontend, worker … → process."""
@@ -89,11 +89,14 @@ def serve(
     model: str = SIM_MODEL,
     ready_limit_s: float = LIMIT_S,
     program: tuple[str, ...] = ("-m", "pagewire.scheduler_svc"),
-    admin_key: str | None = None,
+    operator_key: str | None = None,
     **settings: object,
 ) -> Iterator[Service]:
-    """Start a service on free ports; whatever is left of it is killed when the block ends. `program` is what Python
-    runs; `admin_key` is an admin tenant's, where there are keys."""
+    """Start a service on free ports; whatever is left of it is killed when the block ends.
+
+    `program` is what Python runs. `operator_key` is a key that may ask for its load, where `settings` name a file of
+    keys.
+    """
     ready, child_end = os.pipe()
     options = {
         "device": "sim",
@@ -122,7 +125,7 @@ def serve(
             raise StartFailed(process.wait(LIMIT_S))
         said = json.loads(line)
         family = psutil.Process(process.pid).children(recursive=True)
-        service = Service(process, said, admin_key)
+        service = Service(process, said, operator_key)
         try:
             service.wait_for_load(lambda load: load.state == admin_pb2.SERVICE_STATE_READY)
             yield service
