@@ -168,7 +168,8 @@ class AsyncStream(AsyncIterator[Event]):
             self._ended = True
             return
         while True:
-            delay = self._attempts.failed(error) if self._resumption.may_follow(error) else None
+            may_follow, is_resumed = self._resumption.may_follow(error), self._resumption.has_resumed
+            delay = self._attempts.failed(error, is_resumed=is_resumed) if may_follow else None
             if delay is None or self._ended:
                 self._ended = True
                 raise error from cause

@@ -30,7 +30,7 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from pagewire.client.chats import wants_parts
-from pagewire.client.errors import PagewireError, Unavailable
+from pagewire.client.errors import Overloaded, PagewireError, Unavailable
 from pagewire.client.transcript import Transcript
 from pagewire.client.types import Started, Token
 from pagewire.v1 import inference_pb2
@@ -61,8 +61,10 @@ class Resumption:
         """Whether the stream may be submitted again after this error.
 
         Always before its first message. After it, only where the server has gone rather than said that it will go
-        (DRAINING), and where token ids are there to compare.
+        (DRAINING), and where token ids are there to compare; and where it goes on already, and there is no room for it.
         """
+        if isinstance(error, Overloaded):
+            return self.has_resumed
         if not isinstance(error, Unavailable):
             return False
         if self._transcript.started is None:
@@ -70,6 +72,11 @@ class Resumption:
         options = self._request.generation.output
         has_ids = options.token_ids if options.HasField("token_ids") else True
         return self._enabled and has_ids and error.reason != "DRAINING"
+
+    @property
+    def has_resumed(self) -> bool:
+        """Whether the stream has been submitted again after its first message."""
+        return self._count > 0
 
     def may_follow_divergence(self) -> bool:
         """A continuation was not the same: whether the request may be repeated instead. Asked once; then no more."""

@@ -2,7 +2,8 @@
 
 Only UNAVAILABLE is tried again, because only there does the server promise to have done nothing that counts, and only
 while nothing has come back (`resume` says when a stream may go on after that). RESOURCE_EXHAUSTED is the caller's to
-pace: its advice stands in `Overloaded.retry_after_s`.
+pace: its advice stands in `Overloaded.retry_after_s`. But a stream that goes on after a break was accepted once, and is
+not lost because somebody took its place: it waits as it is told.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagewire.client.errors import PagewireError, Unavailable
+from pagewire.client.errors import Overloaded, PagewireError, Unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class RetryPolicy:
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
     max_retry_after_s: float = 10.0
-    """A server that asks for a longer wait is not waited for."""
+    """A server that asks for a longer wait is not waited for; a stream that goes on asks again after so long."""
     jitter: Callable[[], float] = random.random
     """Uniform in [0, 1)."""
 
@@ -34,9 +35,14 @@ class RetryPolicy:
         """How long the tries of one call go on at least, where each fails at once and the server advises nothing."""
         return sum(self._backoff_s(failures) / 2 for failures in range(1, self.max_attempts))
 
-    def delay_s(self, error: PagewireError, failures: int) -> float | None:
-        """How long to wait after the `failures`-th failure in a row; none: give up and raise it."""
-        if not isinstance(error, Unavailable) or failures >= self.max_attempts:
+    def delay_s(self, error: PagewireError, failures: int, *, is_resumed: bool = False) -> float | None:
+        """How long to wait after the `failures`-th failure in a row; none: give up and raise it. `is_resumed`: what
+        failed was to continue a stream."""
+        if failures >= self.max_attempts:
+            return None
+        if isinstance(error, Overloaded) and is_resumed and failures > 1 and error.retry_after_s is not None:
+            return max(min(error.retry_after_s, self.max_retry_after_s), self._backoff_s(1))
+        if not isinstance(error, Unavailable):
             return None
         advice = error.retry_after_s or 0.0
         if advice > self.max_retry_after_s:
@@ -69,9 +75,9 @@ class Attempts:
         """Something came back: the next failure is a first one."""
         self._failures = 0
 
-    def failed(self, error: PagewireError) -> float | None:
+    def failed(self, error: PagewireError, *, is_resumed: bool = False) -> float | None:
         """Count a failure. How long to wait before the next try; none: raise it, as waiting would pass the deadline."""
         self._failures += 1
-        delay = self._policy.delay_s(error, self._failures)
+        delay = self._policy.delay_s(error, self._failures, is_resumed=is_resumed)
         left = self.remaining_s()
         return None if delay is None or (left is not None and delay >= left) else delay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pagewire.client.cli.connection import Connected
 from pagewire.client.cli.measure import Measured, measure
-from pagewire.client.errors import PagewireError
+from pagewire.client.errors import Overloaded, PagewireError
 from pagewire.client.prompts import Parameters, Prompt
 from pagewire.client.types import Delta
+
+_LEAST_WAIT_S = 0.1
 
 Outcome = Measured | PagewireError
 Watched = Callable[[Iterable[tuple[int, Outcome]]], Iterator[tuple[int, Outcome]]]
@@ -25,15 +28,26 @@ Watched = Callable[[Iterable[tuple[int, Outcome]]], Iterator[tuple[int, Outcome]
 def outcomes(
     connected: Connected, prompts: Mapping[int, Prompt], chosen: Parameters, timeout_s: float | None, concurrency: int
 ) -> Generator[tuple[int, Outcome]]:
-    """What became of each prompt, with its index, as soon as it is there. At most `concurrency` are under way."""
+    """What became of each prompt, with its index, as soon as it is there. At most `concurrency` are under way. Those
+    for whom there is no room are asked again when the server says that there is, within `timeout_s` where it is set."""
+    has_ended = threading.Event()
 
     def outcome(prompt: Prompt) -> Outcome:
-        try:
+        began = time.monotonic()
+        while True:
             started = time.monotonic()
-            with connected.client.stream(prompt, timeout_s=timeout_s, **chosen) as stream:
-                return measure(stream, started, _ignore)
-        except PagewireError as error:
-            return error
+            left_s = None if timeout_s is None else timeout_s - (started - began)
+            try:
+                with connected.client.stream(prompt, timeout_s=left_s, **chosen) as stream:
+                    return measure(stream, started, _ignore)
+            except Overloaded as error:
+                told_s = error.retry_after_s
+                if told_s is None or (timeout_s is not None and time.monotonic() - began + told_s >= timeout_s):
+                    return error
+                if has_ended.wait(max(told_s, _LEAST_WAIT_S)):
+                    return error
+            except PagewireError as error:
+                return error
 
     left = iter(prompts.items())
     under_way: dict[Future[Outcome], int] = {}
@@ -47,6 +61,7 @@ def outcomes(
                 for done in wait(under_way, return_when=FIRST_COMPLETED).done:
                     yield under_way.pop(done), done.result()
         except BaseException:
+            has_ended.set()
             pool.shutdown(wait=False, cancel_futures=True)
             connected.client.close()  # ends what the threads wait for
             raise

@@ -11,15 +11,44 @@ nothing is said of which of them is short.
 
 import math
 
+from pagewire.scheduler_svc.engine.queue_order import Ranked
+
 _TIME_CONSTANT_S = 10.0
 _OUTPUT_WEIGHT = 1 / 32
 MIN_RETRY_S = 0.1
 """Whoever comes again sooner costs more than a free place is worth."""
-MAX_RETRY_S = 60.0
-"""Nobody knows what will be in a minute; an operator may have added engines by then."""
-_UNMEASURED_RETRY_S = 1.0
+MAX_RETRY_S = 300.0
+"""Nobody knows what will be later; an operator may have added engines by then."""
+UNMEASURED_RETRY_S = 1.0
+"""Where nothing was measured yet."""
 _MAX_FORECAST_S = 24 * 3600.0
 """Beyond it nothing is said: no engine that is of use takes so long, and what was measured is of little use then."""
+
+
+class Places:
+    """Places of those who were told to come again: one after the other in each tenant, and tenants beside each other.
+
+    A place lasts twice as long as its sequence takes the engine: half of what comes free is left to those who come
+    without having been told, who cannot be told apart.
+    """
+
+    def __init__(self) -> None:
+        self._until_s: Ranked[str] = Ranked()
+        """By tenant, those with places ahead: when its last one ends."""
+
+    def take(self, now_s: float, tenant: str, cost_s: float) -> float:
+        """Take a place for a sequence that takes the engine so long; returns the seconds until it has come."""
+        while (first := self._until_s.first()) is not None and first[0] <= now_s:
+            self._until_s.discard(first[1])
+        num_others = len(self._until_s) - (tenant in self._until_s)
+        until_s = (self._until_s.rank_of(tenant) or now_s) + 2 * cost_s * (1 + num_others)
+        wait_s = min(MAX_RETRY_S, max(MIN_RETRY_S, until_s - now_s))
+        self._until_s.put(tenant, now_s + wait_s)
+        return wait_s
+
+    def clear(self) -> None:
+        """Nobody waits any more: whoever comes is let in."""
+        self._until_s = Ranked()
 
 
 class Forecast:
@@ -33,6 +62,7 @@ class Forecast:
         self._time_s = 0.0
         self._mean_output = 0.0
         self._num_outputs = 0
+        self._places = Places()
 
     def observe(self, now_s: float, num_served: int, *, is_backlogged: bool) -> None:
         """So many tokens have been served until now, in all. `is_backlogged`: somebody waits on from here."""
@@ -42,6 +72,8 @@ class Forecast:
             self._tokens = self._tokens * keep + num_served - self._num_served
             self._time_s = self._time_s * keep + elapsed_s
         self._at_s, self._num_served, self._is_backlogged = now_s, num_served, is_backlogged
+        if not is_backlogged:
+            self._places.clear()
 
     def pause(self) -> None:
         """The worker is gone: the time until the next observation says nothing."""
@@ -67,10 +99,11 @@ class Forecast:
         start_s = self._served_s(num_ahead, prompt_tokens_ahead)
         return None if start_s is None or start_s > _MAX_FORECAST_S else start_s
 
-    def retry_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float:
-        """When to come again, for who finds no room."""
-        start_s = self._served_s(num_ahead, prompt_tokens_ahead)
-        return _UNMEASURED_RETRY_S if start_s is None else min(MAX_RETRY_S, max(MIN_RETRY_S, start_s))
+    def retry_s(self, now_s: float, tenant: str, prompt_tokens: int) -> float:
+        """When to come again, for one with so many prompt tokens who finds no room: behind those of its tenant who were
+        told before, so that they do not come all at once."""
+        cost_s = self._served_s(1, prompt_tokens)
+        return UNMEASURED_RETRY_S if cost_s is None else self._places.take(now_s, tenant, cost_s)
 
     def _served_s(self, num_ahead: int, prompt_tokens_ahead: int) -> float | None:
         rate = self.tokens_per_s

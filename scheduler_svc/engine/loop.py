@@ -77,7 +77,8 @@ class EngineLoop:
         self._outbox = Outbox()
         self._pipeline = Pipeline(launch.pipeline_depth, first_epoch=launch.incarnation << 20)
         self._scheduler: Scheduler | None = None
-        self._early = EarlySubmissions(launch.max_model_len, launch.max_queued + launch.max_num_seqs)
+        max_waiting = launch.max_queued + launch.max_num_seqs
+        self._early = EarlySubmissions(launch.max_model_len, max_waiting, launch.max_queued_tokens)
         self._requests = FrontendRequests(frontends, self._outbox, self._early, self._introduction, clock)
         self._group = group
         self._draining = False

@@ -33,7 +33,7 @@ from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.forecast import Forecast
 from pagewire.scheduler_svc.engine.open_sequences import IntegrityError, OpenSequences
-from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live, scores
 from pagewire.scheduler_svc.engine.running_batch import RunningBatch
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
@@ -77,7 +77,7 @@ class Scheduler:
             if (rejection := refuse_oversized(sequence, self._config)) is not None:
                 return rejection
             if (message := self._waiting.refusal(sequence, self._config)) is not None:
-                retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+                retry_s = self._forecast.retry_s(now_s, sequence.tenant, len(sequence.tokens))
                 return Rejected(key.handle, RejectKind.QUEUE_FULL, "", message, retry_s)
         if request.generated and (kind := sequence.end_with(sequence.tokens[-1], len(sequence.tokens), self._config)):
             return SeqFinished(key.handle, kind)
@@ -137,7 +137,7 @@ class Scheduler:
         """Give up on sequences that waited longer than they wished to."""
         rejections = []
         for sequence in self._open.expire(now_s):
-            retry_s = self._forecast.retry_s(*self._before_start_of(sequence))
+            retry_s = self._forecast.retry_s(now_s, sequence.tenant, len(sequence.tokens))
             rejected = queue_timeout(sequence.key, now_s - sequence.arrived_s, retry_s)
             rejections.append(Event(sequence.key.frontend, rejected))
         return rejections

@@ -4,14 +4,17 @@ The wait queue owns the levels, one for each priority that waits, knows how much
 limit has passed. It reads no clock: `expire` is told the time.
 """
 
-import heapq
 from collections.abc import Iterator
 
 from pagewire.scheduler_svc.engine.admission import MAX_QUEUE_TIME_S, UnanswerableError, refuse_length
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
-from pagewire.scheduler_svc.engine.queue_level import Amount, Level, change_amount
+from pagewire.scheduler_svc.engine.forecast import UNMEASURED_RETRY_S
+from pagewire.scheduler_svc.engine.queue_bounds import Amount, QueueBounds, change_amount
+from pagewire.scheduler_svc.engine.queue_level import Level
+from pagewire.scheduler_svc.engine.queue_order import AmountsByPriority, Ranked
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
+from pagewire.wire.columns import ID_BYTES
 from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, Submit
 
 
@@ -21,12 +24,12 @@ class WaitQueue:
     def __init__(self) -> None:
         self._waiting: dict[SequenceKey, Sequence] = {}
         self._levels: dict[int, Level] = {}
-        self._by_deadline: list[tuple[float, int, Sequence]] = []
-        self._waits: dict[str | None, Amount] = {}
-        """By tenant, those who have something here."""
-        self._total = Amount()
+        self._highest: Ranked[int] = Ranked()
+        """The priorities in `_levels`, the highest first."""
+        self._by_priority = AmountsByPriority()
+        self._by_deadline: Ranked[SequenceKey] = Ranked()
+        self._bounds = QueueBounds()
         self._last: Sequence | None = None
-        self._pushes = 0  # breaks ties between entries of one sequence, which heapq would compare
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -38,16 +41,18 @@ class WaitQueue:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence
         self._last = sequence
-        level = self._levels.setdefault(sequence.priority, Level())
-        level.push(sequence)
-        self._count(level, sequence, 1)
-        self._pushes += 1
+        if sequence.priority not in self._levels:
+            self._levels[sequence.priority] = Level()
+            self._highest.put(sequence.priority, -sequence.priority)
+        self._levels[sequence.priority].push(sequence)
+        self._count(sequence, 1)
         if sequence.queue_deadline_s is not None and not sequence.started:
-            heapq.heappush(self._by_deadline, (sequence.queue_deadline_s, self._pushes, sequence))
+            self._by_deadline.put(sequence.key, sequence.queue_deadline_s)
 
     def peek(self) -> Sequence | None:
         """The first sequence of the highest level."""
-        return self._levels[max(self._levels)].first(self._has) if self._levels else None
+        highest = self._highest.first()
+        return None if highest is None else self._levels[highest[1]].first()
 
     def admit(self, sequence: Sequence) -> None:
         """Take a sequence out because it gets a slot, which is its tenant's turn. Its tokens count as served."""
@@ -66,83 +71,49 @@ class WaitQueue:
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out; it must be waiting."""
         del self._waiting[sequence.key]
+        self._by_deadline.discard(sequence.key)
+        if self._last is sequence:
+            self._last = None
         level = self._levels[sequence.priority]
-        self._count(level, sequence, -1)
+        level.remove(sequence)
+        self._count(sequence, -1)
         if not level.waits:
             del self._levels[sequence.priority]
-
-    def _has(self, sequence: Sequence) -> bool:
-        return self._waiting.get(sequence.key) is sequence
+            self._highest.discard(sequence.priority)
 
     def refusal(self, sequence: Sequence, config: SchedulerConfig) -> str | None:
-        """Why there is no room for one more, if there is none. Whoever has nothing here may bring any number of tokens,
-        and so may the other outputs of a request whose first was taken: a long prompt would never be let in
-        otherwise."""
-        waits, own = self._total, self._waits.get(sequence.tenant)
-        if waits.sequences >= config.max_queued:
-            return f"{waits.sequences} sequences wait already; the limit is {config.max_queued} (max_queued)"
-        tokens, limit = len(sequence.tokens), config.max_queued_tokens
-        is_begun = self._is_of_last(sequence)
-        if own is not None and not is_begun and waits.tokens + tokens > limit:
-            return (
-                f"{waits.tokens} prompt tokens wait already; with the {tokens} of this one they are over the limit of "
-                f"{limit} (max_queued_tokens)"
-            )
-        if not sequence.tenant or own is None:
-            return None
-        if own.sequences >= config.max_queued // 2:
-            return (
-                f"{own.sequences} sequences of tenant {sequence.tenant} wait already; a tenant's limit is "
-                f"{config.max_queued // 2}, half of max_queued"
-            )
-        if not is_begun and own.tokens + tokens > limit // 2:
-            return (
-                f"{own.tokens} prompt tokens of tenant {sequence.tenant} wait already; with the {tokens} of this one "
-                f"they are over a tenant's limit of {limit // 2}, half of max_queued_tokens"
-            )
-        return None
-
-    def _is_of_last(self, sequence: Sequence) -> bool:
-        """Whether the sequence that came last waits, and is of the same request."""
+        """Why there is no room for one more, if there is none."""
         last = self._last
-        return (
-            last is not None
-            and self._has(last)
-            and (last.key.frontend, last.tenant, last.request_id)
-            == (sequence.key.frontend, sequence.tenant, sequence.request_id)
+        is_begun = last is not None and (last.key.frontend, last.tenant, last.request_id) == (
+            sequence.key.frontend,
+            sequence.tenant,
+            sequence.request_id,
         )
+        num_tokens, limits = len(sequence.tokens), (config.max_queued, config.max_queued_tokens)
+        return self._bounds.refusal(sequence.tenant, num_tokens, *limits, is_begun=is_begun)
 
     def ahead_of(self, sequence: Sequence) -> Amount:
         """What waits and would go before a sequence that came now."""
-        ahead = Amount()
-        for priority, level in self._levels.items():
-            if priority > sequence.priority:
-                ahead = ahead.plus(level.all())
-            elif priority == sequence.priority:
-                ahead = ahead.plus(level.ahead_of(sequence))
-        return ahead
+        ahead = self._by_priority.above(sequence.priority)
+        level = self._levels.get(sequence.priority)
+        return ahead if level is None else ahead.plus(level.ahead_of(sequence))
 
-    def _count(self, level: Level, sequence: Sequence, sign: int) -> None:
+    def _count(self, sequence: Sequence, sign: int) -> None:
         """A sequence that waits gets no tokens, so what is counted when it comes is what leaves with it."""
         change = Amount(sign, sign * len(sequence.tokens))
-        self._total = self._total.plus(change)
-        change_amount(self._waits, sequence.tenant, change)
-        level.count(sequence, change)
+        self._bounds.count(sequence.tenant, change)
+        self._by_priority.add(sequence.priority, change)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""
-        while self._by_deadline:
-            deadline_s, _, sequence = self._by_deadline[0]
-            if self._has(sequence) and not sequence.started:
-                return deadline_s
-            heapq.heappop(self._by_deadline)
-        return None
+        first = self._by_deadline.first()
+        return None if first is None else first[0]
 
     def expire(self, now_s: float) -> list[Sequence]:
         """Take out, and return, the sequences whose time to wait is over."""
         expired: list[Sequence] = []
-        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
-            sequence = heapq.heappop(self._by_deadline)[2]
+        while (first := self._by_deadline.first()) is not None and first[0] <= now_s:
+            sequence = self._waiting[first[1]]
             self.remove(sequence)
             expired.append(sequence)
         return expired
@@ -152,14 +123,21 @@ class WaitQueue:
         total = Amount()
         tenants: dict[str | None, Amount] = {}
         levels: dict[int, dict[str | None, Amount]] = {}
+        by_priority: dict[int, Amount] = {}
         for sequence in self:
             one = Amount(1, len(sequence.tokens))
             total = total.plus(one)
             change_amount(tenants, sequence.tenant, one)
             change_amount(levels.setdefault(sequence.priority, {}), None if sequence.started else sequence.tenant, one)
+            by_priority[sequence.priority] = by_priority.get(sequence.priority, Amount()).plus(one)
         counted = {priority: level.waits for priority, level in self._levels.items()}
-        if total != self._total or tenants != self._waits or levels != counted:
-            yield f"{total} waits, of which {self._total} is counted; of levels {levels}, counted {counted}"
+        if total != self._bounds.total or tenants != self._bounds.by_tenant or levels != counted:
+            yield f"{total} waits, of which {self._bounds.total} is counted; of levels {levels}, counted {counted}"
+        above = Amount()
+        for priority in sorted(by_priority, reverse=True):
+            if (said := self._by_priority.above(priority)) != above:
+                yield f"{above} waits above priority {priority}, of which {said} is counted"
+            above = above.plus(by_priority[priority])
 
 
 def queue_timeout(key: SequenceKey, waited_s: float, retry_s: float) -> Rejected:
@@ -174,21 +152,28 @@ def _gives_up_s(request: Submit, came_s: float) -> float | None:
     return came_s + wait_s if wait_s is not None and 0 <= wait_s <= MAX_QUEUE_TIME_S else None
 
 
+def _amount_of(request: Submit) -> Amount:
+    return Amount(1, (len(request.prompt) + len(request.generated)) // ID_BYTES)
+
+
 class EarlySubmissions:
     """Submissions that came before the first worker; after an engine's restart, all that frontends still have running.
 
-    They wait in the order in which they came, no more than may later run and wait, and each no longer than it wishes:
-    the time until there is a worker is time in the queue. Until there is one, and with it a scheduler, they take what
-    frontends say in the scheduler's place.
+    They wait in the order in which they came, no more than may later run and wait, within a queue's bounds on tokens
+    and on each tenant, and each no longer than it wishes: the time until there is a worker is time in the queue. Until
+    there is one, and with it a scheduler, they take what frontends say in the scheduler's place.
     """
 
-    def __init__(self, max_model_len: int, max_waiting: int) -> None:
+    def __init__(self, max_model_len: int, max_waiting: int, max_tokens: int) -> None:
+        """`max_tokens` of prompts; what an earlier engine had begun was accepted then, and counts without a limit."""
         self._max_model_len = max_model_len
         self._max_waiting = max_waiting
+        self._max_tokens = max_tokens
         self._waiting: dict[SequenceKey, tuple[Submit, float]] = {}
         """With the time when it came."""
-        self._by_deadline: list[tuple[float, int, SequenceKey]] = []
-        self._num_taken = 0  # breaks ties
+        self._by_deadline: Ranked[SequenceKey] = Ranked()
+        self._bounds = QueueBounds()
+        self._last: SequenceKey | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -201,36 +186,54 @@ class EarlySubmissions:
             raise UnanswerableError(f"frontend {frontend} submitted handle {request.handle} twice")
         if (rejection := refuse_length(request, self._max_model_len)) is not None:
             return rejection
-        if len(self._waiting) >= self._max_waiting:
-            message = f"{len(self._waiting)} sequences wait for the model to load; the limit is {self._max_waiting}"
-            return Rejected(request.handle, RejectKind.QUEUE_FULL, "", message, 1.0)
+        if (message := self._refusal(frontend, request)) is not None:
+            message = f"{message}, while the model loads"
+            return Rejected(request.handle, RejectKind.QUEUE_FULL, "", message, UNMEASURED_RETRY_S)
         self._waiting[key] = (request, now_s)
+        self._last = key
+        self._bounds.count(request.tenant, _amount_of(request))
         if (deadline_s := _gives_up_s(request, now_s)) is not None:
-            self._num_taken += 1
-            heapq.heappush(self._by_deadline, (deadline_s, self._num_taken, key))
+            self._by_deadline.put(key, deadline_s)
         return None
+
+    def _refusal(self, frontend: int, request: Submit) -> str | None:
+        if request.generated:
+            if len(self._waiting) < self._max_waiting:
+                return None
+            return f"{len(self._waiting)} sequences wait already; the limit is {self._max_waiting}"
+        last = None if self._last is None else self._waiting[self._last][0]
+        is_begun = (
+            last is not None
+            and self._last is not None
+            and (self._last.frontend, last.tenant, last.request_id) == (frontend, request.tenant, request.request_id)
+        )
+        limits = (self._max_waiting, self._max_tokens)
+        return self._bounds.refusal(request.tenant, _amount_of(request).tokens, *limits, is_begun=is_begun)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` next has something to do."""
-        while self._by_deadline:
-            deadline_s, _, key = self._by_deadline[0]
-            if key in self._waiting and _gives_up_s(*self._waiting[key]) == deadline_s:
-                return deadline_s
-            heapq.heappop(self._by_deadline)
-        return None
+        first = self._by_deadline.first()
+        return None if first is None else first[0]
 
     def expire(self, now_s: float) -> list[Event[Rejected]]:
         """Give up on those that waited longer than they wished to."""
         rejections = []
-        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now_s:
-            key = heapq.heappop(self._by_deadline)[2]
-            _, came_s = self._waiting.pop(key)
-            rejections.append(Event(key.frontend, queue_timeout(key, now_s - came_s, 1.0)))
+        while (first := self._by_deadline.first()) is not None and first[0] <= now_s:
+            key = first[1]
+            waited_s = now_s - self._waiting[key][1]
+            self.abort(key)
+            rejections.append(Event(key.frontend, queue_timeout(key, waited_s, UNMEASURED_RETRY_S)))
         return rejections
 
     def abort(self, key: SequenceKey) -> bool:
         """Forget one; false if it does not wait."""
-        return self._waiting.pop(key, None) is not None
+        if (waited := self._waiting.pop(key, None)) is None:
+            return False
+        self._by_deadline.discard(key)
+        self._bounds.count(waited[0].tenant, Amount().minus(_amount_of(waited[0])))
+        if self._last == key:
+            self._last = None
+        return True
 
     def pause(self, _key: SequenceKey) -> bool:
         """None of them runs. One that had tokens under an earlier engine is paused again if more come unread."""
@@ -263,5 +266,6 @@ class EarlySubmissions:
     def take(self) -> list[tuple[int, Submit, float]]:
         """All of them, with their frontends and the times when they came, which then wait no longer."""
         taken = [(key.frontend, request, came_s) for key, (request, came_s) in self._waiting.items()]
-        self._waiting = {}
+        for key in list(self._waiting):
+            self.abort(key)
         return taken

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from support.scripted_service import PROMPT_IDS, SEED, Responses, ScriptedService, Stream, unavailable
+from support.scripted_service import PROMPT_IDS, SEED, Responses, ScriptedService, Stream, overloaded, unavailable
 from support.tcp_proxy import TcpProxy
 
 from pagewire.client import (
@@ -16,6 +16,7 @@ from pagewire.client import (
     Client,
     Event,
     Message,
+    Overloaded,
     Parameters,
     Result,
     RetryPolicy,
@@ -75,6 +76,42 @@ def test_breaks_in_a_row(read: Read, policy: RetryPolicy) -> None:
         assert sum(isinstance(event, Started) for event in events) == 1
         assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (len(PROMPT_IDS), NUM_TOKENS)
         assert result.usage.cached_tokens == 0
+
+
+def test_a_stream_that_was_accepted_waits_for_its_place(read: Read, policy: RetryPolicy) -> None:
+    """Whoever took it meanwhile, or whatever its tenant has used."""
+    with ScriptedService(ANSWER) as service:
+
+        def breaks(request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+            for number, event in enumerate(service._generate(request.generation)):
+                if number == 40:
+                    context.abort_with_status(unavailable())
+                yield event
+
+        def refused(_request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+            yield from context.abort_with_status(overloaded(0.01))
+
+        service.streams = [breaks, refused]
+        events, result = read(service, policy, "hi", {})
+        assert result.text == ANSWER
+        assert sum(isinstance(event, Started) for event in events) == 1
+        assert len(service.requests(inference_pb2.StreamGenerateRequest)) == 3
+
+
+def test_a_stream_that_overload_breaks_is_not_tried_again(read: Read, policy: RetryPolicy) -> None:
+    """As that of a reader who took nothing for too long."""
+    with ScriptedService(ANSWER) as service:
+
+        def ends(request: inference_pb2.StreamGenerateRequest, context: grpc.ServicerContext) -> Responses:
+            for number, event in enumerate(service._generate(request.generation)):
+                if number == 40:
+                    context.abort_with_status(overloaded(0.01))
+                yield event
+
+        service.streams = [ends]
+        with pytest.raises(Overloaded):
+            read(service, policy, "hi", {})
+        assert len(service.requests(inference_pb2.StreamGenerateRequest)) == 1
 
 
 def test_the_seam_gives_what_was_received(read: Read, policy: RetryPolicy) -> None:

@@ -26,7 +26,18 @@ def test_only_unavailable_and_only_so_often() -> None:
     assert policy.delay_s(Unavailable("away"), 3) is None
     assert policy.delay_s(Unavailable("away", retry_after_s=60), 1) is None
     assert policy.delay_s(Overloaded("full", retry_after_s=0), 1) is None
+    assert policy.delay_s(Overloaded("full", retry_after_s=0), 2) is None
     assert NO_RETRY.delay_s(Unavailable("away"), 1) is None
+
+
+def test_a_stream_that_goes_on_waits_for_its_place_as_it_is_told() -> None:
+    policy = RetryPolicy(max_attempts=4)
+    assert policy.delay_s(Overloaded("full", retry_after_s=3), 2, is_resumed=True) == 3
+    assert policy.delay_s(Overloaded("full", retry_after_s=60), 3, is_resumed=True) == 10, "and asks again"
+    assert policy.delay_s(Overloaded("full", retry_after_s=0), 2, is_resumed=True) == 0.1
+    assert policy.delay_s(Overloaded("full", retry_after_s=3), 4, is_resumed=True) is None
+    assert policy.delay_s(Overloaded("too much", retry_after_s=None), 2, is_resumed=True) is None
+    assert policy.delay_s(Overloaded("not read", retry_after_s=3), 1, is_resumed=True) is None, "what broke it ends it"
 
 
 def test_no_wait_passes_the_deadline() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from pagewire.scheduler_svc import __main__ as server
 from pagewire.scheduler_svc.engine import __main__ as engine
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
-from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.wait_queue import WaitQueue
 from pagewire.scheduler_svc.supervisor.server_plan import Commands
 
@@ -35,7 +35,7 @@ def miscount() -> None:
 
     def miscounting(self: WaitQueue, sequence: Any) -> None:
         remove(self, sequence)
-        self._total = self._total.plus(Amount(0, 1))
+        self._bounds.total = self._bounds.total.plus(Amount(0, 1))
 
     WaitQueue.remove = miscounting  # type: ignore[method-assign]
 

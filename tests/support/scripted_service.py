@@ -50,10 +50,19 @@ def unavailable(reason: str = "", retry_after_s: float | None = None) -> Any:
     if reason:
         details.append(error_details_pb2.ErrorInfo(reason=reason, domain="pagewire"))
     if retry_after_s is not None:
-        delay = Duration()
-        delay.FromMilliseconds(round(retry_after_s * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(_retry_info(retry_after_s))
     return status(grpc.StatusCode.UNAVAILABLE, "away", *details)
+
+
+def overloaded(retry_after_s: float) -> Any:
+    """RESOURCE_EXHAUSTED, and when to come again."""
+    return status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", _retry_info(retry_after_s))
+
+
+def _retry_info(retry_after_s: float) -> Any:
+    delay = Duration()
+    delay.FromMilliseconds(round(retry_after_s * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 class ScriptedService(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.ModelServiceServicer):

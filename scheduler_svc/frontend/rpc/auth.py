@@ -52,6 +52,11 @@ class Authenticator:
         self._keys = keys
 
     @property
+    def tenants(self) -> frozenset[str] | None:
+        """All that may call; none where nobody knows before they do."""
+        return None if self._keys is None else frozenset(tenant for _, tenant in self._keys)
+
+    @property
     def has_keys(self) -> bool:
         """Whether a key says who calls."""
         return self._keys is not None

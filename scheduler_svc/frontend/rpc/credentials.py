@@ -5,13 +5,17 @@ It puts the files together with those who use what is in them, and knows no call
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator, read_keys
 from pagewire.scheduler_svc.frontend.rpc.followed_files import FollowedFiles
-from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, read_limits
+from pagewire.scheduler_svc.frontend.rpc.tenant_limits import OTHERS, TenantUsage, read_limits
 from pagewire.scheduler_svc.frontend.rpc.tls import Tls, read_tls
 from pagewire.scheduler_svc.launch import FrontendLaunch, TlsFiles
+
+_log = logging.getLogger(__name__)
+_MOST_NAMED = 8
 
 
 class Credentials:
@@ -51,7 +55,15 @@ class Credentials:
 
     def _read_limits(self, path: str) -> Callable[[], None]:
         limits = read_limits(path)
-        return lambda: self._usage.use(limits)
+
+        def use() -> None:
+            self._usage.use(limits)
+            tenants = self.authenticator.tenants
+            if tenants is not None and (strangers := sorted(limits.keys() - tenants - {OTHERS})):
+                named = ", ".join(map(repr, strangers[:_MOST_NAMED]))
+                _log.warning("%s limits %d tenants that have no key: %s", path, len(strangers), named)
+
+        return use
 
     def _read_tls(self, files: TlsFiles) -> Callable[[], None]:
         configuration = read_tls(files)

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from support.scripted_service import Responses, ScriptedService, Stream, status, unavailable
+from support.scripted_service import Responses, ScriptedService, Stream, overloaded, status, unavailable
 from support.terminal import Terminal
 
 from pagewire.client import RetryPolicy
@@ -137,6 +137,22 @@ def test_what_failed_is_asked_again_and_nothing_else(
     assert main([*command, "--resume"]) == 0
     assert asked(service) == []
     assert capsys.readouterr().err.endswith(f"pagewire: 6 of 6 prompts have answers in {output}\n")
+
+
+def test_whom_there_is_no_room_for_comes_again_when_told(
+    service: ScriptedService, command: list[str], output: Path
+) -> None:
+    refused = [lambda _request, context: context.abort_with_status(overloaded(0.01))] * 3
+    service.streams = [answers(service), *refused]
+    assert main(command) == 0
+    assert [each["index"] for each in entries(output)] == [0, 1, 2, 3, 4, 5]
+    assert asked(service) == [PROMPTS[0], *[PROMPTS[1]] * 4, *PROMPTS[2:]]
+
+
+def test_nobody_waits_for_room_past_the_time_limit(service: ScriptedService, command: list[str], output: Path) -> None:
+    service.streams = [lambda _request, context: context.abort_with_status(overloaded(60))]
+    assert main([*command, "--timeout", "30"]) == 1
+    assert [each.get("error", {}).get("type") for each in entries(output)] == ["Overloaded", *[None] * 5]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
-from pagewire.scheduler_svc.engine.forecast import MAX_RETRY_S, MIN_RETRY_S, Forecast
+from pagewire.scheduler_svc.engine.forecast import MAX_RETRY_S, MIN_RETRY_S, Forecast, Places
 from pagewire.scheduler_svc.engine.results import StepRows
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.wire.columns import pack
@@ -120,16 +120,19 @@ def clients(number: int, prompt_len: tuple[int, int], output_len: tuple[int, int
 WORKLOADS = [((20, 40), (60, 100)), ((200, 600), (5, 15)), ((1, 400), (1, 200))]
 
 
+@pytest.mark.parametrize("num_too_many", [4, 24, 10 * (NUM_SLOTS + NUM_PLACES)])
 @pytest.mark.parametrize(("prompt_len", "output_len"), WORKLOADS)
 def test_half_of_those_who_come_again_when_told_are_let_in(
-    prompt_len: tuple[int, int], output_len: tuple[int, int]
+    prompt_len: tuple[int, int], output_len: tuple[int, int], num_too_many: int
 ) -> None:
-    population = NUM_SLOTS + NUM_PLACES + 4  # always more than there is room for
+    population = NUM_SLOTS + NUM_PLACES + num_too_many
     simulation = Simulation(clients(population, prompt_len, output_len), 0.5, told)
-    simulation.run(300)
+    simulation.run(300 if num_too_many <= NUM_SLOTS + NUM_PLACES else 900)  # they are told to wait for minutes
     late = simulation.retries[len(simulation.retries) // 4 :]
     assert len(late) > 50
     assert sum(late) / len(late) >= 0.5
+    if num_too_many > NUM_SLOTS:
+        return
     impatient = Simulation(clients(population, prompt_len, output_len), 0.5, lambda _: 0.1)
     impatient.run(100)
     assert sum(impatient.retries) / len(impatient.retries) < 0.3, "the workload tells nothing of the delay"
@@ -154,7 +157,7 @@ def test_nothing_is_said_of_what_nobody_measured() -> None:
     forecast.observe(1.0, 100, is_backlogged=False)
     forecast.observe(2.0, 200, is_backlogged=True)
     assert forecast.start_s(1, 1) is None
-    assert forecast.retry_s(1, 1) == 1.0
+    assert forecast.retry_s(2.0, "", 1) == 1.0
     forecast.observe(4.0, 220, is_backlogged=False)
     assert forecast.start_s(0, 50) == pytest.approx(5.0)
     forecast.observe(400.0, 500, is_backlogged=True)
@@ -162,5 +165,16 @@ def test_nothing_is_said_of_what_nobody_measured() -> None:
     forecast.pause()
     forecast.observe(500.0, 500, is_backlogged=True)
     assert forecast.start_s(0, 50) == pytest.approx(5.0), "nor does time without a worker"
-    assert (forecast.retry_s(0, 0), forecast.retry_s(0, 10**9)) == (MIN_RETRY_S, MAX_RETRY_S)
+    assert (forecast.retry_s(0.0, "", 0), forecast.retry_s(0.0, "", 10**9)) == (MIN_RETRY_S, MAX_RETRY_S)
     assert forecast.start_s(0, 10**9) is None, "nobody can say what is in years"
+
+
+def test_each_who_is_told_to_come_again_has_a_place_of_its_own() -> None:
+    places = Places()
+    assert [places.take(0.0, "a", 1.0) for _ in range(3)] == [2, 4, 6], "half of the room is left to others"
+    assert places.take(0.0, "b", 1.0) == 4, "its own first, at its share"
+    assert places.take(5.0, "a", 1.0) == 3, "b's has come"
+    assert places.take(100.0, "a", 0.001) == MIN_RETRY_S
+    assert places.take(100.0, "a", 10**6) == MAX_RETRY_S
+    places.clear()
+    assert places.take(100.0, "a", 1.0) == 2

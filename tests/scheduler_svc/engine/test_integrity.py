@@ -9,7 +9,7 @@ from support.scheduler_world import World
 
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.open_sequences import IntegrityError
-from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, SequenceStatus
 from pagewire.wire.control import Failed, WorkerLost
@@ -116,11 +116,11 @@ def give_memory_to_paused(scheduler: Scheduler) -> None:
 
 
 def miscount_queue(scheduler: Scheduler) -> None:
-    scheduler._waiting._total = Amount(2, 1)
+    scheduler._waiting._bounds.total = Amount(2, 1)
 
 
 def miscount_tenant(scheduler: Scheduler) -> None:
-    scheduler._waiting._waits["one"] = Amount(1, 2)
+    scheduler._waiting._bounds.by_tenant["one"] = Amount(1, 2)
 
 
 def miscount_level(scheduler: Scheduler) -> None:

@@ -1,15 +1,17 @@
 """Turns in the wait queue: whatever comes and goes, in whatever order, priority, tenants and arrival keep theirs."""
 
+import gc
 import os
 from array import array
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagewire.scheduler_svc.engine.queue_level import Amount
+from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey
 from pagewire.scheduler_svc.engine.wait_queue import EarlySubmissions, WaitQueue
 from pagewire.wire.columns import pack
@@ -203,12 +205,87 @@ def test_what_goes_before_a_new_one_is_its_tenant_s_own_and_as_much_of_each_othe
     assert turns.queue.ahead_of(sequence(99, "new", 30, priority=1)) == Amount(1, 7)
 
 
-def early(handle: int, wait_s: float | None) -> Submit:
-    return Submit(handle, "r", pack([1]), b"", SamplingParams(0, 0, 1, 1), 1, [], False, 0, b"", wait_s)
+@settings(max_examples=100, deadline=None)
+@given(waiting=st.lists(st.tuples(st.integers(-3, 3), st.sampled_from(TENANTS), st.integers(1, 100)), max_size=30))
+def test_what_goes_before_a_new_one_is_about_what_each_other_tenant_gets(
+    waiting: list[tuple[int, str, int]],
+) -> None:
+    """Exact but for tenants of which one has more than the new one's share and another less, within a factor of two."""
+    queue = WaitQueue()
+    amounts: dict[str, int] = {}
+    higher = 0
+    for number, (priority, tenant, num_tokens) in enumerate(waiting):
+        queue.push(sequence(number, tenant, num_tokens, priority))
+        higher += num_tokens if priority > 0 else 0
+        if priority == 0:
+            amounts[tenant] = amounts.get(tenant, 0) + num_tokens
+    share = amounts.get("a", 0) + 20
+    others = [tokens for tenant, tokens in amounts.items() if tenant != "a"]
+    exact = higher + amounts.get("a", 0) + sum(min(tokens, share) for tokens in others)
+    found = queue.ahead_of(sequence(99, "a", 20)).tokens
+    assert exact <= found <= higher + amounts.get("a", 0) + 2 * sum(min(tokens, share) for tokens in others)
+    if all(tokens <= share for tokens in others) or all(tokens >= share for tokens in others):
+        assert found == exact
+    for each in list(queue):
+        queue.remove(each)
+    assert queue.ahead_of(sequence(99, "a", 20)) == Amount()
+    assert not list(queue.violations())
+
+
+def test_nobody_who_has_gone_is_kept() -> None:
+    """Of tenants, sequences and deadlines that come and go while somebody waits on."""
+    turns = Turns()
+    first = turns.arrive("stays", 10)
+    for number in range(200):
+        one = sequence(1000 + number, f"tenant {number}", 10)
+        one.queue_deadline_s, one.request_id = 1e9, "gone"
+        turns.queue.push(one)
+        turns.queue.remove(one)
+    del one
+    for _ in range(100):
+        turns.queue.admit(turns.queue.peek() or first)
+        first.arrival += 1
+        turns.queue.push(first)
+    kept = [each for each in gc.get_objects() if type(each) is Sequence and each.request_id == "gone"]
+    assert len(kept) <= 20
+    assert len(turns.queue._levels[0]._away) <= 1
+    assert turns.queue.next_deadline_s() is None
+
+
+def test_one_that_was_paused_keeps_its_place_among_those_of_its_tenant() -> None:
+    turns = Turns()
+    older, younger = turns.arrive("a", 10), turns.arrive("a", 10)
+    turns.queue.remove(older)
+    assert turns.queue.peek() is younger
+    turns.queue.push(older)
+    assert turns.queue.peek() is older
+
+
+def early(handle: int, wait_s: float | None, tenant: str = "", num_tokens: int = 1) -> Submit:
+    prompt, sampling = pack([1] * num_tokens), SamplingParams(0, 0, 1, 1)
+    return Submit(handle, f"r{handle}", prompt, b"", sampling, 1, [], False, 0, b"", wait_s, tenant=tenant)
+
+
+def test_before_the_first_worker_a_tenant_and_all_together_have_bounds_and_what_began_has_none() -> None:
+    queue = EarlySubmissions(max_model_len=100, max_waiting=8, max_tokens=100)
+    assert queue.submit(0, early(1, None, "red", 45), 0.0) is None
+    refused = queue.submit(0, early(2, None, "red", 10), 0.0)
+    assert refused is not None
+    assert refused.kind is RejectKind.QUEUE_FULL
+    assert "45 prompt tokens of tenant red" in refused.message
+    begun = msgspec.structs.replace(early(3, None, "red", 90), generated=pack([1]))
+    assert queue.submit(0, begun, 0.0) is None, "it was accepted once"
+    assert queue.submit(0, early(4, None, "blue", 5), 0.0) is None, "it has nothing here"
+    refused = queue.submit(0, early(5, None, "blue", 5), 0.0)
+    assert refused is not None
+    assert "prompt tokens wait already" in refused.message
+    for handle in (1, 3):
+        queue.abort(SequenceKey(0, handle))
+    assert queue.submit(0, early(5, None, "blue", 45), 0.0) is None
 
 
 def test_what_waits_for_the_first_worker_waits_no_longer_than_it_wishes() -> None:
-    queue = EarlySubmissions(max_model_len=10, max_waiting=10)
+    queue = EarlySubmissions(max_model_len=10, max_waiting=10, max_tokens=100)
     for handle, wait_s in enumerate((3.0, 1.0, None, 2.0, float("nan"), -1.0, 1e300)):
         assert queue.submit(0, early(handle, wait_s), 10.0) is None
     assert queue.next_deadline_s() == 11.0

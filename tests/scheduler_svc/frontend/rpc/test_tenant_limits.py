@@ -159,6 +159,22 @@ def test_calls_are_limited_by_tenant_and_the_file_is_read_again(spec: ModelSpec,
     run(test())
 
 
+def test_a_tenant_that_has_no_key_is_warned_of_when_the_file_is_read(
+    spec: ModelSpec, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, limits = tmp_path / "keys", tmp_path / "limits.json"
+    keys.write_text("".join(f"{tenant}:{key}\n" for tenant, key in KEYS.items()))
+    limits.write_text('{"red": {}, "*": {}, "blu": {"requests_per_minute": 1}}')
+
+    async def test() -> None:
+        async with running_frontend(spec, api_keys_file=str(keys), tenant_limits_file=str(limits)):
+            pass
+
+    run(test())
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert said == [f"{limits} limits 1 tenants that have no key: 'blu'"]
+
+
 def test_a_request_that_never_ran_costs_no_tokens(spec: ModelSpec, run: Run, tmp_path: Path) -> None:
     keys, limits = tmp_path / "keys", tmp_path / "limits.json"
     keys.write_text(f"red:{KEYS['red']}\n")
