@@ -186,4 +186,5 @@ class EngineWatch:
 def _figures(load: pb.Load) -> dict[str, Any]:
     """As the contract names them; numbers as numbers."""
     said = MessageToDict(load, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return {name: value if name == "state" else getattr(load, name) for name, value in said.items()}
+    figures = {name: value if name == "state" else getattr(load, name) for name, value in said.items()}
+    return {**figures, "dropped_by_kind": dict(load.dropped_by_kind)}

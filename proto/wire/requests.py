@@ -269,11 +269,11 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
     worker_busy_us: Total
     worker_idle_us: Total
     dropped_frames: Total
-    dropped: ShortCounts = {}
-    """Those frames by border and kind, `frontends.stale`; and connections that were not let in,
-    `workers.refused_connections`. What there was none of is not there."""
     paused: Count = 0
     """Sequences whose clients are behind; neither running nor waiting."""
+    dropped: ShortCounts = {}
+    """The dropped frames by border and kind, `frontends.stale`; and connections that were not let in,
+    `workers.refused_connections`. What there was none of is not there."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer"):

@@ -284,7 +284,7 @@ class EngineLoop:
         num_dropped = sum(dropped.values())
         dropped |= {f"{border}.refused_connections": count for border, count in self._refusals()}
         if scheduler is None:
-            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, num_dropped, dropped)
+            return Load(self._state(), 0, len(self._early), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, num_dropped, dropped=dropped)
         counters, blocks = scheduler.counters, scheduler.blocks
         return Load(
             state=self._state(),
