@@ -26,9 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
         settings.register_profile("pagewire", deadline=None)
         settings.load_profile("pagewire")
-    # A suite started in the background of a shell ignores SIGINT and hands that on to the commands it interrupts.
+    # A suite started in the background of a shell ignores SIGINT and hands that on to the commands it interrupts; one
+    # started by nohup does so with SIGHUP.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     asked = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
     if INTERPRETS_BY_DEFAULT and all(path.resolve().is_relative_to(COMPILING) for path in asked):
         del os.environ["TRITON_INTERPRET"]
