@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,4 +187,4 @@ def _figures(load: pb.Load) -> dict[str, Any]:
     """As the contract names them; numbers as numbers."""
     said = MessageToDict(load, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     figures = {name: value if name == "state" else getattr(load, name) for name, value in said.items()}
-    return {**figures, "dropped_by_kind": dict(load.dropped_by_kind)}
+    return {name: dict(figure) if isinstance(figure, Mapping) else figure for name, figure in figures.items()}
