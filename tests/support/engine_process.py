@@ -54,8 +54,12 @@ class Peer(Generic[Sent, Received]):
         self.socket.send(self._sends.encode(message))
 
     def receive(self) -> Received:
-        assert self.socket.poll(int(LIMIT_S * 1000)), "nothing came"
-        return self._receives.decode(self.socket.recv())
+        """The next message. An empty one only asks whether this peer is still there, and is dropped as it should be."""
+        frame = b""
+        while not frame:
+            assert self.socket.poll(int(LIMIT_S * 1000)), "nothing came"
+            frame = self.socket.recv()
+        return self._receives.decode(frame)
 
     def until(self, wanted: Callable[[Received], bool]) -> Received:
         """The first message that is wanted; others are passed over."""
