@@ -1,6 +1,7 @@
-"""`python -m pagewire.worker run`: a worker process under a supervisor. `… probe`: what this machine has, as JSON.
+"""`python -m pagewire.worker run`: a worker process under a supervisor. `… fork-server`: what it forks workers
+from. `… probe`: what this machine has, as JSON.
 
-Exit status of `run`: 0 told to stop; 1 could not load; 3 a plan or step failed; 70 the supervisor went away;
+Exit status of a worker: 0 told to stop; 1 could not load; 3 a plan or step failed; 70 the supervisor went away;
 75 another rank did.
 """
 
@@ -12,13 +13,15 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from pagewire.wire.control import Failed, Loading, Ready, Stop
-from pagewire.wire.launch import UNKNOWN_INCARNATION
+from pagewire.wire.launch import UNKNOWN_INCARNATION, Device
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
 from pagewire.worker.devices import load_device
+from pagewire.worker.fork_server import ForkServer, rename_process
 from pagewire.worker.launch import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import Inbox, WorkerLoop
@@ -42,10 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="execute an engine's step plans; started by `pagewire serve`")
     run.add_argument("--launch", type=Path, required=True, metavar="FILE", help="WorkerLaunch as JSON")
     run.add_argument("--lifeline-fd", type=int, required=True, metavar="N", help="inherited socket to the supervisor")
+    forks = commands.add_parser("fork-server", help="fork workers; started by `pagewire serve`")
+    forks.add_argument("--device", choices=get_args(Device), required=True, help="import what workers of it need")
+    forks.add_argument("--requests-fd", type=int, required=True, metavar="N", help="inherited socket to the supervisor")
     commands.add_parser("probe", help="print what this machine has for a worker, as one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.command == "probe":
         return _probe()
+    if arguments.command == "fork-server":
+        return _fork(arguments.device, arguments.requests_fd)
     return _run(arguments.launch, arguments.lifeline_fd)
 
 
@@ -54,6 +62,15 @@ def _probe() -> int:
 
     print(msgspec.json.encode(probe()).decode())
     return 0
+
+
+def _fork(device: Device, requests_fd: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start = ForkServer(requests_fd).serve(device)
+    if start is None:
+        return STOPPED_STATUS
+    rename_process(start.launch_file)
+    return _run(start.launch_file, start.lifeline_fd)
 
 
 def _run(launch_file: Path, lifeline_fd: int) -> int:

@@ -9,7 +9,7 @@ import importlib
 import os
 from collections.abc import Callable
 
-from pagewire.wire.launch import WorkerLaunch
+from pagewire.wire.launch import Device, WorkerLaunch
 from pagewire.worker.launch import LaunchError, LoadedDevice, Progress
 from pagewire.worker.sim import load_sim
 
@@ -27,7 +27,7 @@ def load_device(
         case "sim":
             return load_sim(launch)
         case "cpu":
-            _import_torch("cpu", extra="worker")
+            import_modules("cpu")
             from pagewire.worker.cpu.loading import load_cpu
 
             return load_cpu(launch, progress, on_rank_lost)
@@ -36,6 +36,13 @@ def load_device(
             from pagewire.worker.cuda.loading import load_cuda
 
             return load_cuda(launch, progress, on_rank_lost, wake)
+
+
+def import_modules(device: Device) -> None:
+    """Import what a worker of the device needs, as far as that does nothing else. Raises LaunchError."""
+    if device == "cpu":
+        _import_torch("cpu", extra="worker")
+        importlib.import_module("pagewire.worker.cpu.loading")
 
 
 def _import_torch(device: str, extra: str) -> None:

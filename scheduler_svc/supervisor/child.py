@@ -14,8 +14,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from pagewire.wire.codec import JsonCodec, WireError
 from pagewire.wire.control import FromChild, ToChild
@@ -51,12 +51,77 @@ class Exited(NamedTuple):
 ChildEvent = FromChild | Exited
 
 
+class Process(Protocol):
+    """A process that leads a process group, and has ended once `wait` returned."""
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+
+    async def wait(self) -> int:
+        """Its status, once it has ended."""
+
+    def kill(self) -> None:
+        """End it and its process group with SIGKILL."""
+
+    def abort(self) -> None:
+        """Send it SIGABRT."""
+
+
+Starter = Callable[[socket.socket], Awaitable[Process]]
+"""Starts a process that inherits this end of its lifeline. Raises OSError where it cannot."""
+
+
+class SpawnedProcess:
+    """A process that we have started ourselves."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], inherited: socket.socket, environ: Mapping[str, str]) -> "SpawnedProcess":
+        """Start `argv` with the descriptor of an inherited socket behind it. Raises OSError."""
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *argv,
+                str(inherited.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=_STDERR,
+                pass_fds=[inherited.fileno()],
+                env={**_ENVIRONMENT, **environ},
+                process_group=0,
+            )
+        )
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return f"process {self._process.pid}"
+
+    async def wait(self) -> int:
+        """Its status, once it has ended."""
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        """End it and its process group with SIGKILL."""
+        self._send(os.killpg, signal.SIGKILL)
+
+    def abort(self) -> None:
+        """Send it SIGABRT."""
+        self._send(os.kill, signal.SIGABRT)
+
+    def _send(self, send: Callable[[int, int], None], number: int) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                send(self._process.pid, number)
+
+
 class Child:
     """A running process. Made by `start`."""
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: Process,
         lifeline: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         on_event: Callable[[ChildEvent], None],
     ) -> None:
@@ -68,32 +133,21 @@ class Child:
         self._watching = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(
-        cls, argv: Sequence[str], environ: Mapping[str, str], on_event: Callable[[ChildEvent], None]
-    ) -> "Child":
-        """Start `argv` with `--lifeline-fd N` behind it. Raises OSError where it cannot be started."""
+    async def start(cls, start: Starter, on_event: Callable[[ChildEvent], None]) -> "Child":
+        """Start a process with a lifeline to us. Raises OSError where it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    "--lifeline-fd",
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=_STDERR,
-                    pass_fds=[theirs.fileno()],
-                    env={**_ENVIRONMENT, **environ},
-                    process_group=0,
-                )
+                process = await start(theirs)
             except BaseException:
                 ours.close()
                 raise
         return cls(process, await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES), on_event)
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
+    def name(self) -> str:
+        """For logs."""
+        return self._process.name
 
     def send(self, message: ToChild) -> None:
         """Send a command. A child that is gone is noticed by its exit, not here."""
@@ -102,16 +156,12 @@ class Child:
 
     def kill(self) -> None:
         """End it, and whatever it started in its process group, with SIGKILL."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        self._process.kill()
 
     def abort(self) -> None:
         """End it, and let it write first where it hangs: SIGABRT makes Python print every thread's stack."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGABRT)
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill)
+        self._process.abort()
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill)
 
     async def _watch(self) -> None:
         reading = asyncio.create_task(self._read())
@@ -126,7 +176,7 @@ class Child:
             while line := await self._reader.readline():
                 self._on_event(self._from_child.decode(line))
         except (WireError, ValueError) as error:  # ValueError: a line over the limit
-            _log.error("process %d sent what is no message and is ended: %s", self.pid, error)
+            _log.error("%s sent what is no message and is ended: %s", self.name, error)
             self.kill()
         except OSError:
             return  # the child went away while we wrote; its exit follows

@@ -9,11 +9,14 @@ import asyncio
 import logging
 import signal
 from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
-from pagewire.scheduler_svc.supervisor.child import Child, Exited
+from pagewire.scheduler_svc.supervisor.child import Child, Exited, SpawnedProcess, Starter
 from pagewire.scheduler_svc.supervisor.events import Event, FromProcess, Outcome, Signalled
+from pagewire.scheduler_svc.supervisor.fork_server import ForkServer
 from pagewire.scheduler_svc.supervisor.host import Host
 from pagewire.scheduler_svc.supervisor.managed_process import ManagedProcess, Role
 from pagewire.scheduler_svc.supervisor.server_plan import ServerPlan
@@ -87,6 +90,7 @@ class ProcessGroup:
         self._plan = plan
         self._host = host
         self._events = events
+        self._fork_server = ForkServer(host.commands.fork_server, plan.device, host.environ)
         self.engine = self._process(Role.ENGINE, 0)
         self.ranks = Ranks([self._process(Role.WORKER, rank) for rank in range(plan.num_local_ranks)])
         self.frontends = [self._process(Role.FRONTEND, index) for index in range(plan.settings.frontends)]
@@ -109,14 +113,19 @@ class ProcessGroup:
         try:
             file = self._host.runtime_dir.write(f"{process.name}.json", msgspec.json.encode(launch))
             child = await Child.start(
-                (*command, "--launch", str(file)),
-                self._host.environ,
+                self._starter(process.role, command, file),
                 lambda event: self._events.put_nowait(FromProcess(process, incarnation, event)),
             )
         except OSError as error:
             raise CannotStart(f"{process} cannot be started: {error}") from error
         process.started(child)
-        _log.debug("%s started as process %d, incarnation %d", process, child.pid, incarnation)
+        _log.debug("%s started as %s, incarnation %d", process, child.name, incarnation)
+
+    def _starter(self, role: Role, command: tuple[str, ...], launch_file: Path) -> Starter:
+        if role is Role.WORKER and self._plan.device == "cpu":
+            return partial(self._fork_server.start, launch_file)
+        argv = (*command, "--launch", str(launch_file), "--lifeline-fd")
+        return partial(SpawnedProcess.start, argv, environ=self._host.environ)
 
     def _command_and_launch(self, process: ManagedProcess) -> tuple[tuple[str, ...], msgspec.Struct]:
         commands = self._host.commands
@@ -149,6 +158,10 @@ class ProcessGroup:
 
         A process that even SIGKILL does not end at once (in the kernel, on a dead disk) is left to the kernel.
         """
+        await self._stop_processes(outcome)
+        await self._fork_server.close()
+
+    async def _stop_processes(self, outcome: Outcome | None) -> None:
         loop = asyncio.get_running_loop()
         with_patience = outcome is not None and not outcome.in_haste
         self.tell(self.processes, Stop(worker_lost=outcome is None or outcome.gave_up))

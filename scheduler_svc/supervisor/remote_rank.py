@@ -11,11 +11,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
-from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited
+from pagewire.scheduler_svc.supervisor.child import Child, ChildEvent, Exited, SpawnedProcess
 from pagewire.scheduler_svc.supervisor.events import Outcome
 from pagewire.scheduler_svc.supervisor.host import Host
 from pagewire.scheduler_svc.supervisor.managed_process import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, SERVED_S
@@ -79,8 +80,9 @@ class RemoteRank:
         self._failure = ""
         self._ready_since_s = None
         file = self._host.runtime_dir.write("worker.json", msgspec.json.encode(self._launch))
-        command = (*self._host.commands.worker, "--launch", str(file))
-        return await Child.start(command, self._host.environ, self._events.put_nowait)
+        argv = (*self._host.commands.worker, "--launch", str(file), "--lifeline-fd")
+        start = partial(SpawnedProcess.start, argv, environ=self._host.environ)
+        return await Child.start(start, self._events.put_nowait)
 
     async def _watch(self, child: Child) -> Outcome | None:
         """Until the process has ended; none where another is to be started, after `_backoff_s`."""

@@ -29,10 +29,12 @@ they are first used. Elsewhere, and with half a second for the engine's looks an
 
 
 class Commands(msgspec.Struct, frozen=True, kw_only=True):
-    """How each child is started; `--launch FILE --lifeline-fd N` follows. -P: the working directory's files must not
-    stand in for modules of Python's own."""
+    """How each child is started; `--launch FILE --lifeline-fd N` follows where nothing else is said. -P: the working
+    directory's files must not stand in for modules of Python's own."""
 
     worker: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "run")
+    fork_server: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "fork-server")
+    """`--device D --requests-fd N` follows."""
     engine: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.engine")
     frontend: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.frontend")
     gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.client", "gateway")

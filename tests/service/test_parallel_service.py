@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.service import LIMIT_S, Service, StartFailed, ids_of, serve, stream_request
+from support.service import LIMIT_S, Service, StartFailed, ids_of, serve, stream_request, workers_of
 
 from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys
 from pagewire.v1 import admin_pb2
@@ -34,12 +34,6 @@ def tokens_of(service: Service) -> list[list[int]]:
     return [ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S)) for request in (SAMPLED, GREEDY)]
 
 
-def ranks_of(process: int) -> list[psutil.Process]:
-    """Worker processes under a supervisor, by rank."""
-    found = [child for child in psutil.Process(process).children() if "pagewire.worker" in " ".join(child.cmdline())]
-    return sorted(found, key=lambda child: child.pid)
-
-
 def survives(service: Service, victim: psutil.Process, number: signal.Signals, expected: list[int]) -> None:
     """A stream over a process's end is as without it."""
     call = service.inference.StreamGenerate(SAMPLED, timeout=LIMIT_S)
@@ -59,10 +53,10 @@ def expected() -> list[list[int]]:
 def test_two_ranks_say_what_one_says_and_a_lost_one_is_a_pause(expected: list[list[int]]) -> None:
     with serve(**OPTIONS, tensor_parallel_size=2) as service:
         assert tokens_of(service) == expected
-        first = ranks_of(service.process.pid)
+        first = workers_of(service.process.pid)
         assert len(first) == 2
         survives(service, first[1], signal.SIGKILL, expected[0])
-        second = ranks_of(service.process.pid)
+        second = workers_of(service.process.pid)
         assert len(second) == 2
         assert not {child.pid for child in first} & {child.pid for child in second}
         survives(service, service.children()["engine"], signal.SIGKILL, expected[0])
@@ -120,7 +114,7 @@ def test_a_rank_from_elsewhere(expected: list[list[int]], tmp_path: Path) -> Non
         assert wrong_keys.wait(LIMIT_S) == 1
         assert wrong_model.wait(LIMIT_S) == 1
         assert tokens_of(service) == expected
-        (remote,) = ranks_of(right.pid)
+        (remote,) = workers_of(right.pid)
         survives(service, remote, signal.SIGKILL, expected[0])
         survives(service, service.children()["engine"], signal.SIGKILL, expected[0])
         right.terminate()

@@ -55,10 +55,11 @@ def test_a_grace_time_that_does_not_suffice_cuts_and_says_so() -> None:
         assert service.process.wait(LIMIT_S) == 0
 
 
-def test_sigkill_of_the_supervisor_leaves_no_child() -> None:
-    with serve() as service:
+@pytest.mark.parametrize(("device", "num_children"), [("sim", 3), ("cpu", 4)])
+def test_sigkill_of_the_supervisor_leaves_no_child(device: str, num_children: int) -> None:
+    with serve(device=device) as service:
         children = list(service.children().values())
-        assert len(children) == 3
+        assert len(children) == num_children
         service.process.kill()
         assert not gone(children, 5)
 
@@ -106,6 +107,20 @@ def test_nothing_is_repeated_or_lost_over_a_restart(role: str, end: str) -> None
         unary = inference_pb2.GenerateRequest(generation=request.generation)
         again = service.inference.Generate(unary, timeout=LIMIT_S)
         assert [[token.id for token in output.tokens] for output in again.outputs] == [outputs[0], outputs[1]]
+
+
+def test_a_killed_fork_server_takes_its_worker_along_and_loses_nothing() -> None:
+    with serve(device="cpu", dtype="float32") as service:
+        request = stream_request([4, 5], stopping=LONG, sampling={"seed": 3})
+        expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
+        before = service.children()
+        call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
+        events = [next(call), next(call)]
+        before["fork-server"].kill()
+        assert ids_of([*events, *call]) == expected
+        after = service.children()
+        assert before["worker"] != after["worker"]
+        assert before["fork-server"] != after["fork-server"]
 
 
 def test_a_killed_frontend_comes_back_and_the_client_goes_on() -> None:

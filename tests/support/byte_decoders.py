@@ -70,6 +70,7 @@ from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_w
 from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
+from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
 from pagewire.wire.kv_events import AllBlocksCleared, KvEventBatch, removed, stored
 from pagewire.wire.lifeline import Lifeline
 from pagewire.wire.logits import LogitControls, LogprobsRequest
@@ -208,6 +209,11 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     from_child = JsonCodec[FromChild](FromChild)
     samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))
     yield ByteDecoder("scheduler_svc/supervisor/child.py", from_child.decode, wire, samples)
+    from_forks, to_forks = JsonCodec[FromForkServer](FromForkServer), JsonCodec[ToForkServer](ToForkServer)
+    samples = (_line(FromForkServer, Forked(7)), _line(FromForkServer, Ended(7, -9)))
+    yield ByteDecoder("scheduler_svc/supervisor/fork_server.py", from_forks.decode, wire, samples)
+    samples = (_line(ToForkServer, Fork("/a/worker-0.json")), _line(ToForkServer, Reap(7)))
+    yield ByteDecoder("worker/fork_server.py", to_forks.decode, wire, samples)
     notice = GroupNotice(1, {"device": "cpu"})
     rendezvous = JsonCodec[GroupNotice](GroupNotice)
     yield ByteDecoder("worker/parallel/rendezvous.py", rendezvous.decode, wire, (rendezvous.encode_line(notice),))

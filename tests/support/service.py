@@ -21,6 +21,14 @@ LIMIT_S = 60.0
 SIM_MODEL = "random:tiny"
 
 
+_ROLES = {
+    "engine": {"pagewire.scheduler_svc.engine"},
+    "frontend": {"pagewire.scheduler_svc.frontend"},
+    "worker": {"pagewire.worker", "run"},
+    "fork-server": {"pagewire.worker", "fork-server"},
+}
+
+
 class StartFailed(Exception):
     """The service ended, with this exit status, before it was ready."""
 
@@ -67,15 +75,25 @@ class Service:
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 command = child.cmdline()
-                for role in ("engine", "frontend", "worker"):
+                for role, words in _ROLES.items():
                     # Helpers of a frontend are modules below its own.
-                    if f"pagewire.scheduler_svc.{role}" in command or f"pagewire.{role}" in command:
+                    if words <= set(command):
                         found[role] = child
         return found
 
     def close(self) -> None:
         self.channel.close()
         self.admin_channel.close()
+
+
+def workers_of(supervisor: int) -> list[psutil.Process]:
+    """Worker processes under a supervisor, by rank."""
+    found = []
+    for child in psutil.Process(supervisor).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if _ROLES["worker"] <= set(child.cmdline()):
+                found.append(child)
+    return sorted(found, key=lambda child: child.pid)
 
 
 def _flag(name: str, value: object) -> str:

@@ -1,0 +1,130 @@
+"""The fork server: a process that has imported what a worker needs, and forks one for every launch.
+
+To import torch takes a worker longer than anything else of its start but its weights: two seconds, for which every
+stream waits where one has to be started again. A forked one has it. What is shared is what was imported; the server has
+no model, no device and no thread, without which a fork would not be safe.
+
+A worker ends with its fork server, which nobody else could wait for it in the place of.
+"""
+
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pagewire.wire.codec import JsonCodec
+from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+from pagewire.wire.launch import Device
+from pagewire.worker.devices import import_modules
+
+_MAX_PACKET_BYTES = 65_536
+_PR_SET_PDEATHSIG = 1
+_ARG_START, _ARG_END = 47, 48
+"""Fields of /proc/PID/stat, from 0: where a command line lies in memory (proc(5))."""
+
+
+class WorkerStart(NamedTuple):
+    """What a forked worker was asked to be."""
+
+    launch_file: Path
+    lifeline_fd: int
+
+
+class ForkServer:
+    """Forks workers. `serve` returns once in the server, and once in every worker."""
+
+    def __init__(self, requests_fd: int) -> None:
+        """`requests_fd`: the inherited socket to the supervisor."""
+        self._requests = socket.socket(fileno=requests_fd)
+        self._requests.set_inheritable(False)
+        self._pid = os.getpid()
+        self._children: set[int] = set()
+        """Those that have not ended."""
+        self._sends: JsonCodec[FromForkServer] = JsonCodec(FromForkServer)
+        self._receives: JsonCodec[ToForkServer] = JsonCodec(ToForkServer)
+
+    def serve(self, device: Device) -> WorkerStart | None:
+        """Import what workers of a device need, and fork until the supervisor is gone: then none. In a worker that was
+        forked: its start."""
+        with suppress(Exception):  # whatever is wrong, the worker says it: it imports the same
+            import_modules(device)
+        gc.collect()
+        gc.freeze()
+        ended, tell_ended = socket.socketpair()
+        tell_ended.setblocking(False)
+        with ended, tell_ended:
+            signal.set_wakeup_fd(tell_ended.fileno(), warn_on_full_buffer=False)
+            signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
+            while True:
+                readable, _, _ = select.select([self._requests, ended], [], [])
+                if ended in readable:
+                    ended.recv(_MAX_PACKET_BYTES)
+                    self._tell_ends()
+                if self._requests not in readable:
+                    continue
+                packet, descriptors, _, _ = socket.recv_fds(self._requests, _MAX_PACKET_BYTES, 1)
+                if not packet:
+                    return None
+                match self._receives.decode(packet):
+                    case Reap(pid):
+                        os.waitpid(pid, 0)
+                    case Fork(launch):
+                        (lifeline_fd,) = descriptors
+                        if self._is_forked():
+                            return WorkerStart(Path(launch), lifeline_fd)
+                        os.close(lifeline_fd)
+
+    def _is_forked(self) -> bool:
+        """Fork. True in the worker, which is then as one that was started by itself."""
+        pid = os.fork()
+        if pid:
+            with suppress(OSError):  # here and in the worker: who sends the group a signal may be faster
+                os.setpgid(pid, pid)
+            self._children.add(pid)
+            self._send(Forked(pid))
+            return False
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._requests.close()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._pid:  # it ended before we could ask to end with it
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    def _tell_ends(self) -> None:
+        for pid in list(self._children):
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                self._children.remove(pid)
+                exited = ended.si_code == os.CLD_EXITED
+                self._send(Ended(pid, ended.si_status if exited else -ended.si_status))
+
+    def _send(self, message: FromForkServer) -> None:
+        with suppress(OSError):  # a supervisor that is gone is noticed where its requests are read
+            self._requests.send(self._sends.encode_line(message))
+
+
+def rename_process(launch_file: Path) -> None:
+    """Have `ps` show a worker's command line in place of the fork server's: in its memory, so it can be no longer, and
+    says only the launch file's name where the path does not fit.
+
+    Nothing depends on it: where the kernel does not let us, `ps` shows two fork servers, one of which is a worker.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        interpreter = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0]
+        # The second field is a name in parentheses, which may have spaces in it.
+        stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(stat[_ARG_START - 2]), int(stat[_ARG_END - 2])
+        for named in (str(launch_file), launch_file.name):
+            shown = b"\0".join([interpreter, b"-m", b"pagewire.worker", b"run", b"--launch", os.fsencode(named)])
+            if len(shown) < end - start:
+                with open("/proc/self/mem", "r+b", buffering=0) as memory:
+                    memory.seek(start)
+                    memory.write(shown.ljust(end - start, b"\0"))
+                return
