@@ -18,13 +18,14 @@ from pagewire.client.errors import Overloaded, PagewireError, Unavailable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential delays, jittered down to their half. The defaults wait for 8.5 s at least and 17 at most: longer than
-    a server's longest back-off (LONGEST_BACKOFF_S of its supervisor, 5 s) and a start after it."""
+    """Exponential delays, jittered down to their half. The defaults go on for 9.2 s at least and 18.5 at most: longer
+    than a server's longest back-off (LONGEST_BACKOFF_S of its supervisor, 5 s) and a start after it. They never wait
+    for more than a second: a process that was killed is back in about one."""
 
-    max_attempts: int = 13
+    max_attempts: int = 22
     """Tries in a row without progress, the first included; 1 never tries again."""
     initial_backoff_s: float = 0.1
-    max_backoff_s: float = 2.0
+    max_backoff_s: float = 1.0
     max_retry_after_s: float = 10.0
     """A server that asks for a longer wait is not waited for; a stream that goes on asks again after so long."""
     jitter: Callable[[], float] = random.random
