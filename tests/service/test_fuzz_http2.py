@@ -45,7 +45,7 @@ def attacks(world: FuzzWorld) -> Iterator[Http2Attacks]:
 
 
 def test_no_connection_disturbs_anybody(world: FuzzWorld, attacks: Http2Attacks) -> None:
-    world.run(attacks.all, attacks.close, growth_bytes=WAITING_CALLS_BYTES, a_second=60)
+    world.run(attacks.all, attacks.close, growth_bytes=WAITING_CALLS_BYTES, a_second=60, most_turned_away=0.05)
 
 
 def test_more_resets_than_can_be_answered_end_no_stream_that_runs(world: FuzzWorld, attacks: Http2Attacks) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import grpc
 from support.service import LIMIT_S, Service, generation
 
 from pagewire.v1 import generation_pb2 as pb
@@ -19,9 +20,24 @@ class Bystanders:
         self._service = service
         self.expected = [self.answer(index) for index in range(count)]
         self.wrong: list[str] = []
+        self.turned_away = 0
+        """Calls that gRPC's own server turned away, with CANCELLED and before any service saw them: it does while
+        thousands of others wait."""
 
     def answer(self, index: int) -> bytes:
-        """One's tokens, each whole."""
+        """One's tokens, each whole. A call that is turned away is made again; a stream that has begun must not end."""
+        while True:
+            tokens: list[bytes] = []
+            try:
+                self._read(index, tokens)
+            except grpc.RpcError as error:
+                if tokens or error.code() is not grpc.StatusCode.CANCELLED:
+                    raise
+                self.turned_away += 1
+                continue
+            return b"".join(tokens)
+
+    def _read(self, index: int, tokens: list[bytes]) -> None:
         sampling: dict[str, object] = {"temperature": 1.1, "seed": index}
         if index % 4 == 1:
             sampling |= {"presence_penalty": 0.5, "repetition_penalty": 1.2, "logit_bias": {7: 2.0}}
@@ -34,10 +50,8 @@ class Bystanders:
             output=pb.Output(logprobs=index % 4 == 3, num_candidates=3 * (index % 4 == 3)),
         )
         stream = inference_pb2.StreamGenerateRequest(generation=request)
-        tokens: list[bytes] = []
         for event in self._service.inference.StreamGenerate(stream, timeout=LIMIT_S):
             tokens += [token.SerializeToString(deterministic=True) for token in event.delta.tokens]
-        return b"".join(tokens)
 
     @contextmanager
     def watching(self) -> Iterator[list[int]]:

@@ -109,10 +109,11 @@ class FuzzWorld:
         growth_bytes: int = GROWTH_BYTES,
         a_second: float = math.inf,
         bytes_each: int = 0,
+        most_turned_away: float = 0.0,
     ) -> None:
         """Attack for `SECONDS`, let `when_over` close what they left open, and hold what must be held. At most
         `a_second` in a second: what one service can answer is measured elsewhere. A process may keep `bytes_each`
-        of each attack, and `growth_bytes` in all."""
+        of each attack, and `growth_bytes` in all. `most_turned_away`: calls of bystanders for each that is answered."""
         num_threads = NUM_ATTACKERS
         complaints: list[str] = []
         lock = threading.Lock()
@@ -139,10 +140,12 @@ class FuzzWorld:
             when_over()
         took_s = time.monotonic() - started_s
         print(f"{sum(self.sent.values())} in {took_s:.0f} s: {dict(self.sent.most_common())}")
-        print(f"bystanders were answered {sum(counts)} times")
+        turned_away = self.bystanders.turned_away
+        print(f"bystanders were answered {sum(counts)} times, and turned away {turned_away} times before")
         assert not complaints, complaints
         assert not self.bystanders.wrong, self.bystanders.wrong
         assert min(counts) > 0
+        assert turned_away <= sum(counts) * most_turned_away
         self._settled(
             early, growth_bytes + int(GROWTH_BYTES_PER_MINUTE * took_s / 60) + bytes_each * sum(self.sent.values())
         )
