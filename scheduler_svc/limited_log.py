@@ -14,7 +14,7 @@ INTERVAL_S = 10.0
 
 class LimitedRecords(logging.Filter):
     """The same for a logger that is not ours: what a library says of a peer, of each format the first in so many
-    seconds, without its traceback."""
+    seconds, without its traceback. Bytes that the peer sent are not repeated: they may be a key."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, interval_s: float = INTERVAL_S) -> None:
         super().__init__()
@@ -29,6 +29,8 @@ class LimitedRecords(logging.Filter):
             return False
         self._said_s[kind] = now_s
         record.exc_info = None
+        if isinstance(record.args, tuple):
+            record.args = tuple(f"{len(part)} bytes" if isinstance(part, bytes) else part for part in record.args)
         return True
 
 

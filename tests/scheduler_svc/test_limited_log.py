@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.scheduler_svc.limited_log import LimitedLog
+from pagewire.scheduler_svc.limited_log import LimitedLog, LimitedRecords
 
 
 class Written(logging.Handler):
@@ -59,3 +59,18 @@ def test_every_message_is_written_or_counted_and_few_are_written(pauses_s: list[
     counted = sum(int(line.split()[3]) for line in written.lines if "(and" in line)
     untold = log._unsaid.get("odd", 0)
     assert len(written.lines) + counted + untold == len(pauses_s)
+
+
+def test_a_library_says_each_kind_once_in_so_long_and_repeats_no_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = [0.0]
+    logger = logging.getLogger("a library")
+    limit = LimitedRecords(lambda: now_s[0], 10.0)
+    logger.addFilter(limit)
+    try:
+        for at_s in (0.0, 3.0, 9.9, 10.0):
+            now_s[0] = at_s
+            logger.error("Invalid encoding on %s", b"Bearer s\xffcret")
+        logger.error("Something else, %d", 5)
+    finally:
+        logger.removeFilter(limit)
+    assert caplog.messages == ["Invalid encoding on 13 bytes"] * 2 + ["Something else, 5"]
