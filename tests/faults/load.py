@@ -95,13 +95,17 @@ class Read:
 
     @property
     def longest_s(self) -> float:
-        return max(self.pauses_s, default=0.0)
+        return longest_of(self.pauses_s)
 
-    @property
-    def p99_s(self) -> float:
-        if len(self.pauses_s) < 2:
-            return self.longest_s
-        return statistics.quantiles(self.pauses_s, n=100, method="inclusive")[98]
+
+def longest_of(pauses_s: Sequence[float]) -> float:
+    return max(pauses_s, default=0.0)
+
+
+def p99_of(pauses_s: Sequence[float]) -> float:
+    if len(pauses_s) < 2:
+        return longest_of(pauses_s)
+    return statistics.quantiles(pauses_s, n=100, method="inclusive")[98]
 
 
 class Course:
@@ -145,8 +149,14 @@ class Course:
             self._condition.wait_for(lambda: self._begun >= streams or self._is_over, LIMIT_S)
 
 
-def read_all(address: str, asked: Sequence[Asked], during: Callable[[Course], None] = lambda course: None) -> Read:
-    """All streams at once, by the client and its usual patience; `during` runs beside them."""
+def read_all(
+    address: str,
+    asked: Sequence[Asked],
+    during: Callable[[Course], None] = lambda course: None,
+    interval_s: float = 0.0,
+) -> Read:
+    """All streams, each begun so long after the one before, by the client and its usual patience; `during` runs beside
+    them."""
     read, course = Read(), Course()
     lock = threading.Lock()
 
@@ -172,7 +182,10 @@ def read_all(address: str, asked: Sequence[Asked], during: Callable[[Course], No
 
     with Client(address) as client, ThreadPoolExecutor(len(asked) + 1) as pool:
         beside = pool.submit(during, course)
-        streams = [pool.submit(one, client, each) for each in asked]
+        streams = []
+        for each in asked:
+            streams.append(pool.submit(one, client, each))
+            time.sleep(interval_s)
         for stream in streams:
             stream.result()
         course.end()

@@ -3,15 +3,17 @@
 Knows processes and signals, and of the load how far it is.
 """
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import grpc
 import psutil
 from faults.load import Course
-from support.service import Service
+from support.service import Service, stream_request, workers_of
 
 LONGEST_PAUSE_S = 5.0
 _BACK_S = 60.0
@@ -56,14 +58,12 @@ def killing(*roles: str) -> Callable[[Service, Course, random.Random], str]:
     return strike
 
 
-def rank_1(service: Service, course: Course, draw: random.Random) -> str:
-    ranks = [
-        child
-        for child in psutil.Process(service.process.pid).children(recursive=True)
-        if "pagewire.worker" in child.cmdline()
-    ]
-    ranks[-1].kill()
-    return f"{len(ranks)} ranks"
+def a_rank(service: Service, course: Course, draw: random.Random) -> str:
+    """Whichever is drawn."""
+    ranks = workers_of(service.process.pid)
+    rank = draw.randrange(len(ranks))
+    ranks[rank].kill()
+    return f"rank {rank} of {len(ranks)}"
 
 
 def five_in_a_row(service: Service, course: Course, draw: random.Random) -> str:
@@ -96,15 +96,55 @@ def stopping(slowest_step_s: float) -> Callable[[Service, Course, random.Random]
     return strike
 
 
-def several(service: Service, course: Course, draw: random.Random) -> str:
-    """One of the others, for a soak."""
-    role = draw.choice(["worker", "engine", "frontend", "both", "stop"])
-    if role == "stop":
-        _next_after(service, "worker").suspend()
-    else:
-        for each in ("worker", "engine") if role == "both" else (role,):
-            _kill(service, each)
-    return role
+def _kill_a_helper(service: Service, course: Course, draw: random.Random) -> str:
+    """A frontend's: the process that renders chat templates, or the one that compiles grammars."""
+    helpers = [
+        child
+        for child in psutil.Process(service.process.pid).children(recursive=True)
+        if any(word.startswith("pagewire.scheduler_svc.frontend.text.") for word in child.cmdline())
+    ]
+    if not helpers:
+        raise AssertionError("no helper runs")
+    draw.choice(helpers).kill()
+    return ""
+
+
+def _cancel_twenty(service: Service, course: Course, draw: random.Random) -> str:
+    """Streams of somebody else's, begun and given up."""
+    request = stream_request([draw.randrange(5, 40_000) for _ in range(16)], stopping={"max_tokens": 60})
+    calls = [service.inference.StreamGenerate(request) for _ in range(20)]
+    for call in calls:
+        if draw.random() < 0.5:
+            with contextlib.suppress(grpc.RpcError):
+                next(call, None)
+        call.cancel()
+    return ""
+
+
+def _suspend(service: Service, course: Course, draw: random.Random) -> str:
+    _next_after(service, "worker").suspend()
+    return ""
+
+
+def _a_kill_and_another(service: Service, course: Course, draw: random.Random) -> str:
+    """The next incarnation as soon as it is there."""
+    first = _kill(service, "worker")
+    _next_after(service, "worker", first.pid).kill()
+    return ""
+
+
+KINDS: dict[str, Callable[[Service, Course, random.Random], str]] = {
+    "worker killed": killing("worker"),
+    "worker killed twice": _a_kill_and_another,
+    "engine killed": killing("engine"),
+    "both killed": killing("worker", "engine"),
+    "frontend killed": killing("frontend"),
+    "fork server killed": killing("fork-server"),
+    "worker stopped": _suspend,
+    "helper killed": _kill_a_helper,
+    "20 cancels": _cancel_twenty,
+}
+"""Of a soak. Preemptions are there all the time: it has memory for fewer sequences than may run."""
 
 
 def at(fault: Fault, service: Service, total: int, draw: random.Random, told: list[str]) -> Callable[[Course], None]:
@@ -127,7 +167,9 @@ def at(fault: Fault, service: Service, total: int, draw: random.Random, told: li
 def every(interval_s: float, service: Service, draw: random.Random, over: threading.Event, told: list[str]) -> None:
     """A fault of any kind at every interval, until it is over."""
     while not over.wait(interval_s):
+        kind = draw.choice(list(KINDS))
         try:
-            told.append(several(service, Course(), draw))
+            KINDS[kind](service, Course(), draw)
+            told.append(kind)
         except Exception as error:  # told, so that the soak does not go on without faults and hold
-            told.append(f"FAILED: {type(error).__name__}: {error}")
+            told.append(f"FAILED: {kind}: {type(error).__name__}: {error}")

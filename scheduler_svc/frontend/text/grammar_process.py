@@ -121,7 +121,6 @@ class Compiler:
                 sys.exit("grammar process: asked to compile before it had a tokenizer")
 
     def _prepare(self, request: Prepare) -> Prepared | Refused:
-        os.nice(_NICENESS)
         try:
             tokenizer = GrammarTokenizer.read(request.tokenizer_file, request.eos_token_ids, request.vocab_size)
             added = added_tokens(Path(request.tokenizer_file).read_bytes())
@@ -131,6 +130,9 @@ class Compiler:
         self._model = tokenizer, special
         self._cpu_limit_s = request.cpu_limit_s
         limit_memory(request.memory_limit_bytes)
+        # Not before: behind a worker that takes every core it would be ready after seconds, for which whoever comes back
+        # from a frontend that was killed waits.
+        os.nice(_NICENESS)
         return Prepared()
 
 
