@@ -82,7 +82,7 @@ class Admitter:
         """While somebody is suspected of ending workers, only suspects are admitted, and those of one group."""
         if trial := self._suspects.trial(batch.slots):
             return next((sequence for sequence in trial if sequence.status is SequenceStatus.WAITING), None)
-        return self._open.waiting.peek()
+        return self._open.waiting.peek() if batch.slots.num_free else None
 
     def _start(self, sequence: Sequence, now_s: float) -> Event[SeqStarted]:
         sequence.started = True
