@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import re
 import signal
@@ -12,13 +13,23 @@ import threading
 from pagewire.client import installed
 from pagewire.client.cli import connection
 from pagewire.client.cli.printing import say
-from pagewire.client.errors import InvalidRequest, LaunchError
+from pagewire.client.errors import (
+    InvalidRequest,
+    LaunchError,
+    PagewireError,
+    PermissionDenied,
+    Unauthenticated,
+)
+from pagewire.client.retry import NO_RETRY
 
 DEFAULT_LISTEN = "127.0.0.1:8000"
 
 _ADDRESS = re.compile(r"\[?(?P<host>[^\[\]]*?)\]?:(?P<port>\d{1,5})")
+_INHERITED = re.compile(r"fd:(\d{1,9})")
 _GRACE_S = 30
 """For what runs when the gateway is told to end."""
+_ASK_S = 5.0
+"""How long the service may take to say whether it asks callers for keys."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,6 +39,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="OpenAI's endpoints in front of a service",
         description="Serve /v1/chat/completions, /v1/completions and /v1/models over HTTP, and answer from a Pagewire "
         "service. A caller's API key goes on to the service; --api-key is for those who bring none.",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen on an address open to other machines though the service answers callers who bring no key",
     )
     parser.add_argument(
         "--listen",
@@ -60,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.target:
         raise InvalidRequest("--target is empty; it must be HOST:PORT or unix:/path")
     tls = connection.tls(args)
+    if not args.insecure:
+        _check_exposure(args)
 
     def open_client(api_key: str | None) -> AsyncClient:
         return AsyncClient(args.target, api_key=api_key or args.api_key, tls=tls)
@@ -91,6 +109,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_exposure(args: argparse.Namespace) -> None:
+    """The rule of `pagewire serve`: an address that other machines reach needs credentials. Here the service has them.
+
+    Raises LaunchError where the service answers those who bring no key, with what this gateway would lend them, or does
+    not say. Whoever hands a socket down answers for it."""
+    found = _ADDRESS.fullmatch(args.listen)
+    if found is None or _INHERITED.fullmatch(args.listen) or _is_loopback(found["host"]):
+        return
+    try:
+        with connection.client(args, NO_RETRY) as client:
+            client.models(timeout_s=_ASK_S)
+        why = f"the service at {args.target} answers callers who bring no key"
+        if args.api_key:
+            why += ", as --api-key (or PAGEWIRE_API_KEY) is lent to them"
+    except (Unauthenticated, PermissionDenied):
+        return
+    except PagewireError as error:
+        why = f"the service at {args.target} cannot be asked whether it wants keys ({str(error).rpartition(': ')[2]})"
+    raise LaunchError(
+        f"listen = {args.listen!r} is open to other machines, and nothing says who may call: {why}; give the service "
+        "--api-keys-file FILE, or --insecure here if whoever reaches it may use it"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can connect; a name counts as reachable, whatever it stands for."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _watch_parent(descriptor: int) -> None:
     """End as with SIGTERM when whoever started this process has gone. Raises InvalidRequest."""
     try:
@@ -108,7 +158,7 @@ def _watch_parent(descriptor: int) -> None:
 
 def _listener(address: str) -> socket.socket:
     """Bound and listening. Raises InvalidRequest for what is no address, LaunchError for one that is taken."""
-    if inherited := re.fullmatch(r"fd:(\d{1,9})", address):
+    if inherited := _INHERITED.fullmatch(address):
         try:
             listener = socket.socket(fileno=int(inherited[1]))
             if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

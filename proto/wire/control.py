@@ -42,6 +42,8 @@ class StepOverdue(msgspec.Struct, frozen=True, tag="step_overdue"):
     and new ones follow as after any other end."""
 
     waited_s: float
+    incarnation: Count
+    """Of the workers, as they said hello: those that were started since hold nothing of it, and stay."""
 
 
 class Served(msgspec.Struct, frozen=True, tag="served"):

@@ -7,7 +7,10 @@ A sequence is admitted where all of this is left for it, and else keeps its plac
     blocks   for all its known tokens but those of its cached prefix, and one more for each sequence that runs
     ids      of what one plan may carry, where others are admitted with it
 
-It owns nothing but that decision. It knows neither plans nor results, and takes nobody's slot away.
+While there are suspects only they are admitted, and each must have run before anybody else comes. So where one finds
+no room, others give way to it, one a step: how long the search lasts hangs on nobody's length.
+
+It owns nothing but these decisions. It knows neither plans nor results, and takes nobody's slot away itself.
 """
 
 from pagewire.scheduler_svc.engine.events import Event
@@ -32,6 +35,8 @@ class Admitter:
         self._open = sequences
         self._suspects = suspects
         self._counters = counters
+        self._refused: Sequence | None = None
+        """Whom the last step had no slot or no blocks for."""
 
     def admit(
         self, batch: RunningBatch, chunks: StepChunks, now_s: float
@@ -41,7 +46,11 @@ class Admitter:
         admits: list[Admit] = []
         starts: list[Event[SeqStarted]] = []
         num_ids = 0
-        while chunks.budget > 0 and batch.slots.num_free and (sequence := self._next(batch)) is not None:
+        self._refused = None
+        while chunks.budget > 0 and (sequence := self._next(batch)) is not None:
+            if not batch.slots.num_free:
+                self._refused = sequence
+                break
             num_ids += len(sequence.tokens)
             if sequence.controls is not None:
                 num_ids += len(sequence.controls.grammar)  # a character is as much as an id, or less
@@ -50,6 +59,7 @@ class Admitter:
             # One block for each running sequence stays free: without it an admission would soon be undone.
             admit = batch.admit(sequence, reserve=self._open.num_running)
             if admit is None:
+                self._refused = sequence
                 break
             self._open.run(sequence)
             admits.append(admit)
@@ -58,11 +68,21 @@ class Admitter:
                 starts.append(self._start(sequence, now_s))
         return admits, starts
 
+    def gives_way(self, batch: RunningBatch) -> Sequence | None:
+        """Who is to leave its slot for a suspect that the last step had no room for: of those that run and are not on
+        trial the last by priority. None where no suspect needs it, or nobody can."""
+        if self._refused is None:
+            return None
+        trial = self._suspects.trial(batch.slots)
+        if self._refused not in trial:  # it is nobody's, but the queue's first
+            return None
+        return batch.last_by_priority(but=trial)
+
     def _next(self, batch: RunningBatch) -> Sequence | None:
         """While somebody is suspected of ending workers, only suspects are admitted, and those of one group."""
         if trial := self._suspects.trial(batch.slots):
             return next((sequence for sequence in trial if sequence.status is SequenceStatus.WAITING), None)
-        return self._open.waiting.peek()
+        return self._open.waiting.peek() if batch.slots.num_free else None
 
     def _start(self, sequence: Sequence, now_s: float) -> Event[SeqStarted]:
         sequence.started = True

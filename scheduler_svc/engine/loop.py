@@ -244,7 +244,7 @@ class EngineLoop:
         if now_s >= self._next_look_s and self._pipeline.oldest is not None:
             self._next_look_s = now_s + self._look_s
             if (waited_s := self._deadline.overdue_s(self._pipeline.oldest)) is not None:
-                self._lifeline.send(StepOverdue(waited_s))
+                self._lifeline.send(StepOverdue(waited_s, self._group.incarnation))
 
     def _advance(self, scheduler: Scheduler, now_s: float) -> None:
         if not self._group.is_complete:

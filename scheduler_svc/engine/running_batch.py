@@ -4,7 +4,7 @@ Owns the slots, the block manager and the list of slots to release with the next
 why a sequence leaves. `slots.planned` advances here and nowhere else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -104,7 +104,8 @@ class RunningBatch:
                     slots.capacity[sequence.slot] += self._block_size
                     pairs.append((sequence.slot, block))
                     break
-                victim = self._last_by_priority()
+                victim = self.last_by_priority()
+                assert victim is not None, "who needs the block runs"
                 active[victim.slot] = False
                 self.release(victim)
                 victims.append(victim)
@@ -156,6 +157,14 @@ class RunningBatch:
             self._prefilling.remove(slots.sequence(slot))
         return ended
 
+    def last_by_priority(self, *, but: Collection[Sequence] = ()) -> Sequence | None:
+        """Who is to leave first where room is needed; none where nobody else than these runs on."""
+        slots = self.slots
+        # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
+        ending = slots.decoding & (slots.planned >= slots.last)
+        others = (s for s in slots.running() if not ending[s.slot] and s not in but)
+        return max(others, key=lambda s: s.priority_key, default=None)
+
     def violations(self) -> Iterator[str]:
         """What does not hold, of slots and blocks."""
         running = self.slots.running()
@@ -164,12 +173,6 @@ class RunningBatch:
         prefilling = {sequence.slot for sequence in self._prefilling}
         if prefilling != {s.slot for s in running if not self.slots.decoding[s.slot]}:
             yield f"slots {sorted(prefilling)} prefill, which are not those that do not decode"
-
-    def _last_by_priority(self) -> Sequence:
-        slots = self.slots
-        # A slot whose last token is in flight ends with the next result: its blocks come free without recomputing.
-        ending = slots.decoding & (slots.planned >= slots.last)
-        return max((s for s in slots.running() if not ending[s.slot]), key=lambda s: s.priority_key)
 
     def _publish_blocks(self, sequence: Sequence) -> None:
         """Put full blocks into the prefix cache, as far as tokens are known and their KV is planned.

@@ -155,7 +155,6 @@ class Scheduler:
         running = self._batch.slots.running()
         for sequence in running:
             self._batch.release(sequence)
-            sequence.count_crash()
             self._open.wait_again(sequence)
         self._batch = RunningBatch(self._config, self._log)
         found = self._suspects.crashed(running, self._config.max_crashes_in_row)
@@ -177,6 +176,8 @@ class Scheduler:
     def plan(self, epoch: int, step_id: int, now_s: float) -> PlannedStep | None:
         """Plan one step, or none if there is nothing to compute now."""
         batch = self._batch
+        if (leaving := self._admitter.gives_way(batch)) is not None:
+            self._preempt(leaving)
         active = batch.decodable()
         grow, victims = batch.grow(active)
         for victim in victims:
@@ -295,6 +296,11 @@ class Scheduler:
             raise IntegrityError(violations)
 
     # Inside
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._counters.preemptions += 1
+        self._batch.release(sequence)
+        self._open.wait_again(sequence)
 
     def _fail(self, slot: int, failure: RowFailure) -> Event[SeqFinished]:
         kind = FinishKind.NOTHING_LEFT if failure.by_request else FinishKind.FAILED

@@ -72,16 +72,20 @@ class Sequence:
     """Its first step has been planned; stays true through preemptions."""
     num_served: int = 0
     """How many of its tokens count as served to its tenant; written by the WaitQueue."""
-    known_at_crash: int = -1
-    """Length of `tokens` when a worker was last lost under it."""
-    worker_crashes: int = 0
-    """Workers lost under it in a row without a token between them."""
-    lone_crashes: int = 0
-    """Those of them under which it ran alone as a suspect: Suspects counts them; they begin anew with the others."""
     next_scored: int = 1
     """Position of the prompt token whose log-probability comes next, where they are asked for."""
     scores_prompt: bool = False
     """While it has a slot: whether it was admitted to have its prompt scored. Then nothing of it was cached."""
+
+    # Written by Suspects alone.
+    known_at_crash: int = -1
+    """Length of `tokens` when a worker was last lost under it."""
+    fruitless_crashes: int = 0
+    """Workers lost under it in a row without a token of it between them."""
+    close_crashes: int = 0
+    """Workers lost under it in a row with few tokens of it between each two, or none."""
+    lone_crashes: int = 0
+    """Those of them under which it ran as a suspect with no other request; they begin anew once it is none."""
 
     # Written by the BlockManager alone.
     blocks: list[int] = field(default_factory=list)
@@ -102,14 +106,6 @@ class Sequence:
     def awaits_scores(self) -> bool:
         """Whether log-probabilities of its prompt are asked for and have not all come."""
         return self.prompt_logprobs is not None and self.next_scored < self.prompt_len
-
-    def count_crash(self) -> None:
-        """A worker was lost under it."""
-        known = len(self.tokens)
-        if known != self.known_at_crash:
-            self.worker_crashes = self.lone_crashes = 0
-        self.worker_crashes += 1
-        self.known_at_crash = known
 
     def end_with(self, token: int, length: int, config: SchedulerConfig) -> FinishKind | None:
         """Why the sequence ends with this token, by which it came to this length; none where it goes on."""

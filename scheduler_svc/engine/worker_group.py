@@ -30,6 +30,12 @@ class WorkerGroup:
         starts = {hello.incarnation for hello in self._hellos.values()}
         return len(self._hellos) == self._launch.world_size and len(starts) == 1
 
+    @property
+    def incarnation(self) -> int:
+        """The supervisor's count of the start that they are of, which an engine that was started again itself still
+        has; 0 before any came."""
+        return max(self._incarnations.values(), default=0)
+
     def __contains__(self, rank: int) -> bool:
         return rank in self._hellos
 
@@ -102,8 +108,7 @@ class WorkerGroup:
             device_memory=_together([hello.device_memory for hello in hellos if hello.device_memory is not None]),
             # Three ranks and more add up their parts in an order that depends on how many rows there are.
             recomputes_exactly=first is not None and first.recomputes_exactly and self._launch.world_size <= 2,
-            # The supervisor's count, which an engine that was started again itself still has.
-            worker_restarts=max(self._incarnations.values(), default=0),
+            worker_restarts=self.incarnation,
         )
 
 

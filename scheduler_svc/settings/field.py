@@ -13,11 +13,16 @@ import msgspec
 
 from pagewire.scheduler_svc.startup_errors import SettingsError
 
+MAX_INT32 = 2**31 - 1
+
+Group = Literal["model", "network", "scheduling", "worker", "parallel", "operation"]
+_GROUPS = typing.get_args(Group)
+
 
 class Setting(NamedTuple):
     """Stands in the annotation of each setting."""
 
-    group: str
+    group: Group
     help: str
     unit: str = ""
     limits: tuple[float, float] | None = None
@@ -83,9 +88,10 @@ class SettingField(NamedTuple):
 
 @functools.cache
 def setting_fields(settings: type[msgspec.Struct]) -> dict[str, SettingField]:
-    """Every setting of a struct by name, in the order of declaration."""
+    """Every setting of a struct by name: a group after the other, each in the order of declaration."""
     hints = typing.get_type_hints(settings, include_extras=True)
-    return {field.name: _describe(field, hints[field.name]) for field in msgspec.structs.fields(settings)}
+    found = [_describe(field, hints[field.name]) for field in msgspec.structs.fields(settings)]
+    return {field.name: field for field in sorted(found, key=lambda field: _GROUPS.index(field.about.group))}
 
 
 def _describe(field: msgspec.structs.FieldInfo, hint: Any) -> SettingField:

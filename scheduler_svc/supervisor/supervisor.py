@@ -138,7 +138,10 @@ class Supervisor:
                 self._on_exit(process, news)
             case Alive():
                 pass  # it has been heard
-            case StepOverdue(waited_s):
+            case StepOverdue(waited_s, incarnation):
+                if self._ranks.is_ending or incarnation != self._ranks.incarnation:
+                    _log.warning("workers of incarnation %d are overdue and end or have ended already", incarnation)
+                    return
                 for worker in self._ranks.processes:
                     self._group.abort(worker, f"has held a step for {waited_s:g} s")
             case Loading(stage, fraction):

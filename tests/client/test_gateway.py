@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -408,6 +409,54 @@ def test_a_real_model_behind_the_command() -> None:
 def test_what_it_cannot_listen_on(capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str) -> None:
     assert main(["gateway", *arguments]) == 1
     assert problem in capsys.readouterr().err
+
+
+BEHIND_THE_RULE = ("--parent-fd", "999999")
+"""What ends the command once it has let the address pass."""
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "some.host:0"])
+def test_an_address_open_to_others_is_refused_where_the_service_wants_no_keys(
+    service: ScriptedService, capsys: pytest.CaptureFixture[str], listen: str
+) -> None:
+    command = ["gateway", "--listen", listen, "--target", service.address, *BEHIND_THE_RULE]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert f"listen = {listen!r} is open to other machines, and nothing says who may call: the service at" in said
+    assert "answers callers who bring no key; give the service --api-keys-file FILE, or --insecure here" in said
+
+
+def test_an_address_open_to_others_is_refused_where_nobody_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = ["gateway", "--listen", "0.0.0.0:0", "--target", f"127.0.0.1:{port}", *BEHIND_THE_RULE]
+    assert main(command) == 1
+    assert f"the service at 127.0.0.1:{port} cannot be asked whether it wants keys" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0", "[::1]:0", "127.9.9.9:0"])
+def test_loopback_addresses_and_the_operator_s_word_need_no_keys(
+    service: ScriptedService, capsys: pytest.CaptureFixture[str], listen: str
+) -> None:
+    for words in (["--listen", listen], ["--listen", "0.0.0.0:0", "--insecure"]):
+        assert main(["gateway", *words, "--target", service.address, *BEHIND_THE_RULE]) == 1
+        assert "--parent-fd 999999 is not an open descriptor" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_address_open_to_others_stands_where_the_service_wants_keys(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """But not where the gateway lends its own to those who have none."""
+    key, keys = "sk-0123456789abcdef0123456789abcdef", tmp_path / "keys"
+    keys.write_text(f"admin:{key}\n")
+    keys.chmod(0o600)
+    with serve(api_keys_file=keys, operator_key=key) as keyed:
+        command = ["gateway", "--listen", "0.0.0.0:0", "--target", keyed.address, *BEHIND_THE_RULE]
+        assert main(command) == 1
+        assert "--parent-fd 999999 is not an open descriptor" in capsys.readouterr().err
+        assert main([*command, "--api-key", key]) == 1
+        assert "bring no key, as --api-key (or PAGEWIRE_API_KEY) is lent to them" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from support.broken_engine import POISON_SEED
 from support.service import LIMIT_S, Service, ids_of, serve, stream_request
 
 from pagewire.client import Client
@@ -104,6 +105,24 @@ def test_an_engine_that_contradicts_itself_ends_and_the_streams_go_on() -> None:
         expected = ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S))
         assert got == [expected] * 2
         assert len(expected) == 300
+
+
+def test_a_request_that_gives_each_worker_a_token_before_it_ends_it_fails_alone() -> None:
+    program = (str(Path(__file__).parents[1] / "support/broken_engine.py"), "drip")
+    with serve(program=program, sim_step_us=10_000) as service:
+        stopping = {"max_tokens": 60, "ignore_eos": True}
+        others = [stream_request([4, 5, i], stopping=stopping, sampling={"seed": i}) for i in range(3)]
+        calls = [service.inference.StreamGenerate(request, timeout=LIMIT_S) for request in others]
+        poison = stream_request([4, 5], stopping=LONG, sampling={"seed": POISON_SEED})
+        with pytest.raises(grpc.RpcError) as error:
+            list(service.inference.StreamGenerate(poison, timeout=LIMIT_S))
+        assert error.value.code() is grpc.StatusCode.INTERNAL
+        assert (
+            "with fewer than 16 tokens of it between each two, the last 2 times with no other" in error.value.details()
+        )
+        got = [ids_of(call) for call in calls]
+        assert got == [ids_of(service.inference.StreamGenerate(request, timeout=LIMIT_S)) for request in others]
+        assert service.process.poll() is None
 
 
 def test_both_at_once_are_a_pause_too() -> None:

@@ -196,6 +196,12 @@ _LIMITS = SlotLimits(
 )
 
 
+def _der(tag: int, *contents: bytes) -> bytes:
+    content = b"".join(contents)
+    assert len(content) < 0x80
+    return bytes((tag, len(content))) + content
+
+
 def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     """All of them. Those that read files read them from `folder`, which is theirs."""
     wire: Errors = (WireError,)
@@ -309,17 +315,28 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
     keys = b"tenant:0123456789abcdef\n# comment\n"
     read = written(lambda path: read_keys(str(path)))
 
-    def read_certificate(name: bytes) -> object:
-        pem = ssl.DER_cert_to_PEM_cert(b"\x0c" + bytes((len(name) & 0x7F,)) + name)
-        context = {"x509_common_name": [name], "x509_subject": [b"CN=" + name], "x509_pem_cert": [pem.encode()]}
-        return certificate_name(context, "common_name")
+    def read_certificate(signed: bytes) -> object:
+        """A certificate, behind the length of a name and the name, which gRPC tells of it."""
+        length = int.from_bytes(signed[:1]) % 32
+        name, certificate = signed[1 : 1 + length], signed[1 + length :]
+        pem = ssl.DER_cert_to_PEM_cert(certificate).encode()
+        context = {"x509_common_name": [name], "peer_dns": [name], "x509_pem_cert": [pem]}
+        return certificate_name(context, "common_name"), certificate_name(context, "dns")
 
+    common_name = _der(0x30, _der(0x06, b"\x55\x04\x03"), _der(0x0C, b"admin"))
+    alternative_name = _der(0x30, _der(0x06, b"\x55\x1d\x11"), _der(0x04, _der(0x30, _der(0x82, b"admin"))))
+    fields = (
+        *[_der(0x30)] * 4,
+        _der(0x30, _der(0x31, common_name)),
+        _der(0x30),
+        _der(0xA3, _der(0x30, alternative_name)),
+    )
     yield ByteDecoder("scheduler_svc/frontend/rpc/auth.py", read, (KeysFileError,), (keys,))
     yield ByteDecoder(
         "scheduler_svc/frontend/rpc/certificate_name.py",
         read_certificate,
         (Unauthenticated,),
-        (b"admin", "\u00e4dmin".encode()),
+        tuple(b"\x05admin" + _der(0x30, _der(0x30, *version, *fields)) for version in ((), (_der(0xA0),))),
     )
     limits = b'{"ann": {"max_priority": 0, "requests_per_minute": 60}, "*": {"tokens_per_minute": 1000}}'
     read_them = written(lambda path: read_limits(str(path)))

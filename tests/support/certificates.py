@@ -21,8 +21,10 @@ class Authority:
             f"/CN={common_name}" if common_name else "/O=noend_of_content", alternative_names, into=into
         )
 
-    def issue_subject(self, subject: str, alternative_names: str = "", *, into: str) -> tuple[Path, Path]:
-        """The same of a whole subject."""
+    def issue_subject(
+        self, subject: str, alternative_names: str = "", extension: str = "", *, into: str
+    ) -> tuple[Path, Path]:
+        """The same of a whole subject, and with an extension that is openssl's word for one."""
         signed = (
             "-addext",
             "basicConstraints=critical,CA:FALSE",
@@ -34,8 +36,20 @@ class Authority:
             "1",
         )
         names = ("-addext", f"subjectAltName={alternative_names}") if alternative_names else ()
+        extensions = ("-addext", extension) if extension else ()
         self._openssl(
-            "req", "-x509", "-utf8", *_KIND, "-subj", subject, *names, *signed, "-CAkey", self.key.name, *self._to(into)
+            "req",
+            "-x509",
+            "-utf8",
+            *_KIND,
+            "-subj",
+            subject,
+            *names,
+            *extensions,
+            *signed,
+            "-CAkey",
+            self.key.name,
+            *self._to(into),
         )
         return self._folder / f"{into}.key", self._folder / f"{into}.pem"
 

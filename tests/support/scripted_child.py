@@ -58,7 +58,13 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: lifeline.send(DrainRequested(7.0)))
-    signal.signal(signal.SIGUSR2, lambda *_: lifeline.send(StepOverdue(7.0)))
+
+    def find_overdue(*_: object) -> None:
+        """Always the first workers' step."""
+        lifeline.send(StepOverdue(7.0, incarnation=0))
+        say("overdue")
+
+    signal.signal(signal.SIGUSR2, find_overdue)
     script_file = arguments.scripts / arguments.role
     script = script_file.read_text() if script_file.exists() else "ready"
     if script.startswith("once:"):

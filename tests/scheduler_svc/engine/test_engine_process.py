@@ -266,12 +266,15 @@ def test_a_step_without_an_answer_is_reported_and_its_workers_loss_recovered() -
         worker = PlayedWorker(engine.workers)
         frontend.send(submit(1, [5, 6, 7], 6))
         worker.answer(2)
-        assert engine.reports(StepOverdue(0.4))
+        assert engine.reports(StepOverdue(0.4, incarnation=0))
         worker.peer.close()
         engine.command(WorkerLost(0))
+        worker = PlayedWorker(engine.workers, incarnation=1)
+        assert engine.reports(StepOverdue(0.4, incarnation=1))
         got: dict[int, list[int]] = {}
-        collect(frontend, PlayedWorker(engine.workers, incarnation=1), got, 1)
+        collect(frontend, worker, got, 1)
         assert got == {1: expected(1, [5, 6, 7], 6)}
+        assert engine.reports(Served())
         # Without work there is nothing to answer, and the engine says all the time that it goes round.
         for _ in range(20):
             assert set(engine.news()) <= {Alive(), Ready(), Served()}

@@ -182,11 +182,16 @@ def test_workers_that_hold_a_step_are_ended_and_started_again(run_server: RunSer
     server.ready()
     os.kill(server.heard("engine-0", "ready")["pid"], signal.SIGUSR2)
     assert server.heard("engine-0", "WorkerLost")["rank"] == 0
-    assert server.heard("worker-0", "started", incarnation=1)
+    assert server.heard("worker-0", "ready", incarnation=1)
+    # What is said of the first workers late is nothing that those after them hold.
+    os.kill(server.heard("engine-0", "ready")["pid"], signal.SIGUSR2)
+    wait_for(lambda: [e["what"] for e in server.log()].count("overdue") == 2, "the engine to say it again")
     server.signal(signal.SIGTERM)
     status, _, err = server.end()
     assert status == 0
-    assert "worker 0 has held a step for 7 s and is ended" in err
+    assert err.count("worker 0 has held a step for 7 s and is ended") == 1
+    assert "workers of incarnation 0 are overdue and end or have ended already" in err
+    assert [e["incarnation"] for e in server.log() if (e["who"], e["what"]) == ("worker-0", "started")] == [0, 1]
 
 
 def test_restarts_in_a_row_have_a_limit(run_server: RunServer) -> None:

@@ -41,9 +41,9 @@ class Clients:
     def trust(self, common_name: str, alternative_names: str = "") -> grpc.ChannelCredentials:
         return self._trust(self._authority.issue(common_name, alternative_names, into="client"))
 
-    def trust_subject(self, subject: str, alternative_names: str = "") -> grpc.ChannelCredentials:
+    def trust_subject(self, subject: str, alternative_names: str = "", extension: str = "") -> grpc.ChannelCredentials:
         """An exclamation mark stands for a NUL."""
-        files = self._authority.issue_subject(subject, alternative_names, into="client")
+        files = self._authority.issue_subject(subject, alternative_names, extension, into="client")
         for name in (subject, alternative_names):
             if "!" in name:
                 before, _, behind = name.partition("!")
@@ -173,6 +173,35 @@ def test_a_name_counts_as_a_whole_or_not_at_all(
                     error = await failure(stub.GetLoad(admin_pb2.GetLoadRequest()))
                     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
                     assert complaint in str(error.details())
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "alternative_names", "looks_like"),
+    [
+        ("dns", "/CN=mallory", "DNS:admin!.evil", b"\x82\x05admin"),
+        ("uri", "/CN=mallory", "URI:spiffe://ops!.evil", b"\x86\x0cspiffe://ops"),
+        ("common_name", "/CN=admin!x.evil", "", b"\x0c\x05admin"),
+    ],
+)
+def test_what_looks_like_a_name_in_another_extension_is_none(
+    spec: ModelSpec, run: Run, clients: Clients, kind: str, subject: str, alternative_names: str, looks_like: bytes
+) -> None:
+    async def test() -> None:
+        changes = {**clients.listeners, "client_identity": kind, "admin_tenants": ("admin", "spiffe://ops")}
+        async with running_frontend(spec, **changes) as world:
+            own = f"1.2.3.4=DER:{looks_like.hex(':')}"
+            trust = clients.trust_subject(subject, alternative_names, own)
+            async with open_channel(world.ready.admin_address, trust) as channel:
+                stub: Any = AdminServiceStub(channel)
+                error = await failure(stub.GetLoad(admin_pb2.GetLoadRequest()))
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert "is not the whole of what the certificate holds" in str(error.details())
+            honest = clients.trust_subject("/CN=admin", "DNS:admin,URI:spiffe://ops", own)
+            async with open_channel(world.ready.admin_address, honest) as channel:
+                admin: Any = AdminServiceStub(channel)
+                await admin.GetLoad(admin_pb2.GetLoadRequest())
 
     run(test())
 
