@@ -13,6 +13,7 @@ Invariant (`violations`): each sequence is in exactly one of the three places, a
 run holds no memory.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from pagewire.scheduler_svc.engine.sequence import NO_SLOT, Sequence, SequenceKey, SequenceStatus
@@ -36,6 +37,8 @@ class OpenSequences:
         self.waiting = WaitQueue()
         self._all: dict[SequenceKey, Sequence] = {}
         self._paused: dict[SequenceKey, Sequence] = {}
+        self._running: Counter[str] = Counter()
+        """How many of each tenant's have a slot."""
         self.num_arrivals = 0
         """Sequences that have come, in all."""
 
@@ -55,6 +58,15 @@ class OpenSequences:
         """Sequences that have a slot."""
         return len(self._all) - len(self.waiting) - len(self._paused)
 
+    def running_of(self, tenant: str) -> int:
+        """How many of a tenant's have a slot."""
+        return self._running.get(tenant, 0)
+
+    @property
+    def most_running(self) -> tuple[str, int]:
+        """The tenant that has the most slots, and how many; none, and 0, where nobody has one."""
+        return max(self._running.items(), key=lambda each: each[1], default=("", 0))
+
     @property
     def num_paused(self) -> int:
         """Sequences whose readers have to catch up."""
@@ -71,9 +83,12 @@ class OpenSequences:
         """A sequence that waits has got a slot."""
         self.waiting.admit(sequence)
         sequence.status = SequenceStatus.RUNNING
+        self._running[sequence.tenant] += 1
 
     def wait_again(self, sequence: Sequence) -> None:
         """A sequence that ran or was paused waits once more, whatever else waits: it was accepted before."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._stop(sequence)
         self._paused.pop(sequence.key, None)
         sequence.status = SequenceStatus.WAITING
         self.waiting.push(sequence)
@@ -107,6 +122,8 @@ class OpenSequences:
         if sum(map(len, places.values())) != len(self._all):
             counts = ", ".join(f"{len(found)} are {status.value}" for status, found in places.items())
             yield f"{len(self._all)} sequences are open, of which {counts}"
+        if (tenants := Counter(sequence.tenant for sequence in running)) != self._running:
+            yield f"{dict(tenants)} have slots, of which {dict(self._running)} are counted"
         for status, found in places.items():
             for sequence in found:
                 if self._all.get(sequence.key) is not sequence or sequence.status is not status:
@@ -117,11 +134,17 @@ class OpenSequences:
     def _leave(self, sequence: Sequence) -> None:
         match sequence.status:
             case SequenceStatus.RUNNING:
+                self._stop(sequence)
                 self.waiting.serve(sequence)
             case SequenceStatus.WAITING:
                 self.waiting.remove(sequence)
             case _:
                 self._paused.pop(sequence.key, None)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self._running[sequence.tenant] -= 1
+        if not self._running[sequence.tenant]:
+            del self._running[sequence.tenant]
 
     def _forget(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.FINISHED

@@ -165,6 +165,13 @@ class RunningBatch:
         others = (s for s in slots.running() if not ending[s.slot] and s not in but)
         return max(others, key=lambda s: s.priority_key, default=None)
 
+    def last_of(self, tenant: str, priority: int) -> Sequence | None:
+        """Of a tenant's sequences that decode, and whose priority is no higher, the one that is to leave first."""
+        slots = self.slots
+        decoding = slots.decoding & (slots.planned < slots.last)
+        mine = (s for s in slots.running() if decoding[s.slot] and s.tenant == tenant and s.priority <= priority)
+        return max(mine, key=lambda s: s.priority_key, default=None)
+
     def violations(self) -> Iterator[str]:
         """What does not hold, of slots and blocks."""
         running = self.slots.running()

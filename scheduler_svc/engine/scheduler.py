@@ -32,6 +32,7 @@ from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event, StepOutcome
 from pagewire.scheduler_svc.engine.forecast import Forecast
+from pagewire.scheduler_svc.engine.newcomers import Newcomers
 from pagewire.scheduler_svc.engine.open_sequences import IntegrityError, OpenSequences
 from pagewire.scheduler_svc.engine.queue_bounds import Amount
 from pagewire.scheduler_svc.engine.results import StepRows, check_logprobs, drawn, logprobs_of_live, scores
@@ -40,9 +41,9 @@ from pagewire.scheduler_svc.engine.sequence import Sequence, SequenceKey, Sequen
 from pagewire.scheduler_svc.engine.steps import Counters, PlannedStep, StepChunks
 from pagewire.scheduler_svc.engine.suspects import Suspects, reason_of
 from pagewire.scheduler_svc.engine.wait_queue import queue_timeout
-from pagewire.wire.columns import pack, pack_pairs
-from pagewire.wire.plan import RowFailure, StepPlan
-from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, Submit
+from pagewire.wire.columns import BoolArray, pack, pack_pairs
+from pagewire.wire.plan import Admit, RowFailure, StepPlan
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit
 
 
 class Scheduler:
@@ -58,6 +59,7 @@ class Scheduler:
         self._forecast = Forecast()
         self._counters = Counters()
         self._admitter = Admitter(self._open, self._suspects, self._counters)
+        self._newcomers = Newcomers(self._open)
         self._num_computed = 0
         """Tokens of all steps planned."""
         self._batch = RunningBatch(config, log)
@@ -191,7 +193,8 @@ class Scheduler:
         for sequence in batch.unfinished_prefills():
             batch.advance_prefill(sequence, chunks)
         # A sequence preempted a moment ago would be first in line for the blocks that its preemption freed.
-        admits, starts = ([], []) if victims else self._admitter.admit(batch, chunks, now_s)
+        admits, starts = ([], []) if victims else self._admit(batch, chunks, active, grow, now_s)
+        decodes = active.nonzero()[0]
         if self._waiting or self._forecast.is_backlogged:
             num_served = self._num_computed + self._counters.cached_prompt_tokens
             self._forecast.observe(now_s, num_served, is_backlogged=len(self._waiting) > 0)
@@ -302,6 +305,23 @@ class Scheduler:
         self._batch.release(sequence)
         self._open.wait_again(sequence)
 
+    def _admit(
+        self, batch: RunningBatch, chunks: StepChunks, active: BoolArray, grow: list[tuple[int, int]], now_s: float
+    ) -> tuple[list[Admit], list[Event[SeqStarted]]]:
+        """Admit who waits. Who leaves its slot for a newcomer is no more of this step, and waits again behind that."""
+        leaving = None
+        if chunks.budget > 0 and not self._suspects.trial(batch.slots):
+            leaving = self._newcomers.displaced(batch)
+        if leaving is not None:
+            self._counters.preemptions += 1
+            active[leaving.slot] = False
+            grow[:] = [pair for pair in grow if pair[0] != leaving.slot]
+            batch.release(leaving)
+        admitted = self._admitter.admit(batch, chunks, now_s)
+        if leaving is not None:
+            self._open.wait_again(leaving)
+        return admitted
+
     def _fail(self, slot: int, failure: RowFailure) -> Event[SeqFinished]:
         kind = FinishKind.NOTHING_LEFT if failure.by_request else FinishKind.FAILED
         return self._finish(self._batch.slots.sequence(slot), kind, failure.reason)
@@ -316,6 +336,8 @@ class Scheduler:
         """What must be served before a sequence that comes now could start; where every slot is taken and nobody waits,
         one like itself."""
         ahead = self._waiting.ahead_of(sequence)
+        if not self._waiting.has_of(sequence.tenant) and self._newcomers.would_displace(self._batch, sequence):
+            return Amount()
         if ahead.sequences or not self._batch.slots.num_free:
             return ahead.plus(Amount(1, len(sequence.tokens)))
         return ahead

@@ -70,6 +70,8 @@ class Sequence:
     """What its time to first token was forecast to be when it came; none where nothing was measured yet."""
     started: bool = False
     """Its first step has been planned; stays true through preemptions."""
+    has_displaced: bool = False
+    """Another has left its slot for it; written by Newcomers."""
     num_served: int = 0
     """How many of its tokens count as served to its tenant; written by the WaitQueue."""
     next_scored: int = 1

@@ -37,6 +37,10 @@ class WaitQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._waiting.values())
 
+    def has_of(self, tenant: str) -> bool:
+        """Whether anything of a tenant's waits."""
+        return tenant in self._bounds.by_tenant
+
     def push(self, sequence: Sequence) -> None:
         """Let a sequence wait. Its queue deadline counts only until its first step."""
         self._waiting[sequence.key] = sequence

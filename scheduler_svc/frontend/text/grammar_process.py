@@ -130,8 +130,8 @@ class Compiler:
         self._model = tokenizer, special
         self._cpu_limit_s = request.cpu_limit_s
         limit_memory(request.memory_limit_bytes)
-        # Not before: behind a worker that takes every core it would be ready after seconds, for which whoever comes back
-        # from a frontend that was killed waits.
+        # Not before: behind a worker that takes every core it would be ready after seconds, for which whoever comes
+        # back from a frontend that was killed waits.
         os.nice(_NICENESS)
         return Prepared()
 
