@@ -142,14 +142,10 @@ def compile_language(language: Language, tokenizer: GrammarTokenizer, special: S
         return Refused(_one_line(str(error)))
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
         return Refused(f"is a grammar of {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} may be")
-    limits = parser_limits()
-    is_wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
-        grammar, tokenizer.of_library, limits=limits
-    )
-    if is_wrong:
+    matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=parser_limits())
+    if matcher.is_error():
         faulty = _faulty_tool(language, tokenizer, special) if isinstance(language, Answer) else ""
-        return Refused(f"{faulty}cannot be compiled: {_one_line(messages[0])}")
-    matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=limits)
+        return Refused(f"{faulty}cannot be compiled: {_one_line(matcher.get_error())}")
     may_come_first = any(matcher.compute_bitmask())
     if matcher.is_error() or not may_come_first:
         return Refused(f"is empty, or cannot be followed: {_one_line(matcher.get_error()) or 'nothing may come first'}")
