@@ -8,9 +8,9 @@ those windows count apart in which they had hardly a part of the processors.
 
 import asyncio
 import itertools
-import json
 import os
 import select
+import statistics
 import subprocess
 import sys
 import time
@@ -54,9 +54,9 @@ def _is_beside(window: int) -> bool:
     return window % 2 == 1
 
 
-def refuse(address: str, num_bad: int, interval_s: float, began_s: float) -> None:
-    """Ask for one bad constraint each `interval_s` of the windows in which they are; prints how many it was, and how
-    long the slowest took. Ends early when its input says so."""
+def refuse(address: str, num_bad: int, interval_s: float) -> None:
+    """Ask for one bad constraint each `interval_s` of the windows in which they are; prints how many it was, how much
+    later than that, and how long the slowest took. Begins at the time that its input says, and ends with its input."""
     os.nice(19)
     requests = [
         inference_pb2.GenerateRequest(
@@ -66,30 +66,37 @@ def refuse(address: str, num_bad: int, interval_s: float, began_s: float) -> Non
     ]
     method = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name["Generate"]
     ask = grpc.insecure_channel(address).unary_unary(f"/{method.containing_service.full_name}/{method.name}")
-    slowest_s, num_refused = 0.0, 0
-    while num_refused < num_bad:
-        due_s = _due_s(num_refused * interval_s, time.monotonic() - began_s)
-        if select.select([sys.stdin], [], [], max(0.0, began_s + due_s - time.monotonic()))[0]:
+    print("prepared", flush=True)
+    began_s = float(sys.stdin.readline())
+    slowest_s, late_s = 0.0, list[float]()
+    for number, request in enumerate(requests):
+        wanted_s = _in_windows_s(number * interval_s)
+        asking_s = began_s + _as_soon_as_beside_s(max(wanted_s, time.monotonic() - began_s))
+        if select.select([sys.stdin], [], [], max(0.0, asking_s - time.monotonic()))[0]:
             break
         asked_s = time.monotonic()
+        late_s.append(asked_s - began_s - wanted_s)
         try:
-            ask(requests[num_refused], timeout=LIMIT_S)
-            raise AssertionError(f"{requests[num_refused]!r} was accepted")
+            ask(request, timeout=LIMIT_S)
+            raise AssertionError(f"{request!r} was accepted")
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
         slowest_s = max(slowest_s, time.monotonic() - asked_s)
-        num_refused += 1
-    print(json.dumps({"refused": num_refused, "slowest_ms": round(1000 * slowest_s)}))
+    late_ms = 1000 * statistics.median(late_s) if late_s else 0.0
+    print(f"{len(late_s)} refused, {late_ms:.0f} ms late (median), the slowest after {1000 * slowest_s:.0f} ms")
 
 
-def _due_s(elapsed_s: float, now_s: float) -> float:
-    """When to ask: at a time of the windows with bad ones, counted in them alone, or as soon after it as one of them
-    is. In seconds since the streams began, as `now_s`."""
+def _in_windows_s(elapsed_s: float) -> float:
+    """From a time that runs in the windows with bad ones alone to one that runs in all of them."""
     window, rest_s = divmod(elapsed_s, _WINDOW_S)
-    due_s = max(now_s, (2 * window + 1) * _WINDOW_S + rest_s)
-    window = int(due_s // _WINDOW_S)
-    return due_s if _is_beside(window) else (window + 1) * _WINDOW_S
+    return float((2 * window + 1) * _WINDOW_S + rest_s)
+
+
+def _as_soon_as_beside_s(elapsed_s: float) -> float:
+    """This time, or the beginning of the next window with bad ones."""
+    window = int(elapsed_s // _WINDOW_S)
+    return elapsed_s if _is_beside(window) else (window + 1) * _WINDOW_S
 
 
 @dataclass
@@ -117,7 +124,7 @@ class _Gaps:
 
 
 class _Round:
-    """The same streams once more, and what was seen of them."""
+    """As many readers as there are streams at once, each of which reads so many tokens, and what was seen of them."""
 
     def __init__(self, address: str, num_streams: int, num_tokens: int) -> None:
         self._address = address
@@ -138,10 +145,17 @@ class _Round:
         watching.cancel()
 
     async def _read(self, stub: inference_pb2_grpc.InferenceServiceStub, index: int) -> None:
+        """One stream after the other. The first of each reader has another length, so that as many tokens as before are
+        looked back at in every step."""
+        longest = self._num_tokens // 2
+        first = longest * (index + 1) // len(self.texts)
+        for num_tokens in (first, longest, longest - first):
+            if num_tokens:
+                await self._read_stream(stub, index, num_tokens)
+
+    async def _read_stream(self, stub: inference_pb2_grpc.InferenceServiceStub, index: int, num_tokens: int) -> None:
         request = stream_request(
-            [index + 1] * 8,
-            sampling={"temperature": 0},
-            stopping={"max_tokens": self._num_tokens, "ignore_eos": True},
+            [index + 1] * 8, sampling={"temperature": 0}, stopping={"max_tokens": num_tokens, "ignore_eos": True}
         )
         last_s = None
         async for event in stub.StreamGenerate(request, timeout=LIMIT_S):
@@ -190,16 +204,19 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
         # Half of the windows have bad ones, and a round may be a little shorter than the one before.
         interval_s = 0.45 * (time.monotonic() - alone.began_s) / num_bad
         for _ in range(rounds):
-            beside = _Round(service.address, num_streams, num_tokens)
-            command = [sys.executable, __file__, service.address, str(num_bad), str(interval_s), str(beside.began_s)]
+            command = [sys.executable, __file__, service.address, str(num_bad), str(interval_s)]
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                assert process.stdout.readline() == "prepared\n"
+                beside = _Round(service.address, num_streams, num_tokens)
+                process.stdin.write(f"{beside.began_s}\n")
+                process.stdin.flush()
                 asyncio.run(beside.run())
-                said = json.loads(process.communicate()[0])
+                said = process.communicate()[0].strip()
             assert beside.texts == alone.texts, "a stream is not what it was alone"
-            print(
-                f"{said['refused']} refused, {1 / interval_s:.0f} a second, the slowest after {said['slowest_ms']} ms; "
-                f"streams identical; other programs had {beside.others():.2f} processors"
-            )
+            print(f"{1 / interval_s:.0f} a second: {said}; streams identical", end="; ")
+            print(f"other programs had {beside.others():.2f} processors")
             for whose, gaps in found.items():
                 gaps.add(beside.gaps(most[whose]))
     for whose, gaps in found.items():
@@ -207,5 +224,5 @@ def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    address, num_bad, interval_s, began_s = sys.argv[1:]
-    refuse(address, int(num_bad), float(interval_s), float(began_s))
+    address, num_bad, interval_s = sys.argv[1:]
+    refuse(address, int(num_bad), float(interval_s))

@@ -20,6 +20,7 @@ from pagewire.scheduler_svc.frontend.text.helper_process import (
     Refused,
     limit_cpu_time,
     limit_memory,
+    limit_time,
     serve,
 )
 from pagewire.scheduler_svc.frontend.text.languages import Answer, GrammarTextError, JsonSchema, Language
@@ -28,7 +29,8 @@ from pagewire.wire.grammar import GrammarTokenizer, parser_limits
 from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
 
 _NICENESS = 19
-"""A sixtieth of the share of a process beside it: whoever streams is not delayed."""
+"""A sixtieth of the share of a process beside it: whoever streams is not delayed. With SCHED_IDLE a good one would wait
+for as long as the machine is full, and nobody leaves that class again without privileges."""
 _MAX_MESSAGE = 400
 
 
@@ -39,6 +41,8 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     cpu_limit_s: float
+    time_limit_s: float
+    """Of waiting for the processor too."""
     memory_limit_bytes: int
     """Address space beyond what the process has with its tokenizer."""
 
@@ -108,6 +112,7 @@ class Compiler:
     def __init__(self) -> None:
         self._model: tuple[GrammarTokenizer, SpecialTokens] | None = None
         self._cpu_limit_s = 0.0
+        self._time_limit_s = 0.0
 
     def answer(self, request: ToCompiler) -> FromCompiler:
         """Prepare or compile."""
@@ -116,6 +121,7 @@ class Compiler:
                 return self._prepare(request)
             case Compile() if self._model is not None:
                 limit_cpu_time(self._cpu_limit_s)
+                limit_time(self._time_limit_s)
                 return compile_language(request.language, *self._model)
             case _:
                 sys.exit("grammar process: asked to compile before it had a tokenizer")
@@ -129,7 +135,7 @@ class Compiler:
         except (OSError, ValueError, WireError) as error:
             return Refused(_one_line(str(error)))
         self._model = tokenizer, special
-        self._cpu_limit_s = request.cpu_limit_s
+        self._cpu_limit_s, self._time_limit_s = request.cpu_limit_s, request.time_limit_s
         limit_memory(request.memory_limit_bytes)
         return Prepared()
 

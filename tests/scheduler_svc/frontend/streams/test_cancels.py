@@ -94,7 +94,7 @@ def test_cancels_at_random_phases_leave_nothing(spec: ModelSpec) -> None:
             }
 
     async def test() -> None:
-        async with running_frontend(spec, stream_buffer_tokens=BUFFER_TOKENS) as world:
+        async with running_frontend(spec, stream_buffer_tokens=BUFFER_TOKENS, engine_timeout_s=3600.0) as world:
             await cancel_some(world, 20, "warm")
             process = psutil.Process()
 
