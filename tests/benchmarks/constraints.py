@@ -3,42 +3,34 @@
     steps        32 rows held to 32 different schemas against the same rows without, in turn, on the 0.6B shape: the
                  time of a step, from the engine's own counters
     first-token  from the request to the first token, of a schema of 64 kB and of none, SmolLM2
-    bad          64 streams, by turns of seconds alone and beside 1,000 bad constraints: the 99th percentile between
-                 their tokens, SmolLM2
+    bad          64 streams, by turns of seconds alone and beside 1,000 bad constraints: percentiles between their
+                 tokens, SmolLM2 (bad_constraints.py)
 
 The 0.6B shape gets random weights and SmolLM2's tokenizer, whose 49,152 ids are fewer than its logits.
 """
 
 import argparse
-import itertools
 import json
-import os
-import select
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import grpc
-import numpy as np
+from benchmarks.bad_constraints import bad
 from benchmarks.special_rows import LIMIT_S
-from support.service import Service, generation, serve, stream_request
+from support.service import Service, serve, stream_request
 from support.smollm2 import cache_dir, smollm2_file
 
 from pagewire.scheduler_svc.models.gguf_file import read_gguf
 from pagewire.scheduler_svc.progress import QuietProgress
 from pagewire.v1 import generation_pb2 as pb
-from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
 NUM_STREAMS = 32
-_WINDOW_S = 4.0
 _START_LIMIT_S = 240.0
 """Where a device's kernels are compiled first."""
 
@@ -163,119 +155,6 @@ def first_token(rounds: int) -> None:
         print(f"a schema of {len(large)} bytes, new   {statistics.median(new):7.1f} ms, at most {max(new):.1f}")
 
 
-def _bad_ones() -> Iterator[pb.Constraint]:
-    """No two alike."""
-    for number in itertools.count():
-        yield pb.Constraint(json_schema=f'{{"a{number}":' + '{"a":' * 20_000 + "1" + "}" * 20_001)
-        yield pb.Constraint(json_schema=f'{{"type": "nothing {number}"}}')
-        yield pb.Constraint(regex="(" * 60_000 + f"a{number}" + ")" * 60_000)
-        yield pb.Constraint(regex=f"(a{{1,1000}}){{1,1000}}{number}(")
-        yield pb.Constraint(regex=f"{number}(")
-        yield pb.Constraint(grammar="start: " + "(" * 60_000 + f'"a{number}"' + ")" * 60_000)
-        yield pb.Constraint(grammar=f"root{number} ::= " + "(" * 60_000)
-        yield pb.Constraint(grammar=f'start: start "{number}"')
-        yield pb.Constraint(choice=pb.Choices())
-
-
-def refuse(address: str, num_bad: int, pause_s: float, began_s: float) -> None:
-    """Ask for so many bad ones in every second window; prints how many it was, and how long the slowest took.
-
-    Behind everything else on the machine: whoever asks is a client, whose processor would be its own. What is measured
-    is what the service's share of a refusal takes from the streams.
-    """
-    os.nice(19)
-    stub = inference_pb2_grpc.InferenceServiceStub(grpc.insecure_channel(address))
-    slowest_s, num_refused = 0.0, 0
-    requests = [
-        generation(text="x", constraint=constraint, stopping={"max_tokens": 5})
-        for constraint in itertools.islice(_bad_ones(), num_bad)
-    ]
-    while num_refused < num_bad and not select.select([sys.stdin], [], [], pause_s)[0]:
-        began = time.monotonic()
-        if not _is_beside(began - began_s):
-            continue
-        try:
-            stub.Generate(inference_pb2.GenerateRequest(generation=requests[num_refused]), timeout=LIMIT_S)
-            raise AssertionError(f"{requests[num_refused]} was accepted")
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                raise
-        slowest_s = max(slowest_s, time.monotonic() - began)
-        num_refused += 1
-    print(json.dumps({"refused": num_refused, "slowest_ms": round(1000 * slowest_s)}))
-
-
-def _is_beside(elapsed_s: float) -> bool:
-    """Whether bad ones are asked for at this time. A machine's speed and a step's length change over minutes;
-    windows of seconds in turn see the same of both."""
-    return elapsed_s // _WINDOW_S % 2 == 1
-
-
-def bad(rounds: int, num_bad: int, num_streams: int, num_tokens: int) -> None:
-    # In fp32, where a stream's tokens do not depend on what is computed beside it.
-    settings = {"dtype": "float32", "max_num_seqs": num_streams + 8, "max_model_len": 2048}
-    with serve(model="smollm2-135m", device="cpu", **settings) as service:
-
-        def streams() -> tuple[list[bytes], list[tuple[float, float]]]:
-            """Texts; when messages came, and seconds since those before them."""
-            texts: list[bytes] = [b""] * num_streams
-            gaps: list[tuple[float, float]] = []
-
-            def read(index: int) -> None:
-                request = stream_request(
-                    [index + 1] * 8,
-                    sampling={"temperature": 0},
-                    stopping={"max_tokens": num_tokens, "ignore_eos": True},
-                )
-                last = None
-                for event in service.inference.StreamGenerate(request, timeout=LIMIT_S):
-                    if event.HasField("delta"):
-                        now = time.monotonic()
-                        if last is not None:
-                            gaps.append((now, now - last))
-                        last = now
-                        texts[index] += b"".join(token.text for token in event.delta.tokens)
-
-            _all([lambda index=index: read(index) for index in range(num_streams)])  # type: ignore[misc]
-            return texts, gaps
-
-        began = time.monotonic()
-        expected, _ = streams()
-        # A bad one takes a few milliseconds itself.
-        pause_s = 0.3 * (time.monotonic() - began) / num_bad
-        found: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(rounds):
-            began = time.monotonic()
-            command = [sys.executable, __file__, "refuse", service.address, str(num_bad), str(pause_s), str(began)]
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-                texts, gaps = streams()
-                said = json.loads(process.communicate()[0])
-            assert texts == expected, "a stream is not what it was alone"
-            print(f"{said['refused']} refused, the slowest after {said['slowest_ms']} ms; streams identical")
-            own: dict[bool, list[float]] = {False: [], True: []}
-            for ended, gap_s in gaps:
-                if _is_beside(ended - began) == _is_beside(ended - gap_s - began):
-                    own[_is_beside(ended - began)].append(1000 * gap_s)
-            _print_p99(own)
-            for is_beside, each in own.items():
-                found[is_beside] += each
-    print("all rounds")
-    _print_p99(found)
-
-
-def _print_p99(gaps_ms: dict[bool, list[float]]) -> None:
-    alone, beside = (float(np.percentile(gaps_ms[is_beside], 99)) for is_beside in (False, True))
-    print(f"p99 between tokens: alone {alone:.1f} ms, beside {beside:.1f} ms, ratio {beside / alone:.3f}")
-
-
-def _all(work: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=each) for each in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["steps", "first-token", "bad"])
@@ -284,10 +163,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the steps (cpu)")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the steps: a tokenizer.json (SmolLM2's)")
     parser.add_argument("--bad", type=int, default=1000, help="bad constraints a round")
-    if sys.argv[1:2] == ["refuse"]:
-        address, num_bad, pause_s, began_s = sys.argv[2:]
-        refuse(address, int(num_bad), float(pause_s), float(began_s))
-        return
     args = parser.parse_args()
     for part in args.parts:
         print(f"== {part}")

@@ -259,7 +259,7 @@ def _sockets(wire: Errors) -> Iterator[ByteDecoder]:
     calls = Calls(ToolCallFormat.QWEN3, (CallableTool(0, "f", "{}"),), True, False)
     answer = AnswerLanguage(Regex("a"), AnswerReasoning("<", ">", True, 3), calls)
     languages = (tags, Regex("a"), Choice(("b",)), JsonObject(), answer)
-    asked = (PrepareCompiler("/t", (1,), 9, 1.0, 1), *map(Compile, languages))
+    asked = (PrepareCompiler("/t", (1,), 9, 1.0, 2.0, 1), *map(Compile, languages))
     answers = (Compiled("start: x"), Refused("m"), Prepared())
     compiler = "scheduler_svc/frontend/text/grammar_process.py"
     yield ByteDecoder(compiler, to_compiler.decode, wire, tuple(map(to_compiler.encode, asked)))

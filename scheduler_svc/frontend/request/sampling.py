@@ -148,7 +148,7 @@ def _id_set(ids: Sequence[int], name: str, limits: ModelLimits) -> np.ndarray[tu
     if len(ids) > limits.vocab_size:
         raise InvalidArgument(path, f"has {len(ids)} ids; at most {limits.vocab_size} may be")
     check_token_ids(ids, path, limits.vocab_size)
-    return np.unique(np.array(ids, np.int32))
+    return np.unique(np.array(ids, np.int32)) if ids else np.empty(0, np.int32)
 
 
 def _refuse_nothing_left(

@@ -15,6 +15,8 @@ from pagewire.scheduler_svc.frontend.text.languages import Language
 from pagewire.wire.codec import Codec
 from pagewire.wire.model import ModelSpec
 
+_KILL_GRACE_S = 2.0
+"""How long after its own alarm a compiler, behind everything else on the machine, must have answered."""
 _REFUSED_CHARACTERS = MAX_CONSTRAINT_BYTES
 """What the language of a refusal is counted as: at most so much."""
 
@@ -75,6 +77,7 @@ class GrammarCompiler:
             eos_token_ids=spec.eos_token_ids,
             vocab_size=spec.decoder.vocab_size,
             cpu_limit_s=limits.cpu_limit_s,
+            time_limit_s=limits.time_limit_s,
             memory_limit_bytes=limits.memory_limit_bytes,
         )
         kind: HelperKind[ToCompiler, FromCompiler] = HelperKind(
@@ -88,7 +91,9 @@ class GrammarCompiler:
         self._compilers = HelperPool(
             kind,
             PoolLimits(
-                answer_limit_s=limits.time_limit_s, max_processes=limits.max_processes, max_waiting=limits.max_waiting
+                answer_limit_s=limits.time_limit_s + _KILL_GRACE_S,
+                max_processes=limits.max_processes,
+                max_waiting=limits.max_waiting,
             ),
         )
 

@@ -20,6 +20,7 @@ from pagewire.scheduler_svc.frontend.text.helper_process import (
     Refused,
     limit_cpu_time,
     limit_memory,
+    limit_time,
     serve,
 )
 from pagewire.scheduler_svc.frontend.text.languages import Answer, GrammarTextError, JsonSchema, Language
@@ -28,7 +29,8 @@ from pagewire.wire.grammar import GrammarTokenizer, parser_limits
 from pagewire.wire.logits import MAX_GRAMMAR_CHARACTERS
 
 _NICENESS = 19
-"""A sixtieth of the share of a process beside it: whoever streams is not delayed."""
+"""A sixtieth of the share of a process beside it: whoever streams is not delayed. With SCHED_IDLE a good one would wait
+for as long as the machine is full, and nobody leaves that class again without privileges."""
 _MAX_MESSAGE = 400
 
 
@@ -39,6 +41,8 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     cpu_limit_s: float
+    time_limit_s: float
+    """Of waiting for the processor too."""
     memory_limit_bytes: int
     """Address space beyond what the process has with its tokenizer."""
 
@@ -108,6 +112,7 @@ class Compiler:
     def __init__(self) -> None:
         self._model: tuple[GrammarTokenizer, SpecialTokens] | None = None
         self._cpu_limit_s = 0.0
+        self._time_limit_s = 0.0
 
     def answer(self, request: ToCompiler) -> FromCompiler:
         """Prepare or compile."""
@@ -116,6 +121,7 @@ class Compiler:
                 return self._prepare(request)
             case Compile() if self._model is not None:
                 limit_cpu_time(self._cpu_limit_s)
+                limit_time(self._time_limit_s)
                 return compile_language(request.language, *self._model)
             case _:
                 sys.exit("grammar process: asked to compile before it had a tokenizer")
@@ -128,7 +134,7 @@ class Compiler:
         except (OSError, ValueError, WireError) as error:
             return Refused(_one_line(str(error)))
         self._model = tokenizer, special
-        self._cpu_limit_s = request.cpu_limit_s
+        self._cpu_limit_s, self._time_limit_s = request.cpu_limit_s, request.time_limit_s
         limit_memory(request.memory_limit_bytes)
         # Not before: behind a worker that takes every core it would be ready after seconds, for which whoever comes
         # back from a frontend that was killed waits.
@@ -144,14 +150,10 @@ def compile_language(language: Language, tokenizer: GrammarTokenizer, special: S
         return Refused(_one_line(str(error)))
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
         return Refused(f"is a grammar of {len(grammar)} characters; at most {MAX_GRAMMAR_CHARACTERS} may be")
-    limits = parser_limits()
-    is_wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
-        grammar, tokenizer.of_library, limits=limits
-    )
-    if is_wrong:
+    matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=parser_limits())
+    if matcher.is_error():
         faulty = _faulty_tool(language, tokenizer, special) if isinstance(language, Answer) else ""
-        return Refused(f"{faulty}cannot be compiled: {_one_line(messages[0])}")
-    matcher = llguidance.LLMatcher(tokenizer.of_library, grammar, log_level=0, limits=limits)
+        return Refused(f"{faulty}cannot be compiled: {_one_line(matcher.get_error())}")
     may_come_first = any(matcher.compute_bitmask())
     if matcher.is_error() or not may_come_first:
         return Refused(f"is empty, or cannot be followed: {_one_line(matcher.get_error()) or 'nothing may come first'}")

@@ -1,10 +1,10 @@
 """Pools of helper processes: untrusted work within limits of time, memory and number.
 
 `helper_process` is their inside. The first process may be started, and prepared, before the server listens; another is
-started when those are busy. One that ends, because its time was up or its memory spent, is replaced at the next
-request. Where neither its own timer nor ours ended it, its request may be innocent (somebody killed it, or the machine
-had no memory left), and is tried once more, on a process of its own; a request that two processes do not survive is
-not.
+started when those are busy. One whose work takes too long says so and can be asked again; one that ends, because its
+memory was spent, is replaced at the next request. Where neither its own timer nor ours ended it, its request may be
+innocent (somebody killed it, or the machine had no memory left), and is tried once more, on a process of its own; a
+request that two processes do not survive is not.
 
 It knows neither gRPC nor what the work is. Invariants: a process holds one request at a time; a caller that goes away
 leaves its request to finish, because a process with an unread answer cannot be used again; one that goes away before
@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Generic, TypeVar
 
 from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
-from pagewire.scheduler_svc.frontend.text.helper_process import FRAME_HEADER, Prepared
+from pagewire.scheduler_svc.frontend.text.helper_process import FRAME_HEADER, TIME_UP, Prepared
 from pagewire.scheduler_svc.limited_log import LimitedLog
 from pagewire.wire.codec import MAX_FRAME_BYTES, Codec, WireError
 
@@ -36,8 +35,6 @@ _ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "
 
 _ENDING_S = 5.0
 """A process whose pipe has ended is gone at once, or stands still."""
-_TIME_UP = (-signal.SIGALRM, -signal.SIGPROF)
-"""Exit statuses of a process whose own timer ended it."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -45,6 +42,10 @@ Answer = TypeVar("Answer")
 
 class HelperEndedError(Exception):
     """The process ended, or answered nothing it should."""
+
+
+class _TimeUpError(HelperEndedError):
+    """Its time was up: the process says so, and can be asked again."""
 
 
 class _HelperKilledError(HelperEndedError):
@@ -84,7 +85,8 @@ class _Helper(Generic[Request, Answer]):
         self._log = log
 
     async def exchange(self, request: Request, timeout_s: float) -> Answer:
-        """Ask and wait for the answer. Raises HelperEndedError, after which the process is of no use."""
+        """Ask and wait for the answer. Raises HelperEndedError, after which the process is of no use but for a
+        _TimeUpError."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise HelperEndedError("started without pipes")
@@ -94,6 +96,8 @@ class _Helper(Generic[Request, Answer]):
                 stdin.write(FRAME_HEADER.pack(len(body)) + body)
                 await stdin.drain()
                 (length,) = FRAME_HEADER.unpack(await stdout.readexactly(FRAME_HEADER.size))
+                if length == 0:
+                    raise _TimeUpError("its time was up")
                 if length > MAX_FRAME_BYTES:
                     raise WireError(f"an answer of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
                 return self._kind.from_helper.decode(await stdout.readexactly(length))
@@ -111,15 +115,17 @@ class _Helper(Generic[Request, Answer]):
         return await self._process.wait()
 
     async def exchange_or_end(self, request: Request, timeout_s: float) -> Answer:
-        """As `exchange`, and the process is ended where that fails. Raises HelperEndedError."""
+        """As `exchange`, and a process that is of no use then is ended. Raises HelperEndedError."""
         try:
             return await self.exchange(request, timeout_s)
+        except _TimeUpError:
+            raise
         except HelperEndedError as error:
             cause = error.__cause__
             is_ending = isinstance(cause, (asyncio.IncompleteReadError, OSError))
             is_ending = is_ending and not isinstance(cause, TimeoutError)  # which is an OSError
             status = await self.end(is_ending=is_ending)
-            if is_ending and status not in _TIME_UP:
+            if is_ending and status not in TIME_UP:
                 self._log.warning("a helper process (%s) ended with status %d", self._kind.module, status)
                 raise _HelperKilledError(f"ended with status {status}") from error
             raise
@@ -197,7 +203,11 @@ class HelperPool(Generic[Request, Answer]):
             helper, answer = await self._start()
             if helper is None:
                 return answer
-        answer = await helper.exchange_or_end(request, self._limits.answer_limit_s)
+        try:
+            answer = await helper.exchange_or_end(request, self._limits.answer_limit_s)
+        except _TimeUpError:
+            self._idle.append(helper)
+            raise
         self._idle.append(helper)
         return answer
 

@@ -62,8 +62,9 @@ def test_sigterm_counts_as_stop_and_leaves_no_child(spec: ModelSpec, run: Run, t
     async def test() -> None:
         async with supervised(tmp_path, spec) as (frontend, _):
             await ready(frontend)
-            children = psutil.Process(frontend.process.pid).children(recursive=True)
-            assert len(children) == 1  # the template's
+            process = psutil.Process(frontend.process.pid)
+            await until(lambda: len(process.children(recursive=True)) == 2)  # the template's, and its child
+            children = process.children(recursive=True)
             frontend.process.send_signal(signal.SIGTERM)
             assert await frontend.status() == 0
             await until(lambda: not any(child.is_running() for child in children))

@@ -99,7 +99,31 @@ def test_a_process_whose_own_time_was_up_is_not_tried_again(run: Run) -> None:
                 await asyncio.sleep(0.05)
             with pytest.raises(TemplateRefusedError):
                 await rendering
+            # It is what answers the next one, without having been started again.
+            assert (await template.render(Variables({"messages": ""}))).text == "x"
+            assert {helper.pid for helper in helpers(TEMPLATE)} == seen
             assert len(seen) == 1
+        finally:
+            await template.close()
+
+    run(test())
+
+
+def test_a_helper_ends_as_its_child_does_and_with_it(run: Run) -> None:
+    async def test() -> None:
+        template = ChatTemplate(LOOP, RenderLimits(max_output_bytes=10, time_limit_s=60, max_processes=1))
+        await template.start()
+        try:
+            (helper,) = helpers(TEMPLATE)
+            (child,) = helper.children()
+            rendering = asyncio.create_task(template.render(Variables({"messages": ""})))
+            child.kill()
+            assert (await rendering).text == "x"
+            (again,) = helpers(TEMPLATE)
+            assert again.pid != helper.pid
+            (child,) = again.children()
+            again.kill()
+            await asyncio.to_thread(child.wait, 10)
         finally:
             await template.close()
 
