@@ -108,12 +108,13 @@ def serve(
     ready_limit_s: float = LIMIT_S,
     program: tuple[str, ...] = ("-m", "pagewire.scheduler_svc"),
     operator_key: str | None = None,
+    python: str = sys.executable,
     **settings: object,
 ) -> Iterator[Service]:
     """Start a service on free ports; whatever is left of it is killed when the block ends.
 
-    `program` is what Python runs. `operator_key` is a key that may ask for its load, where `settings` name a file of
-    keys.
+    `program` is what `python` runs; one that is not this process' own finds its packages by itself. `operator_key` is a
+    key that may ask for its load, where `settings` name a file of keys.
     """
     ready, child_end = os.pipe()
     options = {
@@ -124,14 +125,15 @@ def serve(
         **settings,
     }
     flags = [_flag(name.replace("_", "-"), value) for name, value in options.items()]
-    command = [sys.executable, *program, "serve", "--quiet", f"--model={model}", *flags]
+    # The suite interprets Triton's kernels in its own process; a service compiles those that it has a device for.
+    not_passed = {"TRITON_INTERPRET"} if python == sys.executable else {"TRITON_INTERPRET", "PYTHONPATH"}
+    command = [python, *program, "serve", "--quiet", f"--model={model}", *flags]
     process = subprocess.Popen(
         [*command, f"--ready-fd={child_end}"],
         pass_fds=[child_end],
         stdout=subprocess.DEVNULL,
         text=True,
-        # The suite interprets Triton's kernels in its own process; a service compiles those that it has a device for.
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        env={name: value for name, value in os.environ.items() if name not in not_passed},
     )
     os.close(child_end)
     family: list[psutil.Process] = []

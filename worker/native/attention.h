@@ -20,7 +20,7 @@ void attend_run(const AttentionArgs *a, int64_t first, int64_t end) {
     const AttentionItem *item = a->plan->items + task / K;
     const int head = int(task % K);
     if (item->is_prefill) {
-      prefill_piece<T, Q, E>(a, item, head);
+      prefill_piece<T, E>(a, item, head);
       continue;
     }
     if (!found) find_chunk(a, item, head, &chunks[task % 2]);

@@ -32,8 +32,7 @@ PW_INLINE vu pair_of(const Pair *p) {
 }
 #endif
 
-// Products and sums are shared with attention_prefill.h, and compiled once: two copies of one expression need not be
-// rounded alike.
+// What attention_prefill.h shares is compiled once: two copies of one expression need not be rounded alike.
 #define PW_ONCE __attribute__((noinline))
 
 // One KV head's keys and values of a chunk: token t's are `offsets[t]` further on.
@@ -51,18 +50,17 @@ PW_INLINE void prefetch_row(const T *row, int D) {
 }
 
 // scores[g][t] = q[g] · k[t] for NG query vectors; q is [NG][D] of Q, scores' rows are kChunkTokens apart and written to
-// a multiple of 16. Meanwhile the values, where they are given, are on their way from memory.
+// a multiple of 16. Meanwhile the values are on their way from memory. attention_products.h adds up in the same order.
 template <class T, class Q, int NG, int kD>
-PW_ONCE void score_heads(const Q *q, const T *k, const int64_t *offsets, int count, const T *v, int head_dim,
-                            float scale, float *scores) {
+void score_heads(const Q *q, const T *k, const int64_t *offsets, int count, const T *v, int head_dim, float scale,
+                 float *scores) {
   const int D = kD ? kD : head_dim;
 #if defined(__AVX512F__)
   alignas(64) float folded[4][NG][W];
   if (count % 16) std::memset(folded, 0, sizeof folded);
 #endif
   for (int t = 0; t < count; t += 4) {
-    if (v)
-      for (int i = t; i < t + 4 && i < count; ++i) prefetch_row(v + offsets[i], D);
+    for (int i = t; i < t + 4 && i < count; ++i) prefetch_row(v + offsets[i], D);
     const T *rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = k + offsets[t + i < count ? t + i : count - 1];
     vf sum[NG][4] = {};
@@ -85,7 +83,7 @@ PW_ONCE void score_heads(const Q *q, const T *k, const int64_t *offsets, int cou
         for (int i = 0; i < 4; ++i) key[i] = load(rows[i] + d);
         for (int g = 0; g < NG; ++g) {
           const vf query = load(q + g * D + d);
-          for (int i = 0; i < 4; ++i) sum[g][i] += query * key[i];
+          for (int i = 0; i < 4; ++i) sum[g][i] = multiply_add(sum[g][i], query, key[i]);
         }
       }
     }
@@ -156,7 +154,7 @@ PW_INLINE void decode_values(const float *weights, const Chunk<T> &chunk, const 
     for (int i = 0; i < NV; ++i) value[i] = load(row + i * W);
     for (int g = 0; g < NG; ++g) {
       const vf weight = splat(weights[g * kChunkTokens + t]);
-      for (int i = 0; i < NV; ++i) sum[g][i] += weight * value[i];
+      for (int i = 0; i < NV; ++i) sum[g][i] = multiply_add(sum[g][i], weight, value[i]);
     }
   }
   for (int g = 0; g < NG; ++g)

@@ -42,9 +42,16 @@ PW_INLINE vf load(const float *p) {
 }
 
 PW_INLINE vf load(const bf16 *p) {
+#if defined(__AVX512F__)
+  return bits_to_float((vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))) << 16);
+#elif defined(__AVX2__)
+  // By name: GCC 12 widens a vector of 16 bits in halves.
+  return bits_to_float((vu)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))) << 16);
+#else
   vh h;
   std::memcpy(&h, p, sizeof h);
   return bits_to_float(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 
 PW_INLINE void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
@@ -80,6 +87,18 @@ PW_INLINE void put(bf16 *p, float x) {
   p->bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+// sum + a · b, rounded once where the instruction set does so: by name, because a compiler need not round two copies of
+// one expression alike.
+PW_INLINE vf multiply_add(vf sum, vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
+
 PW_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 PW_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
@@ -100,6 +119,16 @@ PW_INLINE float hmax(vf v) {
   for (int i = 1; i < W; ++i) best = v[i] > best ? v[i] : best;
   return best;
 }
+
+// The order in which fold4, fold16 and hsum4 add a vector's lanes up: the first two of these, the next two …, then the
+// first two of those sums … Taken twice, it is the order of the lanes.
+#if defined(__AVX512F__)
+constexpr int kLaneOrder[W] = {0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15};
+#elif defined(__AVX2__)
+constexpr int kLaneOrder[W] = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr int kLaneOrder[W] = {0, 2, 1, 3};
+#endif
 
 // The sums of vectors four by four; a vector is added up in one order, however many there are.
 #if defined(__AVX512F__)
@@ -134,6 +163,46 @@ PW_INLINE void hsum4(vf a, vf b, vf c, vf d, float *out) {
 #endif
 }
 #endif
+
+// Four rows' columns, each as four neighbouring values: that of lane l at out + kLaneOrder[l] * stride.
+PW_INLINE void store_columns(const vf row[4], float *out, int stride) {
+#if defined(__AVX512F__)
+#define PW_SET(name) _mm512_##name
+  using vector = __m512;
+  using doubles = __m512d;
+#elif defined(__AVX2__)
+#define PW_SET(name) _mm256_##name
+  using vector = __m256;
+  using doubles = __m256d;
+#endif
+#if defined(__AVX2__)
+  vector half[4];  // of rows 0 and 1, then of 2 and 3
+  for (int i = 0; i < 2; ++i) {
+    half[2 * i] = PW_SET(unpacklo_ps)((vector)row[2 * i], (vector)row[2 * i + 1]);
+    half[2 * i + 1] = PW_SET(unpackhi_ps)((vector)row[2 * i], (vector)row[2 * i + 1]);
+  }
+  vector column[4];  // in the q-th 128 bits, lane 4 q + c
+  for (int i = 0; i < 2; ++i) {
+    column[2 * i] = (vector)PW_SET(unpacklo_pd)((doubles)half[i], (doubles)half[2 + i]);
+    column[2 * i + 1] = (vector)PW_SET(unpackhi_pd)((doubles)half[i], (doubles)half[2 + i]);
+  }
+  for (int c = 0; c < 4; ++c) {
+#if defined(__AVX512F__)
+    _mm_storeu_ps(out + kLaneOrder[c] * stride, _mm512_castps512_ps128(column[c]));
+    _mm_storeu_ps(out + kLaneOrder[4 + c] * stride, _mm512_extractf32x4_ps(column[c], 1));
+    _mm_storeu_ps(out + kLaneOrder[8 + c] * stride, _mm512_extractf32x4_ps(column[c], 2));
+    _mm_storeu_ps(out + kLaneOrder[12 + c] * stride, _mm512_extractf32x4_ps(column[c], 3));
+#else
+    _mm_storeu_ps(out + kLaneOrder[c] * stride, _mm256_castps256_ps128(column[c]));
+    _mm_storeu_ps(out + kLaneOrder[4 + c] * stride, _mm256_extractf128_ps(column[c], 1));
+#endif
+  }
+#undef PW_SET
+#else
+  for (int l = 0; l < W; ++l)
+    for (int i = 0; i < 4; ++i) out[kLaneOrder[l] * stride + i] = row[i][l];
+#endif
+}
 
 #if defined(__AVX512BF16__)
 // sum + a · b, where every element of a and b is a pair of bf16.

@@ -1,0 +1,151 @@
+"""What exactness costs: this checkout against another one, in turns.
+
+    git worktree add --detach BEFORE 1dc998a     # the last whose prompts were not added up as decoding rows are
+    …                                            # an environment for it, with its native library
+    python tests/benchmarks/exactness.py BEFORE/.venv/bin/python
+
+Both serve one random shape. A round asks each for one new prompt, and lets it decode some streams at once, from prompts
+that its cache holds. Counted is the device's time of a step, from the engine's own counters; a ratio is this checkout's
+time over the other's in the same round. Exits with 1 where a median ratio is above `--bound`.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.service import Service, serve, stream_request
+
+from pagewire.client.bench import environment
+from pagewire.v1 import admin_pb2
+
+LIMIT_S = 600.0
+BEFORE, NOW = "before", "now"
+MAX_ID = 1000
+MAX_MODEL_LEN = 4096
+SPARE_STEPS = 128
+"""For streams that run on until they are cancelled: the first has begun some steps before the last."""
+
+
+class Side:
+    """One checkout's service."""
+
+    def __init__(self, service: Service, seed: int) -> None:
+        self._service = service
+        self._draw = random.Random(seed)
+
+    def prompt(self, length: int) -> list[int]:
+        return [self._draw.randrange(MAX_ID) for _ in range(length)]
+
+    def prefill_ms(self, ids: list[int]) -> float:
+        """The device's time for the prompt and one token."""
+        before = self._service.load()
+        for _ in self._stream(ids, 1):
+            pass
+        after = self._service.wait_for_load(
+            lambda load: load.steps > before.steps and not load.running_sequences + load.waiting_sequences
+        )
+        return (after.worker_busy_us - before.worker_busy_us) / 1000
+
+    def decode_ms(self, prompts: list[list[int]], num_steps: int) -> float:
+        """The device's time for a step, of `num_steps` or so in which all decode."""
+        calls = [self._stream(ids, num_steps + SPARE_STEPS) for ids in prompts]
+        for call in calls:
+            while not next(call).HasField("delta"):
+                pass
+        begin = self._next_load()
+        num_seen = 0
+        while num_seen < num_steps:
+            num_seen += len(next(calls[-1]).delta.tokens)
+        end = self._next_load()
+        for call in calls:
+            call.cancel()
+        self._service.wait_for_load(lambda load: not load.running_sequences + load.waiting_sequences)
+        return (end.worker_busy_us - begin.worker_busy_us) / (end.steps - begin.steps) / 1000
+
+    def _stream(self, ids: list[int], max_tokens: int) -> Any:
+        request = stream_request(ids, stopping={"max_tokens": max_tokens, "ignore_eos": True})
+        return self._service.inference.StreamGenerate(request, timeout=LIMIT_S)
+
+    def _next_load(self) -> admin_pb2.Load:
+        """The engine reports now and then: the first report of more steps than the last one."""
+        last = self._service.load()
+        return self._service.wait_for_load(lambda load: load.steps > last.steps)
+
+
+def measure(args: argparse.Namespace, dtype: str) -> bool:
+    """Prints a line per case; whether all ratios are within the bound."""
+    settings = {
+        "device": "cpu",
+        "dtype": dtype,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_batched_tokens": MAX_MODEL_LEN,
+        "max_num_seqs": max(args.streams, default=1),
+        "kv_cache_bytes": args.kv_cache_bytes,
+        "load_interval_s": 0.05,
+    }
+    with ExitStack() as stack:
+        sides = {
+            name: Side(stack.enter_context(serve(args.model, LIMIT_S, python=python, **settings)), seed)
+            for seed, (name, python) in enumerate({BEFORE: args.before_python, NOW: sys.executable}.items())
+        }
+        for side in sides.values():
+            side.prefill_ms(side.prompt(64))  # warms up
+        met = True
+        if args.prompt_tokens:
+            rounds = in_turns(sides, args.rounds, lambda side: side.prefill_ms(side.prompt(args.prompt_tokens)))
+            met = report(f"{dtype} prompt of {args.prompt_tokens}", rounds, args.bound)
+        for count in args.streams:
+            prompts = [[stream + 1, *range(1, args.context)] for stream in range(count)]
+            for side in sides.values():
+                side.decode_ms(prompts, 1)  # now its cache holds them
+            rounds = in_turns(sides, args.rounds, partial(Side.decode_ms, prompts=prompts, num_steps=args.steps))
+            met = report(f"{dtype} step of {count} at {args.context}", rounds, args.bound) and met
+    return met
+
+
+def in_turns(sides: dict[str, Side], num_rounds: int, time_ms: Callable[[Side], float]) -> list[dict[str, float]]:
+    """Of each round, side → milliseconds; the order changes from round to round."""
+    return [
+        {name: time_ms(sides[name]) for name in sorted(sides, reverse=number % 2 == 0)} for number in range(num_rounds)
+    ]
+
+
+def report(what: str, rounds: list[dict[str, float]], bound: float) -> bool:
+    """Prints a line; whether the median ratio is within the bound."""
+    before_ms, now_ms = (statistics.median(each[name] for each in rounds) for name in (BEFORE, NOW))
+    ratios = sorted(each[NOW] / each[BEFORE] for each in rounds)
+    ratio = statistics.median(ratios)
+    spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+    print(f"{what:28} before {before_ms:8.1f} ms, now {now_ms:8.1f} ms, ratio {ratio:.3f} ({spread})", flush=True)
+    return ratio <= bound
+
+
+def main() -> int:
+    """1 where a ratio is above the bound."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before_python", metavar="PYTHON", help="of the other checkout's environment")
+    parser.add_argument("--model", default="random:qwen3-0.6b")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, default=7, help="that count (7)")
+    parser.add_argument("--prompt-tokens", type=int, default=1024, help="0: no prompt is measured (1024)")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 32], help="that decode at once (1 32)")
+    parser.add_argument("--context", type=int, default=128, help="of a stream when it begins (128)")
+    parser.add_argument("--steps", type=int, default=16, help="of decoding a round (16)")
+    parser.add_argument("--kv-cache-bytes", default="2GiB", help="of each service (2GiB)")
+    parser.add_argument("--bound", type=float, default=1.03, help="of a ratio (1.03)")
+    args = parser.parse_args()
+    print(environment.hardware()["cpu"])
+    met = [measure(args, dtype) for dtype in args.dtypes]
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
