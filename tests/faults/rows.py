@@ -73,7 +73,7 @@ class Table:
     """Rows, each printed when it is done."""
 
     def __init__(self, only: Sequence[str]) -> None:
-        """`only`: parts of the names of the rows that are wanted; none: all."""
+        """`only`: how the names of the rows that are wanted begin; none: all."""
         self._only = only
         self.rows: list[Row] = []
         print(line(HEAD), flush=True)
@@ -81,7 +81,7 @@ class Table:
 
     def wants(self, *names: str) -> bool:
         """Whether one of these rows is wanted."""
-        return not self._only or any(part in name for part in self._only for name in names)
+        return not self._only or any(name.startswith(part) for part in self._only for name in names)
 
     @contextlib.contextmanager
     def row(self, name: str, dtype: str, bound_s: float = LONGEST_PAUSE_S) -> Iterator[Row]:
