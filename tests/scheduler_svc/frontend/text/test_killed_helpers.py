@@ -40,10 +40,25 @@ async def helper_beside(module: str, killed: set[int]) -> int:
     return pids[0]
 
 
+async def answering(pid: int) -> int:
+    """The child by which a helper answers, once it is there."""
+    async with asyncio.timeout(30):
+        while not (children := psutil.Process(pid).children()):  # noqa: ASYNC110 (no event)
+            await asyncio.sleep(0.01)
+    return children[0].pid
+
+
+async def kill(pid: int) -> None:
+    """A helper, and wait for the child that would answer for a moment longer."""
+    child = psutil.Process(await answering(pid))
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(child.wait, 10)
+
+
 async def killed_with_a_request(module: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """The answer to a request that a helper held when it was killed."""
     pid = await helper_beside(module, set())
-    os.kill(pid, signal.SIGSTOP)
+    os.kill(await answering(pid), signal.SIGSTOP)
     asking = asyncio.create_task(ask())
     await asyncio.sleep(0.1)  # the request is in the pipe
     os.kill(pid, signal.SIGKILL)
@@ -56,7 +71,7 @@ def test_a_template_process_that_is_killed_fails_no_request(run: Run) -> None:
         await template.start()
         try:
             # An idle one first, found dead by the next request.
-            os.kill(await helper_beside(TEMPLATE, set()), signal.SIGKILL)
+            await kill(await helper_beside(TEMPLATE, set()))
             assert (await template.render(Variables({"messages": ""}))).text == "x"
             answer = await killed_with_a_request(TEMPLATE, lambda: template.render(Variables({"messages": ""})))
             assert answer.text == "x"
@@ -135,7 +150,7 @@ def test_the_same_of_the_grammar_process(run: Run, tmp_path: Path) -> None:
         compiler = GrammarCompiler(make_spec(tmp_path), CompileLimits(max_processes=2))
         try:
             assert await compiler.compile(Choice(("a",)), "")
-            os.kill(await helper_beside(GRAMMAR, set()), signal.SIGKILL)
+            await kill(await helper_beside(GRAMMAR, set()))
             assert await compiler.compile(Choice(("b",)), "")
             assert await killed_with_a_request(GRAMMAR, lambda: compiler.compile(Choice(("c",)), ""))
         finally:
