@@ -78,6 +78,7 @@ class _Incarnation:
         self._sends: JsonCodec[ToForkServer] = JsonCodec(ToForkServer)
         self._receives: JsonCodec[FromForkServer] = JsonCodec(FromForkServer)
         self.has_ended = False
+        self._is_given_up = False
         requests.setblocking(False)
         asyncio.get_running_loop().add_reader(requests, self._read)
         self._watching = asyncio.create_task(self._watch())
@@ -90,6 +91,12 @@ class _Incarnation:
             packet = self._sends.encode_line(Fork(str(launch_file)))
             socket.send_fds(self._requests, [packet], [lifeline.fileno()])
         return forked
+
+    def give_up(self) -> None:
+        """End it at once, with workers that it was asked for and that are not there yet."""
+        if self._asked and not self.has_ended:
+            self._is_given_up = True
+            self._process.kill()
 
     async def close(self) -> None:
         """End it; its workers have ended."""
@@ -127,7 +134,7 @@ class _Incarnation:
         if self._requests.fileno() >= 0:
             self._read()  # what it still said
         self._close_requests()
-        if self._asked or self._running:
+        if (self._asked or self._running) and not self._is_given_up:
             _log.error("the fork server %s, and its workers with it", Exited(status))
         for forked in self._asked:
             forked.end(status)
@@ -161,6 +168,11 @@ class ForkServer:
                     raise
             self._incarnation = _Incarnation(process, ours)
         return self._incarnation.fork(launch_file, lifeline)
+
+    def give_up(self) -> None:
+        """The server ends: whoever waits for a worker to be there need not. Nothing of it has begun."""
+        if self._incarnation is not None:
+            self._incarnation.give_up()
 
     async def close(self) -> None:
         """End it, if it runs."""

@@ -158,6 +158,7 @@ class ProcessGroup:
 
         A process that even SIGKILL does not end at once (in the kernel, on a dead disk) is left to the kernel.
         """
+        self._fork_server.give_up()
         await self._stop_processes(outcome)
         await self._fork_server.close()
 
