@@ -170,12 +170,12 @@ def test_through_processes(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_ends_a_process_and_nothing_else(tmp_path: Path) -> None:
     spec = make_spec(tmp_path)
-    heavy = Choice(tuple(f"{index:040d}" for index in range(3000)))
+    heavy = Choice(tuple(f"{index:040d}" for index in range(9000)))
 
     async def test() -> None:
-        compiler = GrammarCompiler(spec, CompileLimits(cpu_limit_s=0.001))
+        compiler = GrammarCompiler(spec, CompileLimits(cpu_limit_s=0.02))
         began = time.monotonic()
-        with pytest.raises(LanguageRefusedError, match=r"took more than 0\.001 s of a processor"):
+        with pytest.raises(LanguageRefusedError, match=r"took more than 0\.02 s of a processor"):
             await compiler.compile(heavy, "")
         assert time.monotonic() - began < 30
         assert await compiler.compile(Choice(("a",)), "") == 'start: "a"'
