@@ -12,16 +12,17 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
 from pagewire.wire.control import Failed, Loading, Ready, Stop
+from pagewire.wire.fork_server import ForkServer, rename_process
 from pagewire.wire.launch import UNKNOWN_INCARNATION, Device
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
-from pagewire.worker.devices import load_device
-from pagewire.worker.fork_server import ForkServer, rename_process
+from pagewire.worker.devices import import_modules, load_device
 from pagewire.worker.launch import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import Inbox, WorkerLoop
@@ -66,10 +67,10 @@ def _probe() -> int:
 
 def _fork(device: Device, requests_fd: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start = ForkServer(requests_fd).serve(device)
+    start = ForkServer(requests_fd).serve(partial(import_modules, device))
     if start is None:
         return STOPPED_STATUS
-    rename_process(start.launch_file)
+    rename_process(("-m", "pagewire.worker", "run"), start.launch_file)
     return _run(start.launch_file, start.lifeline_fd)
 
 

@@ -1,5 +1,5 @@
-"""Messages between a supervisor and its fork server, the process that workers are forked from: JSON, one message per
-packet of an inherited Unix socket (SOCK_SEQPACKET). End-of-file on it ends the fork server.
+"""Messages between a supervisor and its fork servers, the processes that children are forked from: JSON, one message
+per packet of an inherited Unix socket (SOCK_SEQPACKET). End-of-file on it ends the fork server.
 """
 
 from typing import Annotated
@@ -11,7 +11,7 @@ from pagewire.wire.codec import Count
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """To the fork server: make a worker. The packet carries one descriptor, the worker's end of its lifeline."""
+    """To the fork server: make a child. The packet carries one descriptor, the child's end of its lifeline."""
 
     launch: Annotated[str, Meta(max_length=4096)]
     """Path of the launch file."""
@@ -33,7 +33,7 @@ class Forked(msgspec.Struct, frozen=True, tag="forked"):
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
-    """A worker ended; it is waited for once it is reaped. A negative status is a signal's number."""
+    """A child ended; it is waited for once it is reaped. A negative status is a signal's number."""
 
     pid: Count
     status: int

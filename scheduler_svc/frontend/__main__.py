@@ -1,8 +1,8 @@
-"""A frontend process: `python -m pagewire.scheduler_svc.frontend --launch FILE --lifeline-fd N`.
+"""`python -m pagewire.scheduler_svc.frontend run`: a frontend process. `… fork-server`: what it is forked from.
 
-Reads its launch file, builds everything once, says Ready, and ends with 0 on a Stop. Exit status 1 means that it could
-not start or that an invariant broke; the message went to the supervisor as Failed. Signals are the supervisor's to
-decide on: SIGINT, which a terminal sends to the whole group, is ignored, and SIGTERM counts as Stop.
+A frontend reads its launch file, builds everything once, says Ready, and ends with 0 on a Stop. Exit status 1 means
+that it could not start or that an invariant broke; the message went to the supervisor as Failed. Signals are the
+supervisor's to decide on: SIGINT, which a terminal sends to the whole group, is ignored, and SIGTERM counts as Stop.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.limited_log import LimitedRecords
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed, Ready, ToChild
+from pagewire.wire.fork_server import ForkServer, rename_process
 from pagewire.wire.lifeline import Lifeline
 
 _log = logging.getLogger(__name__)
@@ -83,14 +84,29 @@ async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
 def main() -> int:
     """Run the process; returns its exit status."""
     parser = argparse.ArgumentParser(prog="pagewire.scheduler_svc.frontend")
-    parser.add_argument("--launch", required=True, type=Path)
-    parser.add_argument("--lifeline-fd", required=True, type=int)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="serve gRPC")
+    run.add_argument("--launch", required=True, type=Path, metavar="FILE", help="FrontendLaunch as JSON")
+    run.add_argument("--lifeline-fd", required=True, type=int, metavar="N", help="inherited socket to the supervisor")
+    forks = commands.add_parser("fork-server", help="fork frontends; started by `pagewire serve`")
+    forks.add_argument("--requests-fd", type=int, required=True, metavar="N", help="inherited socket to the supervisor")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lifeline = Lifeline(arguments.lifeline_fd)
+    if arguments.command == "run":
+        return _serve(arguments.launch, arguments.lifeline_fd)
+    # All that a frontend imports is imported with this module.
+    start = ForkServer(arguments.requests_fd).serve(lambda: None)
+    if start is None:
+        return 0
+    rename_process(("-m", "pagewire.scheduler_svc.frontend", "run"), start.launch_file)
+    return _serve(start.launch_file, start.lifeline_fd)
+
+
+def _serve(launch_file: Path, lifeline_fd: int) -> int:
+    lifeline = Lifeline(lifeline_fd)
     try:
         _require_upb()
-        launch = read_launch(arguments.launch, FrontendLaunch)
+        launch = read_launch(launch_file, FrontendLaunch)
         logging.basicConfig(
             level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
         )

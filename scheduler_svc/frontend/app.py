@@ -132,6 +132,9 @@ class Frontend:
             draw_request_id=self._host.draw_request_id,
         )
         try:
+            if grammars is not None and launch.incarnation > 0:
+                # Constrained streams may come back from the one before, and would wait for it behind all others.
+                grammars.start_soon()
             if template is not None:
                 await _start(template, spec.template_origin)
             address = await self._listen(parts, threads)

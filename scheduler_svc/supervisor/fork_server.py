@@ -1,7 +1,7 @@
-"""The fork server, from the supervisor's side: starts workers by forking a process that has imported what they need.
+"""Fork servers, from the supervisor's side: start children by forking a process that has imported what they need.
 
-It owns that process and what is known of those it has forked. A worker that ends is an end like any other; where the
-fork server ends, which takes its workers with it, the next worker's start begins another.
+Each owns that process and what is known of those it has forked. A child that ends is an end like any other; where the
+fork server ends, which takes its children with it, the next child's start begins another.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _END_S = 1.0
 
 
 class ForkedProcess:
-    """A worker, from the moment that it was asked for: it may not be there yet."""
+    """A child, from the moment that it was asked for: it may not be there yet."""
 
     def __init__(self, server: SpawnedProcess) -> None:
         self._server = server
@@ -69,8 +69,9 @@ class ForkedProcess:
 class _Incarnation:
     """One fork server, from its start to its end."""
 
-    def __init__(self, process: SpawnedProcess, requests: socket.socket) -> None:
+    def __init__(self, process: SpawnedProcess, requests: socket.socket, of: str) -> None:
         self._process = process
+        self._of = of
         self._requests = requests
         self._asked: deque[ForkedProcess] = deque()
         """Not there yet, in the order of asking."""
@@ -84,7 +85,7 @@ class _Incarnation:
         self._watching = asyncio.create_task(self._watch())
 
     def fork(self, launch_file: Path, lifeline: socket.socket) -> ForkedProcess:
-        """Ask for a worker. One that cannot be asked for any more ends with the server."""
+        """Ask for a child. One that cannot be asked for any more ends with the server."""
         forked = ForkedProcess(self._process)
         self._asked.append(forked)
         with contextlib.suppress(OSError):
@@ -93,13 +94,13 @@ class _Incarnation:
         return forked
 
     def give_up(self) -> None:
-        """End it at once, with workers that it was asked for and that are not there yet."""
+        """End it at once, with children that it was asked for and that are not there yet."""
         if self._asked and not self.has_ended:
             self._is_given_up = True
             self._process.kill()
 
     async def close(self) -> None:
-        """End it; its workers have ended."""
+        """End it; its children have ended."""
         self._close_requests()
         try:
             await asyncio.wait_for(asyncio.shield(self._watching), _END_S)
@@ -114,7 +115,7 @@ class _Incarnation:
         except BlockingIOError:
             return
         except (WireError, OSError, LookupError) as error:
-            _log.error("the fork server said what means nothing and is ended: %r", error)
+            _log.error("the fork server of %s said what means nothing and is ended: %r", self._of, error)
             self._process.kill()
         self._close_requests()
 
@@ -135,7 +136,7 @@ class _Incarnation:
             self._read()  # what it still said
         self._close_requests()
         if (self._asked or self._running) and not self._is_given_up:
-            _log.error("the fork server %s, and its workers with it", Exited(status))
+            _log.error("the fork server of %s %s, and they with it", self._of, Exited(status))
         for forked in self._asked:
             forked.end(status)
         for forked in self._running.values():
@@ -148,16 +149,18 @@ class _Incarnation:
 
 
 class ForkServer:
-    """Starts workers of one device on this host."""
+    """Starts children of one kind on this host."""
 
-    def __init__(self, command: Sequence[str], device: str, environ: Mapping[str, str]) -> None:
-        self._command = (*command, "--device", device, "--requests-fd")
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], of: str) -> None:
+        """`of`: what it forks, for logs. `--requests-fd N` follows the command."""
+        self._command = (*command, "--requests-fd")
+        self._of = of
         # A fork is safe where there is one thread; nothing here multiplies matrices with numpy.
         self._environ = {"OPENBLAS_NUM_THREADS": "1", **environ}
         self._incarnation: _Incarnation | None = None
 
     async def start(self, launch_file: Path, lifeline: socket.socket) -> ForkedProcess:
-        """Start a worker. Raises OSError where the fork server cannot be started."""
+        """Start a child. Raises OSError where the fork server cannot be started."""
         if self._incarnation is None or self._incarnation.has_ended:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -166,11 +169,11 @@ class ForkServer:
                 except BaseException:
                     ours.close()
                     raise
-            self._incarnation = _Incarnation(process, ours)
+            self._incarnation = _Incarnation(process, ours, self._of)
         return self._incarnation.fork(launch_file, lifeline)
 
     def give_up(self) -> None:
-        """The server ends: whoever waits for a worker to be there need not. Nothing of it has begun."""
+        """The server ends: whoever waits for a child to be there need not. Nothing of it has begun."""
         if self._incarnation is not None:
             self._incarnation.give_up()
 

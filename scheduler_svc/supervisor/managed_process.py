@@ -20,8 +20,10 @@ LONGEST_BACKOFF_S = 5.0
 `pagewire.client.retry`."""
 _LONGEST_BACKOFF_AFTER_READY_S = 1.0
 """Before that of one that was, for which streams wait."""
+_ENDS_AT_ONCE = 5
+"""So many of those in a row are begun again at once, before the delays grow."""
 _QUIET_S = 60.0
-"""After so long since it became ready its end counts as a single one, and the next incarnation is started at once."""
+"""After so long since it became ready its end counts as the first of a row."""
 
 
 class Role(enum.Enum):
@@ -106,8 +108,8 @@ class ManagedProcess:
     def restart_delay_s(self) -> float:
         """It has failed: how long to wait before the next incarnation. Raises RestartLimit.
 
-        Without progress the limit comes nearer and the delays grow. The first restart in a row is at once: most deaths
-        are single ones, and streams wait meanwhile.
+        Without progress the limit comes nearer and the delays grow. The first restart in a row is at once, and of one
+        that was ready the first five: most deaths are single ones, and streams wait meanwhile.
         """
         ready_s = -1.0 if self._ready_since_s is None else self._clock() - self._ready_since_s
         # One that hung, or says itself why it ends, has not served by having been ready.
@@ -120,7 +122,7 @@ class ManagedProcess:
         if self._restarts_in_row > self._max_restarts:
             raise RestartLimit
         if self.ready:
-            return _delay_s(self._quick_ends, _LONGEST_BACKOFF_AFTER_READY_S)
+            return _delay_s(max(1, self._quick_ends + 1 - _ENDS_AT_ONCE), _LONGEST_BACKOFF_AFTER_READY_S)
         return _delay_s(self._restarts_in_row, LONGEST_BACKOFF_S)
 
     def ended(self) -> None:

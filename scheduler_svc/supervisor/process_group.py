@@ -90,7 +90,9 @@ class ProcessGroup:
         self._plan = plan
         self._host = host
         self._events = events
-        self._fork_server = ForkServer(host.commands.fork_server, plan.device, host.environ)
+        commands = host.commands
+        self._worker_forks = ForkServer((*commands.worker_forks, "--device", plan.device), host.environ, "workers")
+        self._frontend_forks = ForkServer(commands.frontend_forks, host.environ, "frontends")
         self.engine = self._process(Role.ENGINE, 0)
         self.ranks = Ranks([self._process(Role.WORKER, rank) for rank in range(plan.num_local_ranks)])
         self.frontends = [self._process(Role.FRONTEND, index) for index in range(plan.settings.frontends)]
@@ -108,12 +110,12 @@ class ProcessGroup:
     async def start(self, process: ManagedProcess) -> None:
         """Start a process's next incarnation. Raises CannotStart."""
         process.incarnation += 1
-        command, launch = self._command_and_launch(process)
+        launch = self._launch(process)
         incarnation = process.incarnation
         try:
             file = self._host.runtime_dir.write(f"{process.name}.json", msgspec.json.encode(launch))
             child = await Child.start(
-                self._starter(process.role, command, file),
+                self._starter(process.role, file),
                 lambda event: self._events.put_nowait(FromProcess(process, incarnation, event)),
             )
         except OSError as error:
@@ -121,24 +123,27 @@ class ProcessGroup:
         process.started(child)
         _log.debug("%s started as %s, incarnation %d", process, child.name, incarnation)
 
-    def _starter(self, role: Role, command: tuple[str, ...], launch_file: Path) -> Starter:
-        if role is Role.WORKER and self._plan.device == "cpu":
-            return partial(self._fork_server.start, launch_file)
-        argv = (*command, "--launch", str(launch_file), "--lifeline-fd")
-        return partial(SpawnedProcess.start, argv, environ=self._host.environ)
-
-    def _command_and_launch(self, process: ManagedProcess) -> tuple[tuple[str, ...], msgspec.Struct]:
+    def _starter(self, role: Role, launch_file: Path) -> Starter:
         commands = self._host.commands
+        match role:
+            case Role.FRONTEND:
+                return partial(self._frontend_forks.start, launch_file)
+            case Role.WORKER if self._plan.device == "cpu":
+                return partial(self._worker_forks.start, launch_file)
+            case Role.WORKER | Role.ENGINE:
+                command = commands.worker if role is Role.WORKER else commands.engine
+                argv = (*command, "--launch", str(launch_file), "--lifeline-fd")
+                return partial(SpawnedProcess.start, argv, environ=self._host.environ)
+
+    def _launch(self, process: ManagedProcess) -> msgspec.Struct:
         match process.role:
             case Role.ENGINE:
-                return commands.engine, self._plan.engine_launch(process.incarnation)
+                return self._plan.engine_launch(process.incarnation)
             case Role.WORKER:
-                return commands.worker, self._plan.worker_launch(
-                    process.index, process.incarnation, process.num_blocks or None
-                )
+                return self._plan.worker_launch(process.index, process.incarnation, process.num_blocks or None)
             case Role.FRONTEND:
                 known = process.addresses or self.frontends[0].addresses
-                return commands.frontend, self._plan.frontend_launch(process.index, process.incarnation, known)
+                return self._plan.frontend_launch(process.index, process.incarnation, known)
 
     def tell(self, processes: Iterable[ManagedProcess], message: ToChild) -> None:
         """Say something to those of the processes that run."""
@@ -158,9 +163,11 @@ class ProcessGroup:
 
         A process that even SIGKILL does not end at once (in the kernel, on a dead disk) is left to the kernel.
         """
-        self._fork_server.give_up()
+        fork_servers = (self._worker_forks, self._frontend_forks)
+        for fork_server in fork_servers:
+            fork_server.give_up()
         await self._stop_processes(outcome)
-        await self._fork_server.close()
+        await asyncio.gather(*[fork_server.close() for fork_server in fork_servers])
 
     async def _stop_processes(self, outcome: Outcome | None) -> None:
         loop = asyncio.get_running_loop()

@@ -33,10 +33,11 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
     directory's files must not stand in for modules of Python's own."""
 
     worker: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "run")
-    fork_server: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "fork-server")
-    """`--device D --requests-fd N` follows."""
+    worker_forks: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.worker", "fork-server")
+    """What workers are forked from; `--device D --requests-fd N` follows."""
     engine: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.engine")
-    frontend: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.frontend")
+    frontend_forks: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.scheduler_svc.frontend", "fork-server")
+    """What frontends are forked from; `--requests-fd N` follows."""
     gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "pagewire.client", "gateway")
     """Which has flags of its own."""
 

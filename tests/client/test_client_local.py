@@ -124,7 +124,7 @@ def test_a_killed_frontend_is_not_noticed() -> None:
         (frontend,) = [
             process
             for process in psutil.Process().children(recursive=True)
-            if "pagewire.scheduler_svc.frontend" in process.cmdline()
+            if {"pagewire.scheduler_svc.frontend", "run"} <= set(process.cmdline())
         ]
         frontend.kill()
         assert stream.result().outputs == expected.outputs

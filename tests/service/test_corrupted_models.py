@@ -134,4 +134,5 @@ def test_the_models_they_are_made_of_are_served(
 ) -> None:
     model = Corrupted("whole", (), {}, is_gguf=kind == 1).write(tmp_path, whole[kind])
     with serve(model=str(model), device="cpu", dtype="float32", cache_dir=tmp_path / "cache") as service:
-        assert service.children().keys() == {"engine", "frontend", "fork-server", "worker"}
+        fork_servers = {"frontend-fork-server", "worker-fork-server"}
+        assert service.children().keys() == {"engine", "frontend", "worker", *fork_servers}

@@ -59,7 +59,7 @@ def test_more_resets_than_can_be_answered_end_no_stream_that_runs(world: FuzzWor
     for first, stream in zip(begun, streams, strict=True):
         assert first + ids_of(stream) == expected
     assert world.bystanders.answer(0) == world.bystanders.expected[0]
-    frontend = next(was for was in used(world.service).values() if was.role == "pagewire.scheduler_svc.frontend")
+    frontend = used(world.service)[world.service.children()["frontend"].pid]
     assert frontend.rss_bytes < WAITING_CALLS_BYTES
 
 

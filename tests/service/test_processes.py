@@ -39,7 +39,7 @@ def test_sigterm_finishes_running_streams_and_exits_with_0() -> None:
         for call in calls:
             assert ids_of(call) == expected
         assert service.process.wait(LIMIT_S) == 0
-        assert len(children) == 3
+        assert len(children) == 4
         assert not gone(children, 5)
 
 
@@ -55,7 +55,7 @@ def test_a_grace_time_that_does_not_suffice_cuts_and_says_so() -> None:
         assert service.process.wait(LIMIT_S) == 0
 
 
-@pytest.mark.parametrize(("device", "num_children"), [("sim", 3), ("cpu", 4)])
+@pytest.mark.parametrize(("device", "num_children"), [("sim", 4), ("cpu", 5)])
 def test_sigkill_of_the_supervisor_leaves_no_child(device: str, num_children: int) -> None:
     with serve(device=device) as service:
         children = list(service.children().values())
@@ -116,14 +116,15 @@ def test_a_killed_fork_server_takes_its_worker_along_and_loses_nothing() -> None
         before = service.children()
         call = service.inference.StreamGenerate(request, timeout=LIMIT_S)
         events = [next(call), next(call)]
-        before["fork-server"].kill()
+        before["worker-fork-server"].kill()
         assert ids_of([*events, *call]) == expected
         after = service.children()
         assert before["worker"] != after["worker"]
-        assert before["fork-server"] != after["fork-server"]
+        assert before["worker-fork-server"] != after["worker-fork-server"]
 
 
-def test_a_killed_frontend_comes_back_and_the_client_goes_on() -> None:
+@pytest.mark.parametrize("role", ["frontend", "frontend-fork-server"])
+def test_a_killed_frontend_comes_back_and_the_client_goes_on(role: str) -> None:
     with serve(sim_step_us=5_000, listen=f"127.0.0.1:{_free_port()}") as service, Client(service.address) as client:
         expected = client.generate([4, 5], max_tokens=200, ignore_eos=True, seed=3).outputs[0].token_ids
         got: list[int] = []
@@ -133,7 +134,7 @@ def test_a_killed_frontend_comes_back_and_the_client_goes_on() -> None:
             tokens = getattr(event, "tokens", ())
             got += [token.id for token in tokens]
             if not killed and len(got) > 50:
-                service.children()["frontend"].kill()
+                service.children()[role].kill()
                 killed = True
         assert got == list(expected)
 
@@ -149,7 +150,7 @@ def test_several_frontends_share_one_port() -> None:
         frontends = [
             child
             for child in psutil.Process(service.process.pid).children(True)
-            if "frontend" in " ".join(child.cmdline())
+            if {"pagewire.scheduler_svc.frontend", "run"} <= set(child.cmdline())
         ]
         assert len(frontends) == 2
         outputs: set[tuple[int, ...]] = set()

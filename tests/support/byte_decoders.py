@@ -219,7 +219,7 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     samples = (_line(FromForkServer, Forked(7)), _line(FromForkServer, Ended(7, -9)))
     yield ByteDecoder("scheduler_svc/supervisor/fork_server.py", from_forks.decode, wire, samples)
     samples = (_line(ToForkServer, Fork("/a/worker-0.json")), _line(ToForkServer, Reap(7)))
-    yield ByteDecoder("worker/fork_server.py", to_forks.decode, wire, samples)
+    yield ByteDecoder("proto/wire/fork_server.py", to_forks.decode, wire, samples)
     notice = GroupNotice(1, {"device": "cpu"})
     rendezvous = JsonCodec[GroupNotice](GroupNotice)
     yield ByteDecoder("worker/parallel/rendezvous.py", rendezvous.decode, wire, (rendezvous.encode_line(notice),))

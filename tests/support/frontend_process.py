@@ -30,7 +30,7 @@ class Supervised:
         self.socket = ours
         options = ["--launch", str(launch_file), "--lifeline-fd", str(theirs.fileno())]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pagewire.scheduler_svc.frontend", *options], pass_fds=[theirs.fileno()]
+            [sys.executable, "-m", "pagewire.scheduler_svc.frontend", "run", *options], pass_fds=[theirs.fileno()]
         )
         theirs.close()
         ours.setblocking(False)

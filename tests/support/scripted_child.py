@@ -1,6 +1,7 @@
 """A child process that follows a script instead of doing work: it speaks the lifeline as real children do.
 
     python scripted_child.py ROLE SCRIPT_DIR --launch FILE --lifeline-fd N
+    python scripted_child.py ROLE SCRIPT_DIR --requests-fd N     forks such children
 
 SCRIPT_DIR/ROLE holds words; the process looks at it once, when it starts:
 
@@ -31,6 +32,7 @@ from pathlib import Path
 import msgspec
 
 from pagewire.wire.control import Drain, Drained, DrainRequested, Failed, Loading, Ready, StepOverdue, Stop
+from pagewire.wire.fork_server import ForkServer
 from pagewire.wire.lifeline import ORPHANED_STATUS, Lifeline
 
 
@@ -44,9 +46,16 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("role")
     parser.add_argument("scripts", type=Path)
-    parser.add_argument("--launch", type=Path, required=True)
-    parser.add_argument("--lifeline-fd", type=int, required=True)
+    parser.add_argument("--launch", type=Path)
+    parser.add_argument("--lifeline-fd", type=int)
+    parser.add_argument("--requests-fd", type=int)
     arguments = parser.parse_args()
+    if arguments.requests_fd is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        start = ForkServer(arguments.requests_fd).serve(lambda: None)
+        if start is None:
+            return 0
+        arguments.launch, arguments.lifeline_fd = start
     launch = json.loads(arguments.launch.read_bytes())
     lifeline = Lifeline(arguments.lifeline_fd)
     log = os.open(arguments.scripts / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -12,6 +12,6 @@ if __name__ == "__main__":
     commands = Commands(
         worker=(sys.executable, child, "worker", scripts),
         engine=(sys.executable, child, "engine", scripts),
-        frontend=(sys.executable, child, "frontend", scripts),
+        frontend_forks=(sys.executable, child, "frontend", scripts),
     )
     sys.exit(main(["serve", *sys.argv[2:]], commands))

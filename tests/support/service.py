@@ -23,9 +23,10 @@ SIM_MODEL = "random:tiny"
 
 _ROLES = {
     "engine": {"pagewire.scheduler_svc.engine"},
-    "frontend": {"pagewire.scheduler_svc.frontend"},
+    "frontend": {"pagewire.scheduler_svc.frontend", "run"},
+    "frontend-fork-server": {"pagewire.scheduler_svc.frontend", "fork-server"},
     "worker": {"pagewire.worker", "run"},
-    "fork-server": {"pagewire.worker", "fork-server"},
+    "worker-fork-server": {"pagewire.worker", "fork-server"},
 }
 
 

@@ -1,7 +1,7 @@
 """The grammar compiler: languages become grammars in processes of their own, within limits of time and memory.
 
 `grammar_process` explains why a process, `helper_pool` how they are kept. The first is started by the first language:
-few servers need one. It knows neither gRPC nor masks.
+few servers need one. A frontend that replaces another does not wait for that. It knows neither gRPC nor masks.
 """
 
 from collections import OrderedDict
@@ -96,6 +96,10 @@ class GrammarCompiler:
                 max_waiting=limits.max_waiting,
             ),
         )
+
+    def start_soon(self) -> None:
+        """Have the first process started while its owner does something else."""
+        self._compilers.start_soon()
 
     async def close(self) -> None:
         """End every process; work under way is given up."""

@@ -146,6 +146,13 @@ class HelperPool(Generic[Request, Answer]):
         self._turns = FairTurns(limits.max_processes)
         self._asking: set[asyncio.Task[Answer]] = set()
         self._num_waiting = 0
+        self._starting: asyncio.Task[Answer] | None = None
+
+    def start_soon(self) -> None:
+        """Have the first process started while its owner does something else. Whoever asks waits for it; where it
+        cannot be started, they find that out by themselves."""
+        self._starting = asyncio.create_task(self.start())
+        self._starting.add_done_callback(lambda starting: None if starting.cancelled() else starting.exception())
 
     async def start(self) -> Answer:
         """Start the first process; returns its answer to the preparation. Where that is another than `Prepared`, there
@@ -160,9 +167,10 @@ class HelperPool(Generic[Request, Answer]):
 
     async def close(self) -> None:
         """End every process; work under way is given up."""
-        for asking in list(self._asking):
-            asking.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        tasks = [*self._asking, *([] if self._starting is None else [self._starting])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         while self._idle:
             await self._idle.pop().end()
 
@@ -192,6 +200,8 @@ class HelperPool(Generic[Request, Answer]):
             asking.exception()  # its caller may have gone away
 
     async def _ask(self, request: Request) -> Answer:
+        if self._starting is not None and not self._starting.done():
+            await asyncio.wait([self._starting])
         try:
             return await self._ask_one(self._idle.pop() if self._idle else None, request)
         except _HelperKilledError:

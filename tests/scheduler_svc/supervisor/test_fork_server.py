@@ -19,7 +19,7 @@ from pagewire.scheduler_svc.supervisor.fork_server import ForkServer
 from pagewire.wire.control import Failed, Ready, Stop
 
 LIMIT_S = 20.0
-COMMAND = (sys.executable, "-P", "-m", "pagewire.worker", "fork-server")
+COMMAND = (sys.executable, "-P", "-m", "pagewire.worker", "fork-server", "--device", "sim")
 
 
 class Told:
@@ -42,7 +42,7 @@ class Forking:
     """A fork server of sim workers, and an engine's address for them."""
 
     def __init__(self, folder: Path, address: str, environ: dict[str, str] | None = None) -> None:
-        self.server = ForkServer(COMMAND, "sim", {**os.environ, **(environ or {})})
+        self.server = ForkServer(COMMAND, {**os.environ, **(environ or {})}, "workers")
         self._folder = folder
         self._address = address
         self._asked = 0

@@ -1,10 +1,12 @@
-"""The fork server: a process that has imported what a worker needs, and forks one for every launch.
+"""Fork servers: processes that have imported what a worker, or a frontend, needs, and fork one for every launch.
 
-To import torch takes a worker longer than anything else of its start but its weights: two seconds, for which every
-stream waits where one has to be started again. A forked one has it. What is shared is what was imported; the server has
-no model, no device and no thread, without which a fork would not be safe.
+To import torch takes a worker longer than anything else of its start but its weights, two seconds, and to import gRPC
+and tokenizers a frontend most of its second; every stream waits for it where a process has to be started again. A
+forked one has it. What is shared is what was imported; the server has no model, no device, no socket of a client's and
+no thread, without which a fork would not be safe.
 
-A worker ends with its fork server, which nobody else could wait for it in the place of.
+A forked process ends with its fork server, which nobody else could wait for it in the place of. It knows nothing of
+what is forked.
 """
 
 import ctypes
@@ -13,14 +15,13 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pagewire.wire.codec import JsonCodec
 from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
-from pagewire.wire.launch import Device
-from pagewire.worker.devices import import_modules
 
 _MAX_PACKET_BYTES = 65_536
 _PR_SET_PDEATHSIG = 1
@@ -28,15 +29,15 @@ _ARG_START, _ARG_END = 47, 48
 """Fields of /proc/PID/stat, from 0: where a command line lies in memory (proc(5))."""
 
 
-class WorkerStart(NamedTuple):
-    """What a forked worker was asked to be."""
+class ForkedStart(NamedTuple):
+    """What a forked process was asked to be."""
 
     launch_file: Path
     lifeline_fd: int
 
 
 class ForkServer:
-    """Forks workers. `serve` returns once in the server, and once in every worker."""
+    """Forks processes. `serve` returns once in the server, and once in each of them."""
 
     def __init__(self, requests_fd: int) -> None:
         """`requests_fd`: the inherited socket to the supervisor."""
@@ -48,11 +49,11 @@ class ForkServer:
         self._sends: JsonCodec[FromForkServer] = JsonCodec(FromForkServer)
         self._receives: JsonCodec[ToForkServer] = JsonCodec(ToForkServer)
 
-    def serve(self, device: Device) -> WorkerStart | None:
-        """Import what workers of a device need, and fork until the supervisor is gone: then none. In a worker that was
-        forked: its start."""
-        with suppress(Exception):  # whatever is wrong, the worker says it: it imports the same
-            import_modules(device)
+    def serve(self, import_modules: Callable[[], object]) -> ForkedStart | None:
+        """Import what is needed, and fork until the supervisor is gone: then none. In a process that was forked: its
+        start."""
+        with suppress(Exception):  # whatever is wrong, who is forked says it, and imports the same
+            import_modules()
         gc.collect()
         gc.freeze()
         ended, tell_ended = socket.socketpair()
@@ -76,14 +77,14 @@ class ForkServer:
                     case Fork(launch):
                         (lifeline_fd,) = descriptors
                         if self._is_forked():
-                            return WorkerStart(Path(launch), lifeline_fd)
+                            return ForkedStart(Path(launch), lifeline_fd)
                         os.close(lifeline_fd)
 
     def _is_forked(self) -> bool:
-        """Fork. True in the worker, which is then as one that was started by itself."""
+        """Fork. True in the forked process, which is then as one that was started by itself."""
         pid = os.fork()
         if pid:
-            with suppress(OSError):  # here and in the worker: who sends the group a signal may be faster
+            with suppress(OSError):  # here and there: who sends the group a signal may be faster
                 os.setpgid(pid, pid)
             self._children.add(pid)
             self._send(Forked(pid))
@@ -110,11 +111,12 @@ class ForkServer:
             self._requests.send(self._sends.encode_line(message))
 
 
-def rename_process(launch_file: Path) -> None:
-    """Have `ps` show a worker's command line in place of the fork server's: in its memory, so it can be no longer, and
-    says only the launch file's name where the path does not fit.
+def rename_process(command: Sequence[str], launch_file: Path) -> None:
+    """Have `ps` show a forked process's command line, of the interpreter's arguments before `--launch`, in place of the
+    fork server's: in its memory, so it can be no longer, and says only the launch file's name where the path does not
+    fit.
 
-    Nothing depends on it: where the kernel does not let us, `ps` shows two fork servers, one of which is a worker.
+    Nothing depends on it: where the kernel does not let us, `ps` shows two fork servers, one of which is none.
     """
     with suppress(OSError, ValueError, IndexError):
         interpreter = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0]
@@ -122,7 +124,7 @@ def rename_process(launch_file: Path) -> None:
         stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         start, end = int(stat[_ARG_START - 2]), int(stat[_ARG_END - 2])
         for named in (str(launch_file), launch_file.name):
-            shown = b"\0".join([interpreter, b"-m", b"pagewire.worker", b"run", b"--launch", os.fsencode(named)])
+            shown = b"\0".join([interpreter, *map(os.fsencode, (*command, "--launch", named))])
             if len(shown) < end - start:
                 with open("/proc/self/mem", "r+b", buffering=0) as memory:
                     memory.seek(start)
