@@ -6,6 +6,7 @@ count against the limit: a process that had served begins anew, however often it
 
 import enum
 import math
+from collections import deque
 from collections.abc import Callable
 
 from pagewire.scheduler_svc.supervisor.child import Child
@@ -21,9 +22,8 @@ LONGEST_BACKOFF_S = 5.0
 _LONGEST_BACKOFF_AFTER_READY_S = 1.0
 """Before that of one that was, for which streams wait."""
 _ENDS_AT_ONCE = 5
-"""So many of those in a row are begun again at once, before the delays grow."""
-_QUIET_S = 60.0
-"""After so long since it became ready its end counts as the first of a row."""
+"""So many of those are begun again at once, where the first of them is not older than that:"""
+_ENDS_WINDOW_S = 5.0
 
 
 class Role(enum.Enum):
@@ -61,7 +61,8 @@ class ManagedProcess:
         self._watchdog = watchdog
         self._has_served = False
         self._restarts_in_row = 0
-        self._quick_ends = 0
+        self._ends_s: deque[float] = deque(maxlen=_ENDS_AT_ONCE)
+        """When it ended after it was ready: the last times."""
         self._max_restarts = max_restarts
         self._clock = clock
 
@@ -109,21 +110,22 @@ class ManagedProcess:
         """It has failed: how long to wait before the next incarnation. Raises RestartLimit.
 
         Without progress the limit comes nearer and the delays grow. The first restart in a row is at once, and of one
-        that was ready the first five: most deaths are single ones, and streams wait meanwhile.
+        that was ready five within five seconds: streams wait meanwhile, and to begin again takes little.
         """
-        ready_s = -1.0 if self._ready_since_s is None else self._clock() - self._ready_since_s
+        now_s = self._clock()
+        ready_s = -1.0 if self._ready_since_s is None else now_s - self._ready_since_s
         # One that hung, or says itself why it ends, has not served by having been ready.
         if self._has_served or (ready_s >= SERVED_S and not self.failure):
             self._restarts_in_row = 0
-        if ready_s >= _QUIET_S:
-            self._quick_ends = 0
         self._restarts_in_row += 1
-        self._quick_ends += 1
         if self._restarts_in_row > self._max_restarts:
             raise RestartLimit
-        if self.ready:
-            return _delay_s(max(1, self._quick_ends + 1 - _ENDS_AT_ONCE), _LONGEST_BACKOFF_AFTER_READY_S)
-        return _delay_s(self._restarts_in_row, LONGEST_BACKOFF_S)
+        if not self.ready:
+            return _delay_s(self._restarts_in_row)
+        are_many = len(self._ends_s) == _ENDS_AT_ONCE
+        delay_s = self._ends_s[0] + _ENDS_WINDOW_S - now_s if are_many else 0.0
+        self._ends_s.append(now_s)
+        return min(max(delay_s, 0.0), _LONGEST_BACKOFF_AFTER_READY_S)
 
     def ended(self) -> None:
         """It has ended."""
@@ -132,5 +134,5 @@ class ManagedProcess:
         self._has_served = False
 
 
-def _delay_s(ends_in_row: int, longest_s: float) -> float:
-    return 0.0 if ends_in_row == 1 else min(longest_s, math.ldexp(FIRST_BACKOFF_S, min(ends_in_row, 64) - 2))
+def _delay_s(ends_in_row: int) -> float:
+    return 0.0 if ends_in_row == 1 else min(LONGEST_BACKOFF_S, math.ldexp(FIRST_BACKOFF_S, min(ends_in_row, 64) - 2))

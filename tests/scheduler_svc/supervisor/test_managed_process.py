@@ -33,6 +33,7 @@ class Life:
             self.process.has_served()
         delay_s = self.process.restart_delay_s()
         self.process.ended()
+        self.now_s += delay_s
         return delay_s
 
 
@@ -58,10 +59,14 @@ def test_one_that_serves_between_is_started_again_for_ever_and_soon(lives: list[
     assert all(delay <= 1.0 for delay in delays)
 
 
-def test_after_a_quiet_minute_the_next_is_started_at_once() -> None:
+def test_five_ends_in_five_seconds_are_begun_again_at_once_and_more_wait() -> None:
     life = Life(max_restarts=3)
-    assert [life.end(ready_for_s=2) for _ in range(8)] == [0.0] * 5 + [0.1, 0.2, 0.4]
-    assert [life.end(ready_for_s=61), life.end(ready_for_s=2)] == [0.0, 0.0]
+    assert [life.end(ready_for_s=0.5, has_served=True) for _ in range(5)] == [0.0] * 5
+    began_s = life.now_s
+    delays = [life.end(ready_for_s=0.1, has_served=True) for _ in range(100)]
+    assert max(delays) == 1.0
+    assert life.now_s - began_s > 80, "no more than about one a second goes on for ever"
+    assert [life.end(ready_for_s=6, has_served=True) for _ in range(2)] == [0.0, 0.0]
 
 
 def test_what_is_said_of_an_earlier_incarnation_is_not_taken_for_the_next_ones() -> None:
