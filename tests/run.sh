@@ -59,4 +59,11 @@ if [ "${1:-}" = faults ]; then
 fi
 
 echo "== tests"
-"$venv/bin/python" -m pytest "$@"
+if [ $# -gt 0 ]; then
+  "$venv/bin/python" -m pytest "$@"
+  exit
+fi
+# Two at a time: most of a service's test waits for processes to start. What bounds a time or memory comes after them.
+"$venv/bin/python" -m pytest -n 2 --dist worksteal -m "not alone"
+mapfile -t files < <(grep -rl --include="test_*.py" "mark\.alone" tests)
+"$venv/bin/python" -m pytest -m alone "${files[@]}"

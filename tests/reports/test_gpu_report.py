@@ -87,7 +87,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=285,
     )
     said = json.loads((tmp_path / "gpu.json").read_text())
     assert [part["part"] for part in said["parts"]] == list(DRY_STAGES[0][0].parts)

@@ -24,7 +24,7 @@ LIMIT_S = 3.0
 LIMIT_KIB = 300 * 1024
 PATIENCE_S = 60.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * COUNT)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(120 + 10 * COUNT)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from gpu.report.writing import MARKDOWN_NAME
 
 LOG_NAME = "gpu.log"
 TOTAL_S = 410.0
-_DRY_TOTAL_S = 115.0
+_DRY_TOTAL_S = 270.0
 _HAS_GPU = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
 
 
