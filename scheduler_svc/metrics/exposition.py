@@ -7,7 +7,7 @@ sockets nor where the counts come from.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, choose_encoder, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -22,6 +23,7 @@ from pagewire.scheduler_svc.metrics.families import Family, Value
 from pagewire.scheduler_svc.metrics.totals import Snapshot
 from pagewire.wire.measures import Histogram
 
+_OPENMETRICS = "application/openmetrics-text"
 _KINDS: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -31,14 +33,20 @@ _UNITS = ("seconds", "bytes", "tokens", "ratio", "blocks")
 """Said where they end a name."""
 
 
-def exposed(snapshot: Snapshot, families: Sequence[Family], accept: str) -> tuple[bytes, str]:
-    """The text, and its content type, for a scraper that accepts this."""
+def wants_open_metrics(accept: str) -> bool:
+    """Whether a scraper that accepts this reads OpenMetrics."""
+    return any(each.partition(";")[0].strip().lower() == _OPENMETRICS for each in accept.split(","))
+
+
+def exposed(snapshot: Snapshot, families: Sequence[Family], *, open_metrics: bool) -> tuple[bytes, str]:
+    """The text, and its content type."""
     collector = _Families(snapshot, families)
-    try:
-        encode, content_type = choose_encoder(accept)
-    except ValueError:  # a version that is none
-        encode, content_type = generate_latest, CONTENT_TYPE_LATEST
-    return encode(collector), content_type
+    if open_metrics:
+        # With any other escaping the library writes an underscore for a colon in a sample's name, though not in its
+        # family's (prometheus-client 0.26). No name of ours needs one.
+        body: bytes = openmetrics.generate_latest(collector, openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
+        return body, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(collector), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _Families(Collector):

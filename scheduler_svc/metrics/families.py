@@ -88,7 +88,7 @@ _ENGINE = [
     gauge("pagewire_kv_utilization_ratio", "KV blocks that sequences hold, of all", utilization),
     gauge("pagewire_kv_blocks", "KV blocks that there are", lambda now: now.total_blocks),
     gauge("pagewire_kv_used_blocks", "KV blocks that sequences hold", lambda now: now.used_blocks),
-    gauge("pagewire_kv_cached_blocks", "KV blocks that the prefix cache knows", lambda now: now.cached_blocks),
+    gauge("pagewire_kv_cached_blocks", "KV blocks that the prefix cache alone holds", lambda now: now.cached_blocks),
     gauge("pagewire_kv_block_size_tokens", "Tokens that a KV block holds", lambda now: now.block_size),
     gauge(
         "pagewire_worker_idle_ratio",

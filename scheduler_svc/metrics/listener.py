@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
-from pagewire.scheduler_svc.metrics.exposition import exposed
+from pagewire.scheduler_svc.metrics.exposition import exposed, wants_open_metrics
 from pagewire.scheduler_svc.metrics.families import Family
 from pagewire.scheduler_svc.metrics.totals import ServerTotals
 from pagewire.scheduler_svc.startup_errors import SettingsError
@@ -23,7 +23,6 @@ MAX_HEAD_BYTES = 8 * 1024
 REQUEST_LIMIT_S = 10.0
 """For a request to come, and for its answer to be taken."""
 _BACKLOG = 64
-_MAX_ANSWERS_KEPT = 4
 
 
 class MetricsListener:
@@ -37,9 +36,8 @@ class MetricsListener:
         """What the answers are made of."""
         self._families: Sequence[Family] = ()
         self._num_connections = 0
-        self._kept: dict[str, tuple[bytes, str]] = {}
-        """Answers of `_kept_version`, by what was accepted."""
-        self._kept_version = -1
+        self._kept: dict[bool, tuple[int, tuple[bytes, str]]] = {}
+        """The last answer in each format, with the version of what it says."""
 
     @property
     def url(self) -> str:
@@ -87,19 +85,16 @@ class MetricsListener:
         accept = ",".join(
             value for name, _, value in (field.partition(":") for field in fields) if name.lower() == "accept"
         )
-        # Part of it comes back in the content type.
-        body, content_type = await self._exposed(accept if accept.isprintable() else "")
+        body, content_type = await self._exposed(wants_open_metrics(accept))
         return _response("200 OK", body, content_type, is_head=method == "HEAD")
 
-    async def _exposed(self, accept: str) -> tuple[bytes, str]:
-        if self._kept_version != self.totals.version or len(self._kept) > _MAX_ANSWERS_KEPT:
-            self._kept_version, self._kept = self.totals.version, {}
-        version = self._kept_version
-        if (kept := self._kept.get(accept)) is not None:
-            return kept
-        answer = await asyncio.to_thread(exposed, self.totals.snapshot(), self._families, accept)
-        if version == self._kept_version:
-            self._kept[accept] = answer
+    async def _exposed(self, open_metrics: bool) -> tuple[bytes, str]:
+        version = self.totals.version
+        if (kept := self._kept.get(open_metrics)) is not None and kept[0] == version:
+            return kept[1]
+        snapshot = self.totals.snapshot()
+        answer = await asyncio.to_thread(exposed, snapshot, self._families, open_metrics=open_metrics)
+        self._kept[open_metrics] = version, answer
         return answer
 
     def __enter__(self) -> "MetricsListener":
