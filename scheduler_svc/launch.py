@@ -60,6 +60,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_restarts: int = 12
     """Of workers in a row without a step between them; more end the server."""
     kv_events: KvEventsLaunch | None = None
+    measures: bool = False
+    """Count what metrics are made of, and tell the supervisor with each `Load`."""
     log_level: LogLevel = "info"
 
 
@@ -131,6 +133,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """For GetServerInfo, secrets left out."""
     started_unix_s: float
     """When the supervisor started."""
+    measures: bool = False
+    """Count what metrics are made of, and tell the supervisor every second."""
     log_level: LogLevel = "info"
 
 

@@ -11,11 +11,16 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from pagewire.scheduler_svc.metrics.families import Family, pagewire_families
+from pagewire.scheduler_svc.metrics.totals import ServerTotals
+from pagewire.scheduler_svc.metrics.vllm_names import vllm_families
 from pagewire.scheduler_svc.models.cache import cache_dir_of
 from pagewire.scheduler_svc.models.resolve import check_weights, resolve_model
 from pagewire.scheduler_svc.progress import closing_progress, make_progress
@@ -40,6 +45,9 @@ from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
 from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan
 from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from pagewire.scheduler_svc.metrics.listener import MetricsListener
+
 
 def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, quiet: bool) -> int:
     """Serve until the end; returns the exit status. Raises StartupError."""
@@ -50,6 +58,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
         ready,
         _held_addresses(settings),
         _gateway(settings, commands) as gateway,
+        _metrics(settings) as metrics,
         _host_of(settings, commands, quiet=quiet) as host,
     ):
         plan = _plan(settings, host, started_unix_s)
@@ -60,17 +69,25 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
         def announce(addresses: Addresses) -> None:
             if gateway is not None:
                 gateway.start(addresses.address, addresses.admin_address)
-            ready.announce(plan.model.name, addresses, "" if gateway is None else gateway.url)
+            openai_url = "" if gateway is None else gateway.url
+            ready.announce(plan.model.name, addresses, openai_url, "" if metrics is None else metrics.url)
 
         host = msgspec.structs.replace(host, announce=announce)
-        outcome = asyncio.run(_served(Supervisor(plan, host), gateway))
+        answering: AbstractAsyncContextManager[None] = nullcontext()
+        if metrics is not None:
+            host = msgspec.structs.replace(host, totals=metrics.totals)
+            answering = metrics.serving(_families(plan))
+        outcome = asyncio.run(_served(Supervisor(plan, host), gateway, answering))
     return _ended(outcome)
 
 
-async def _served(supervisor: Supervisor, gateway: GatewayProcess | None) -> Outcome:
+async def _served(
+    supervisor: Supervisor, gateway: GatewayProcess | None, answering: AbstractAsyncContextManager[None]
+) -> Outcome:
     """The gateway ends behind the server, whose last streams it carries."""
     try:
-        return await supervisor.run()
+        async with answering:
+            return await supervisor.run()
     finally:
         if gateway is not None:
             await gateway.stop()
@@ -104,6 +121,26 @@ def _gateway(settings: Settings, commands: Commands) -> Iterator[GatewayProcess 
         return
     with GatewayProcess(settings.openai, commands.gateway, os.environ) as gateway:
         yield gateway
+
+
+@contextmanager
+def _metrics(settings: Settings) -> Iterator["MetricsListener | None"]:
+    """None where none are wanted. Raises SettingsError."""
+    if settings.metrics_listen is None:
+        yield None
+        return
+    # prometheus-client takes as long to import as all else that the supervisor does before the model.
+    from pagewire.scheduler_svc.metrics.listener import MetricsListener
+
+    with MetricsListener(settings.metrics_listen, ServerTotals()) as metrics:
+        yield metrics
+
+
+def _families(plan: ServerPlan) -> list[Family]:
+    families = pagewire_families(plan.model.name, version("pagewire"), plan.device)
+    if plan.settings.metrics_names == "vllm":
+        families += vllm_families(plan.model.name)
+    return families
 
 
 @contextmanager

@@ -7,6 +7,7 @@ That works where the supervisor was killed with SIGKILL and could tell nobody.
 import msgspec
 
 from pagewire.wire.codec import Count
+from pagewire.wire.measures import EngineMeasured, FrontendMeasured
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -64,7 +65,18 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-FromChild = Loading | Ready | Served | Alive | StepOverdue | DrainRequested | Drained | Failed
+FromChild = (
+    Loading
+    | Ready
+    | Served
+    | Alive
+    | StepOverdue
+    | DrainRequested
+    | Drained
+    | Failed
+    | EngineMeasured
+    | FrontendMeasured
+)
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):

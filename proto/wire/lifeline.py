@@ -29,6 +29,8 @@ class Lifeline:
         self._socket = socket.socket(fileno=fd)
         self._socket.set_inheritable(False)
         self._sending = threading.Lock()
+        self._unsent = b""
+        """The rest of a message that `offer` could not send whole; whatever is sent next follows it."""
         self._buffer = bytearray()
         self._from_child: JsonCodec[FromChild] = JsonCodec(FromChild)
         self._to_child: JsonCodec[ToChild] = JsonCodec(ToChild)
@@ -40,22 +42,36 @@ class Lifeline:
     def send(self, message: FromChild) -> None:
         """Tell the supervisor. A supervisor that is gone is noticed by `receive`, not here."""
         with self._sending:
+            rest, self._unsent = self._unsent, b""
             try:
-                self._socket.sendall(self._from_child.encode_line(message))
+                self._socket.sendall(rest + self._from_child.encode_line(message))
             except OSError:
                 return
 
-    def beat(self) -> None:
-        """Say `Alive`, or nothing where that would have to wait: a supervisor that stands still must not hold us up."""
+    def offer(self, message: FromChild) -> bool:
+        """Send what may be left out, without waiting; false where it was, because the supervisor reads too slowly."""
         if not self._sending.acquire(blocking=False):
-            return
+            return False
         try:
-            # So short a message is sent whole or not at all.
-            self._socket.send(self._from_child.encode_line(Alive()), socket.MSG_DONTWAIT)
-        except OSError:
-            return
+            if self._unsent and not self._send_now(self._unsent):
+                return False
+            self._send_now(self._from_child.encode_line(message))
+            return True
         finally:
             self._sending.release()
+
+    def _send_now(self, data: bytes) -> bool:
+        """As much as can be without waiting; keeps the rest. True where nothing is left."""
+        try:
+            sent = self._socket.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            sent = 0
+        self._unsent = data[sent:]
+        return not self._unsent
+
+    def beat(self) -> None:
+        """Say `Alive`, or nothing where that would have to wait: a supervisor that stands still must not hold us up."""
+        self.offer(Alive())
 
     def receive(self, timeout_s: float | None) -> list[ToChild]:
         """Wait for commands, at most `timeout_s` (none: for ever; 0: not at all); an empty list on time-out.

@@ -213,8 +213,8 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
             return Dropped.UNFIT
         return Introduction(message.rank, message.incarnation)
 
-    def send(self, message: ToWorker) -> None:
-        """Send to every rank, without waiting."""
+    def send(self, message: ToWorker) -> int:
+        """Send to every rank, without waiting; returns the message's length in bytes."""
         frame = self._outgoing.encode(message)
         for rank in self._identities:
             try:
@@ -222,3 +222,4 @@ class WorkerLink(Peers[ToWorker, FromWorker]):
             except zmq.ZMQError as error:
                 # The supervisor notices a dead worker by itself and tells the loop.
                 self._log.warning("rank %d cannot be reached: %s", rank, error)
+        return len(frame)

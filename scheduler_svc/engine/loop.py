@@ -21,6 +21,7 @@ from pagewire.scheduler_svc.engine.events import Outbox
 from pagewire.scheduler_svc.engine.frontend_requests import FrontendRequests
 from pagewire.scheduler_svc.engine.kv_event_publisher import KvEventPublisher
 from pagewire.scheduler_svc.engine.links import Dropped, FrontendLink, WorkerLink
+from pagewire.scheduler_svc.engine.meter import EngineMeter
 from pagewire.scheduler_svc.engine.results import rows_of
 from pagewire.scheduler_svc.engine.scheduler import Scheduler
 from pagewire.scheduler_svc.engine.step_deadline import StepDeadline
@@ -94,6 +95,7 @@ class EngineLoop:
         self._next_load_s = 0.0
         self._kv_events = kv_events
         self._cache_log = None if kv_events is None else CacheLog()
+        self._meter = EngineMeter() if launch.measures else None
 
     def run(self) -> int:
         """Serve until told to stop or orphaned."""
@@ -166,7 +168,8 @@ class EngineLoop:
             return
         config = self._group.config()
         if self._scheduler is None:
-            self._scheduler = Scheduler(config, self._cache_log)
+            ledger = None if self._meter is None else self._meter.ledger
+            self._scheduler = Scheduler(config, self._cache_log, ledger)
             self._requests.serve_with(self._scheduler)
             # Whatever lives now lives for ever: later collections need not walk it.
             gc.collect()
@@ -223,6 +226,8 @@ class EngineLoop:
             self._lifeline.send(Served())
         # The worker's own word too: of two results that are read together, the second seems to have taken no time.
         self._deadline.answered(step.size, max(now_s - since_s, plausible_us(result.busy_us) / 1e6))
+        if self._meter is not None:
+            self._meter.answered(result.busy_us, now_s - since_s, self._clock() - now_s)
 
     # Each turn
 
@@ -238,8 +243,11 @@ class EngineLoop:
         self._requests.end_gone()
         if now_s >= self._next_load_s:
             self._next_load_s = now_s + self._launch.load_interval_s
-            self._frontends.broadcast(self._load())
+            load = self._load()
+            self._frontends.broadcast(load)
             self._lifeline.beat()
+            if self._meter is not None:
+                self._report(self._meter, load, now_s)
             self._check_when_idle()
         if now_s >= self._next_look_s and self._pipeline.oldest is not None:
             self._next_look_s = now_s + self._look_s
@@ -250,13 +258,17 @@ class EngineLoop:
         if not self._group.is_complete:
             return
         while self._pipeline.has_room:
+            began_s = self._clock()
             step = scheduler.plan(self._pipeline.epoch, self._pipeline.next_step_id, now_s)
             if step is None:
                 if not scheduler.has_work:
                     self._pipeline.rest()
                 return
-            self._workers.send(step.plan)
+            planned_s = self._clock()
+            num_bytes = self._workers.send(step.plan)
             self._pipeline.push(step, now_s)
+            if self._meter is not None:
+                self._meter.planned(step.size.tokens, planned_s - began_s, self._clock() - planned_s, num_bytes)
             self._outbox.add_starts(step.starts)
 
     def _check_when_idle(self) -> None:
@@ -304,6 +316,12 @@ class EngineLoop:
             dropped=dropped,
             paused=scheduler.num_paused,
         )
+
+    def _report(self, meter: EngineMeter, load: Load, now_s: float) -> None:
+        scheduler = self._scheduler
+        waiting_tokens = self._early.num_tokens if scheduler is None else scheduler.num_waiting_tokens
+        block_size = 0 if scheduler is None else scheduler.config.block_size
+        self._lifeline.offer(meter.report(load, waiting_tokens, block_size, now_s))
 
     def _dropped(self) -> dict[str, int]:
         """Frames by border and kind, those that there were."""

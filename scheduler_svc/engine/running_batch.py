@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from pagewire.scheduler_svc.engine.block_ledger import BlockLedger
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
@@ -21,7 +22,9 @@ from pagewire.wire.plan import Admit
 class RunningBatch:
     """Admits sequences, moves them forward, and takes their memory back."""
 
-    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None) -> None:
+    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None, ledger: BlockLedger | None = None) -> None:
+        """`log` and `ledger` are told of blocks, where somebody wants to know."""
+        self._ledger = ledger
         self._block_size = config.block_size
         self._longest = config.longest
         self.slots = SlotTable(config.max_num_seqs, config.block_size)
@@ -36,6 +39,8 @@ class RunningBatch:
         free. Its prefill starts behind the longest cached prefix."""
         if not self.blocks.try_admit(sequence, reserve=reserve):
             return None
+        if self._ledger is not None:
+            self._ledger.take(sequence.tenant, len(sequence.blocks))
         known = len(sequence.tokens)
         # The last token is computed even where its KV is cached: only its logits can yield the next one.
         start = min(sequence.num_cached, known - 1)
@@ -64,6 +69,8 @@ class RunningBatch:
         """Take slot and blocks away; its `tokens` are complete then. Its KV stays cached, if that is sound."""
         self.slots.flush_tail(sequence.slot)
         self._publish_blocks(sequence)
+        if self._ledger is not None:
+            self._ledger.give_back(sequence.tenant, len(sequence.blocks))
         self.blocks.release(sequence, keep_cached=keep_cached)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
@@ -101,6 +108,8 @@ class RunningBatch:
                 self._publish_blocks(sequence)
                 block = self.blocks.try_grow(sequence)
                 if block is not None:
+                    if self._ledger is not None:
+                        self._ledger.take(sequence.tenant, 1)
                     slots.capacity[sequence.slot] += self._block_size
                     pairs.append((sequence.slot, block))
                     break

@@ -27,6 +27,7 @@ import numpy as np
 
 from pagewire.scheduler_svc.engine.admission import UnanswerableError, check_ids, read_submission, refuse_oversized
 from pagewire.scheduler_svc.engine.admitter import Admitter
+from pagewire.scheduler_svc.engine.block_ledger import BlockLedger
 from pagewire.scheduler_svc.engine.block_manager import BlockManager
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
@@ -49,10 +50,12 @@ from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished
 class Scheduler:
     """The only writer of sequences' tokens and position."""
 
-    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None) -> None:
-        """`log` is told what becomes of cached blocks, where somebody follows it."""
+    def __init__(self, config: SchedulerConfig, log: CacheLog | None = None, ledger: BlockLedger | None = None) -> None:
+        """`log` is told what becomes of cached blocks, where somebody follows it; `ledger` who holds blocks, where
+        somebody counts that."""
         self._config = config
         self._log = log
+        self._ledger = ledger
         self._open = OpenSequences()
         self._waiting = self._open.waiting
         self._suspects = Suspects()
@@ -62,7 +65,7 @@ class Scheduler:
         self._newcomers = Newcomers(self._open)
         self._num_computed = 0
         """Tokens of all steps planned."""
-        self._batch = RunningBatch(config, log)
+        self._batch = RunningBatch(config, log, ledger)
 
     # What arrives and leaves
 
@@ -158,7 +161,7 @@ class Scheduler:
         for sequence in running:
             self._batch.release(sequence)
             self._open.wait_again(sequence)
-        self._batch = RunningBatch(self._config, self._log)
+        self._batch = RunningBatch(self._config, self._log, self._ledger)
         found = self._suspects.crashed(running, self._config.max_crashes_in_row)
         return [self._finish(sequence, FinishKind.FAILED, reason_of(sequence)) for sequence in found]
 
@@ -169,7 +172,7 @@ class Scheduler:
             for sequence in self._open:
                 self.blocks.forget_hashes(sequence)
         self._config = config
-        self._batch = RunningBatch(config, self._log)
+        self._batch = RunningBatch(config, self._log, self._ledger)
         too_long = [sequence for sequence in self._open if len(sequence.tokens) >= config.longest]
         return [self._finish(sequence, FinishKind.NO_ROOM) for sequence in too_long]
 
@@ -178,6 +181,8 @@ class Scheduler:
     def plan(self, epoch: int, step_id: int, now_s: float) -> PlannedStep | None:
         """Plan one step, or none if there is nothing to compute now."""
         batch = self._batch
+        if self._ledger is not None:
+            self._ledger.pass_time(now_s)
         if (leaving := self._admitter.gives_way(batch)) is not None:
             self._preempt(leaving)
         active = batch.decodable()
@@ -266,6 +271,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences that wait for one."""
         return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return self._waiting.num_tokens
 
     @property
     def num_paused(self) -> int:

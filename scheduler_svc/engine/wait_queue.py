@@ -31,6 +31,11 @@ class WaitQueue:
         self._bounds = QueueBounds()
         self._last: Sequence | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all that wait."""
+        return self._bounds.total.tokens
+
     def __len__(self) -> int:
         return len(self._waiting)
 
@@ -178,6 +183,11 @@ class EarlySubmissions:
         self._by_deadline: Ranked[SequenceKey] = Ranked()
         self._bounds = QueueBounds()
         self._last: SequenceKey | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all that wait."""
+        return self._bounds.total.tokens
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -68,6 +68,7 @@ async def _run(launch: FrontendLaunch, lifeline: Lifeline) -> None:
         draw_request_id=lambda: secrets.token_hex(16),
         send=lifeline.send,
         beat=lifeline.beat,
+        offer=lifeline.offer,
     )
     frontend = Frontend(launch, host)
     loop.add_signal_handler(signal.SIGTERM, frontend.stop)

@@ -38,6 +38,7 @@ from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, Serv
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
+from pagewire.scheduler_svc.frontend.streams.measures import FrontendMeasures
 from pagewire.scheduler_svc.frontend.text.chat_template import ChatTemplate, RenderLimits, TemplateRefusedError
 from pagewire.scheduler_svc.frontend.text.grammar_compiler import CompileLimits, GrammarCompiler
 from pagewire.scheduler_svc.frontend.text.tokenizer import NUM_THREADS, TextTokenizer
@@ -85,6 +86,8 @@ class FrontendHost:
     """To the supervisor."""
     beat: Callable[[], None]
     """Tells the supervisor that the event loop goes round."""
+    offer: Callable[[FromChild], object]
+    """To the supervisor, without waiting; may be left out."""
 
 
 class Frontend:
@@ -114,7 +117,8 @@ class Frontend:
             template = ChatTemplate(spec.chat_template, limits, spec.tool_use_template)
         grammars = GrammarCompiler(spec, CompileLimits()) if can_constrain(spec, launch.device) else None
         self._health = Health(self._is_serving, _HEALTH_CHECK_INTERVAL_S)
-        self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken)
+        self._measures = FrontendMeasures(self._host.clock) if launch.measures else None
+        self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken, self._measures)
         model = ServedModel(launch, self._engine.status)
         parts = GenerationParts(
             model=model,
@@ -130,6 +134,7 @@ class Frontend:
             clock=self._host.clock,
             draw_seed=self._host.draw_seed,
             draw_request_id=self._host.draw_request_id,
+            measures=self._measures,
         )
         try:
             if grammars is not None and launch.incarnation > 0:
@@ -162,7 +167,7 @@ class Frontend:
 
     async def _listen(self, parts: GenerationParts, threads: Executor) -> str:
         launch = self._launch
-        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(parts.authenticator, for_admins=False)]
+        interceptors = [self._boundary(), AuthInterceptor(parts.authenticator, for_admins=False)]
         server = create_server(launch.max_message_bytes, launch.reuse_port, launch.connections, interceptors)
         generations = Generations(parts)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generations, parts), server)
@@ -195,12 +200,15 @@ class Frontend:
         launch = self._launch
         if launch.admin_listen is None:
             return ""
-        interceptors = [ErrorBoundary(MAX_CALLS, self._broken), AuthInterceptor(authenticator, for_admins=True)]
+        interceptors = [self._boundary(), AuthInterceptor(authenticator, for_admins=True)]
         connections = msgspec.structs.replace(launch.connections, max_connections=ADMIN_CONNECTIONS)
         server = create_server(launch.max_message_bytes, False, connections, interceptors)
         admin = AdminService(launch, self._engine, self._calls, self._request_drain)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         return await self._serve(server, launch.admin_listen, (_ADMIN,))
+
+    def _boundary(self) -> ErrorBoundary:
+        return ErrorBoundary(MAX_CALLS, self._broken, None if self._measures is None else self._measures.refused)
 
     async def _serve(self, server: grpc.aio.Server, address: str, services: Sequence[str]) -> str:
         self._health.add_to(server, services)
@@ -213,6 +221,8 @@ class Frontend:
     async def _beat(self) -> None:
         while True:
             self._host.beat()
+            if self._measures is not None:
+                self._host.offer(self._measures.report())
             await asyncio.sleep(_BEAT_INTERVAL_S)
 
     def _is_serving(self) -> bool:

@@ -59,12 +59,27 @@ class NotFound(RequestError):
     """Something that the request names is not here."""
 
 
+class Exhausted(enum.Enum):
+    """What there is no room for; the value is the reason that metrics give."""
+
+    QUEUE = "queue_full"
+    QUEUE_TIME = "queue_timeout"
+    TENANT = "tenant_limit"
+    REQUEST_BYTES = "request_bytes"
+    CALLS = "too_many_calls"
+    TEXT_WORK = "text_work"
+    """Tokenizing, rendering templates, compiling grammars."""
+    READER = "slow_reader"
+    MEMORY = "kv_memory"
+
+
 class ResourceExhausted(RequestError):
     """No room now; `retry_after_s` is when to try again, none where trying again changes nothing."""
 
-    def __init__(self, message: str, retry_after_s: float | None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None, kind: Exhausted) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.kind = kind
 
 
 class Unavailable(RequestError):

@@ -15,7 +15,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 
-from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, ResourceExhausted
 
 _RETRY_S = 1.0
 
@@ -77,6 +77,7 @@ class RequestBytes:
                 f"requests of {self._total} bytes are being read; with the {size} of this one they are over the limit "
                 f"of {self._limit}",
                 _RETRY_S,
+                Exhausted.REQUEST_BYTES,
             )
         held = self._by_tenant.get(tenant, 0)
         if tenant and held and held + size > self._limit_of_tenant:
@@ -84,6 +85,7 @@ class RequestBytes:
                 f"requests of {held} bytes of tenant {tenant} are being read; with the {size} of this one they are "
                 f"over a tenant's limit of {self._limit_of_tenant}",
                 _RETRY_S,
+                Exhausted.REQUEST_BYTES,
             )
         self._total += size
         self._by_tenant[tenant] = held + size

@@ -96,6 +96,17 @@ def _check_network(settings: Settings) -> None:
                 f"openai = {settings.openai!r} and tls_certificate: which CA to trust is for you to say, to "
                 "`pagewire gateway --tls-ca FILE`"
             )
+    if settings.metrics_listen is not None:
+        check_address("metrics_listen", settings.metrics_listen)
+        if settings.metrics_listen.startswith("unix:"):
+            raise SettingsError(f"metrics_listen = {settings.metrics_listen!r} must be host:port")
+        if importlib.util.find_spec("prometheus_client") is None:
+            raise SettingsError(
+                f"metrics_listen = {settings.metrics_listen!r} needs prometheus-client: pip install "
+                "'pagewire[scheduler]'"
+            )
+    elif settings.metrics_names != "pagewire":
+        raise SettingsError(f"metrics_names = {settings.metrics_names!r} is of no use without metrics_listen")
     if settings.frontends > 1 and settings.listen.startswith("unix:"):
         raise SettingsError(
             f"frontends = {settings.frontends} cannot share {settings.listen!r}: a Unix socket has one owner"

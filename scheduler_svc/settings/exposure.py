@@ -28,6 +28,12 @@ def check_exposure(settings: Settings) -> None:
             f"openai = {settings.openai!r} is open to other machines, and nothing says who may call: give "
             "--api-keys-file FILE, or --insecure if whoever reaches it may use it"
         )
+    if settings.metrics_listen is not None and not is_loopback(settings.metrics_listen):
+        raise SettingsError(
+            f"metrics_listen = {settings.metrics_listen!r} is open to other machines: metrics have neither keys nor "
+            "encryption, and whoever reaches it reads tenants' names and what they use; give --insecure if its network "
+            "is closed to everybody else"
+        )
     for name, address in _open_kv_events(settings):
         raise SettingsError(
             f"{name} = {address!r} is open to other machines: KV events have neither keys nor encryption, and whoever "
@@ -57,6 +63,11 @@ def exposure_warnings(settings: Settings) -> list[str]:
         found.append(
             f"distributed_address = {settings.distributed_address!r} is open to other machines: torch.distributed has "
             "neither keys nor encryption"
+        )
+    if settings.metrics_listen is not None and not is_loopback(settings.metrics_listen):
+        found.append(
+            f"metrics_listen = {settings.metrics_listen!r} is open to other machines: whoever reaches it reads "
+            "tenants' names and what they use"
         )
     for name, address in _open_kv_events(settings):
         found.append(f"{name} = {address!r} is open to other machines: whoever reaches it reads prompts' token ids")

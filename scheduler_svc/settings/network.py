@@ -29,6 +29,23 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             unset="none",
         ),
     ] = None
+    metrics_listen: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "Address of Prometheus' metrics over HTTP, at /metrics: host:port, port 0 for a free one. They tell "
+            "tenants' names and have no keys.",
+            unset="none",
+        ),
+    ] = None
+    metrics_names: Annotated[
+        Literal["pagewire", "vllm"],
+        Setting(
+            "network",
+            "What metrics are called: pagewire_* alone, or vllm: the same and vLLM's names beside them, for dashboards "
+            "and endpoint pickers that read those.",
+        ),
+    ] = "pagewire"
     frontends: Annotated[
         int, Setting("network", "Frontend processes that share the port.", unit="processes", limits=(1, 64))
     ] = 1

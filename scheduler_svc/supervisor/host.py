@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from pagewire.scheduler_svc.metrics.totals import ServerTotals
 from pagewire.scheduler_svc.progress import Progress
 from pagewire.scheduler_svc.startup_errors import SettingsError
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
@@ -76,6 +77,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     notifier: SystemdNotifier
     announce: Callable[[Addresses], None]
     """Called once, when everything is ready."""
+    totals: ServerTotals = msgspec.field(default_factory=ServerTotals)
+    """Told what processes count, and which were started again."""
     clock: Callable[[], float] = time.monotonic
 
 

@@ -121,6 +121,7 @@ class ProcessGroup:
         except OSError as error:
             raise CannotStart(f"{process} cannot be started: {error}") from error
         process.started(child)
+        self._host.totals.started(process.role.value, process.index, incarnation)
         _log.debug("%s started as %s, incarnation %d", process, child.name, incarnation)
 
     def _starter(self, role: Role, launch_file: Path) -> Starter:

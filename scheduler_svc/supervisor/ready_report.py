@@ -24,6 +24,8 @@ class ReadyLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the supervisor."""
     openai_url: str = ""
     """Of OpenAI's endpoints; empty where there are none."""
+    metrics_url: str = ""
+    """Of Prometheus' metrics; empty where there are none."""
 
 
 class ReadyReport:
@@ -42,12 +44,13 @@ class ReadyReport:
         self._descriptor = descriptor
         self._file = file
 
-    def announce(self, model: str, addresses: Addresses, openai_url: str = "") -> None:
+    def announce(self, model: str, addresses: Addresses, openai_url: str = "", metrics_url: str = "") -> None:
         """Say it, once. Raises StartupError for a file that cannot be written: whoever waits for it would for ever."""
         admin = f", admin on {addresses.admin_address}" if addresses.admin_address else ""
         openai = f", OpenAI's endpoints on {openai_url}" if openai_url else ""
-        announce(f"listening on {addresses.address}{admin}{openai}, model {model}")
-        said = ReadyLine(addresses.address, addresses.admin_address, model, os.getpid(), openai_url)
+        metrics = f", metrics on {metrics_url}" if metrics_url else ""
+        announce(f"listening on {addresses.address}{admin}{openai}{metrics}, model {model}")
+        said = ReadyLine(addresses.address, addresses.admin_address, model, os.getpid(), openai_url, metrics_url)
         line = msgspec.json.encode(said) + b"\n"
         if self._file is not None:
             try:

@@ -136,6 +136,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             step_slack_s=_STEP_SLACK_S[self.device],
             max_restarts=settings.max_restarts,
             kv_events=self._kv_events(),
+            measures=settings.metrics_listen is not None,
             log_level=settings.log_level,
         )
 
@@ -205,6 +206,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             tenant_limits_file=settings.tenant_limits_file,
             settings=as_text(settings),
             started_unix_s=self.started_unix_s,
+            measures=settings.metrics_listen is not None,
             log_level=settings.log_level,
         )
 

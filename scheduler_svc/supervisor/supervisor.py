@@ -54,6 +54,7 @@ from pagewire.wire.control import (
     StepOverdue,
     WorkerLost,
 )
+from pagewire.wire.measures import EngineMeasured, FrontendMeasured
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,8 @@ class Supervisor:
                 self._on_exit(process, news)
             case Alive():
                 pass  # it has been heard
+            case EngineMeasured() | FrontendMeasured():
+                self._host.totals.measured(process.index, news)
             case StepOverdue(waited_s, incarnation):
                 if self._ranks.is_ending or incarnation != self._ranks.incarnation:
                     _log.warning("workers of incarnation %d are overdue and end or have ended already", incarnation)

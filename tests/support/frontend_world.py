@@ -116,6 +116,7 @@ async def running_frontend(spec: ModelSpec, **changes: Any) -> AsyncIterator[Fro
             draw_request_id=lambda: f"drawn-{next(ids)}",
             send=news.put_nowait,
             beat=lambda: None,
+            offer=news.put_nowait,
         )
         endpoint = Endpoint(address=engine.address, curve=curve)
         frontend = Frontend(make_launch(spec, engine.address, engine=endpoint, **changes), host)

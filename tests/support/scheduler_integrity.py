@@ -17,7 +17,17 @@ def check_uses(scheduler: Scheduler) -> None:
     assert uses.count(CACHED_ALONE) == blocks.num_cached
 
 
+def check_ledger(scheduler: Scheduler) -> None:
+    """Each tenant is charged for as many blocks as its sequences hold. Raises AssertionError."""
+    held: Counter[str] = Counter()
+    for sequence in scheduler._batch.slots.running():
+        held[sequence.tenant] += len(sequence.blocks)
+    if scheduler._ledger is not None:
+        assert {name: count for name, count in scheduler._ledger._held.items() if count} == held
+
+
 def check_integrity(scheduler: Scheduler) -> None:
     """Raises AssertionError, or the scheduler's own IntegrityError."""
     scheduler.check_integrity()
     check_uses(scheduler)
+    check_ledger(scheduler)

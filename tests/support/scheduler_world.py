@@ -13,6 +13,7 @@ from support.kv_follower import Follower
 from support.scheduler_integrity import check_integrity
 from support.worker_plans import block_table
 
+from pagewire.scheduler_svc.engine.block_ledger import BlockLedger
 from pagewire.scheduler_svc.engine.cache_log import CacheLog
 from pagewire.scheduler_svc.engine.config import SchedulerConfig
 from pagewire.scheduler_svc.engine.events import Event
@@ -50,7 +51,8 @@ class World:
 
     def __init__(self, config: SchedulerConfig, depth: int, log: CacheLog | None = None) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, log)
+        self.ledger = BlockLedger()
+        self.scheduler = Scheduler(config, log, self.ledger)
         self._log = log
         self._batches = Codec[KvEventBatch](KvEventBatch)
         self._num_batches = 0

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import msgspec
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, InvalidArgument, NotFound, ResourceExhausted
 from pagewire.scheduler_svc.frontend.limits import (
     MAX_DRAIN_GRACE_S,
     MAX_WATCH_INTERVAL_S,
@@ -109,7 +109,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         if not 1 <= most <= MAX_BLOCKS_WATCHED:
             raise InvalidArgument("max_blocks", f"is {most}; its range is 1 to {MAX_BLOCKS_WATCHED}")
         if self._num_block_watchers >= MAX_BLOCK_WATCHERS:
-            raise ResourceExhausted(f"{MAX_BLOCK_WATCHERS} calls of WatchBlocks run already, the limit", 1.0)
+            raise ResourceExhausted(
+                f"{MAX_BLOCK_WATCHERS} calls of WatchBlocks run already, the limit", 1.0, Exhausted.CALLS
+            )
         self._num_block_watchers += 1
         try:
             while True:

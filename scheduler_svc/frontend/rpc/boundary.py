@@ -26,7 +26,13 @@ from grpc._cython import cygrpc
 from grpc.aio import AbortError
 
 from pagewire.scheduler_svc.endings import is_ending
-from pagewire.scheduler_svc.frontend.errors import InternalError, InvalidArgument, RequestError, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import (
+    Exhausted,
+    InternalError,
+    InvalidArgument,
+    RequestError,
+    ResourceExhausted,
+)
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_many_fields
 from pagewire.scheduler_svc.frontend.rpc.status import abort
@@ -44,8 +50,15 @@ _LONGEST_TURN_S = 0.25
 class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """The first interceptor of a listener. Our handlers, which are coroutine functions all, are wrapped."""
 
-    def __init__(self, max_calls: int, on_internal_error: Callable[[InternalError], None]) -> None:
-        """`max_calls`: how many calls of the listener may run at once."""
+    def __init__(
+        self,
+        max_calls: int,
+        on_internal_error: Callable[[InternalError], None],
+        on_refusal: Callable[[RequestError | InternalError], None] | None = None,
+    ) -> None:
+        """`max_calls`: how many calls of the listener may run at once; `on_refusal` hears what each ends with that ends
+        with an error."""
+        self._on_refusal = on_refusal
         self._max_calls = max_calls
         self._num_calls = 0
         self._places = FairTurns(_READS_AT_ONCE)
@@ -83,7 +96,9 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
     def _count(self) -> None:
         if self._num_calls >= self._max_calls:
             raise ResourceExhausted(
-                f"{self._num_calls} calls run on this listener; the limit is {self._max_calls}", _RETRY_S
+                f"{self._num_calls} calls run on this listener; the limit is {self._max_calls}",
+                _RETRY_S,
+                Exhausted.CALLS,
             )
         call = asyncio.current_task()
         assert call is not None, "grpc runs each call in a task of its own"
@@ -152,7 +167,10 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         if isinstance(error, InternalError):
             self._on_internal_error(error)
         _forget_frames(error)
-        return error if isinstance(error, RequestError | InternalError) else InternalError(repr(error))
+        told = error if isinstance(error, RequestError | InternalError) else InternalError(repr(error))
+        if self._on_refusal is not None and not isinstance(error, cygrpc.ExecuteBatchError):
+            self._on_refusal(told)
+        return told
 
 
 def _forget_frames(error: BaseException) -> None:

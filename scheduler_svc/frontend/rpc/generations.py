@@ -34,6 +34,7 @@ from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, Turn
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport, ReportSettings, TokenReports
+from pagewire.scheduler_svc.frontend.streams.measures import FrontendMeasures, call_of
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.parts import AnswerParts
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream, StreamSettings
@@ -74,6 +75,8 @@ class GenerationParts:
     draw_seed: Callable[[], int]
     """0 to 2^64 - 1."""
     draw_request_id: Callable[[], str]
+    measures: FrontendMeasures | None = None
+    """None where nobody counts."""
 
 
 class Generations:
@@ -90,10 +93,11 @@ class Generations:
     ) -> None:
         """Hand every message to `write` as it comes; waits for each. Raises RequestErrors."""
         reader = asyncio.current_task()
-        with self._parts.usage.turn(self.tenant(context)) as turn:
+        tenant = self.tenant(context)
+        with call_of(self._parts.measures, tenant) as call, self._parts.usage.turn(tenant) as turn:
             opening = self._open(request, context, turn, reader, self._parts.reader)
             del request  # it would stay for as long as the stream does
-            stream = await opening
+            stream = call.opened(await opening)
             try:
                 while (message := await stream.next()) is not None:
                     await write(message)
@@ -111,10 +115,11 @@ class Generations:
         self, request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context
     ) -> tuple[list[pb.StreamGenerateResponse], RequestStream]:
         """All messages of the same stream, and the stream, which is closed. Raises RequestErrors."""
-        with self._parts.usage.turn(self.tenant(context)) as turn:
+        tenant = self.tenant(context)
+        with call_of(self._parts.measures, tenant) as call, self._parts.usage.turn(tenant) as turn:
             opening = self._open(request, context, turn, None, None)
             del request  # as above
-            stream = await opening
+            stream = call.opened(await opening)
             try:
                 return await stream.collect(), stream
             finally:

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, InvalidArgument, ResourceExhausted
 from pagewire.scheduler_svc.frontend.limits import MAX_PRIORITY, MIN_PRIORITY
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import WireError, decode_json
@@ -123,7 +123,9 @@ class TenantUsage:
         now_s = self._clock()
         most = limits.max_concurrent_requests
         if most is not None and usage.running >= most:
-            raise ResourceExhausted(f"{usage.running} requests of tenant {tenant} run; its limit is {most}", _RETRY_S)
+            raise ResourceExhausted(
+                f"{usage.running} requests of tenant {tenant} run; its limit is {most}", _RETRY_S, Exhausted.TENANT
+            )
         for bucket, per_minute, least, what in (
             (usage.tokens, limits.tokens_per_minute, 0.0, "tokens"),
             (usage.requests, limits.requests_per_minute, 1.0, "requests"),
@@ -137,5 +139,6 @@ class TenantUsage:
                 raise ResourceExhausted(
                     f"tenant {tenant} has used its {per_minute} {what} a minute, the limit",
                     math.ceil(wait_s * 1000) / 1000,
+                    Exhausted.TENANT,
                 )
         usage.requests.level -= 1

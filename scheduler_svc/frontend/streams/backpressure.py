@@ -12,7 +12,7 @@ neither messages nor the engine, and reads no clock.
 
 from dataclasses import dataclass
 
-from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, ResourceExhausted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,4 +77,5 @@ class Backpressure:
             f"the client reads too slowly: {self._num_waiting} tokens of this stream wait for it, and it has taken "
             f"nothing for {limits.timeout_s:g} s (slow_reader_timeout_s)",
             retry_after_s=None,
+            kind=Exhausted.READER,
         )

@@ -14,6 +14,7 @@ from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.errors import InternalError, Unavailable, UnavailableReason
 from pagewire.scheduler_svc.frontend.streams.engine_link import EngineLink
 from pagewire.scheduler_svc.frontend.streams.engine_status import EngineStatus
+from pagewire.scheduler_svc.frontend.streams.measures import FrontendMeasures
 from pagewire.scheduler_svc.frontend.streams.sequences import SequenceTable
 from pagewire.scheduler_svc.launch import FrontendLaunch
 from pagewire.wire.codec import WireError
@@ -47,14 +48,16 @@ class EngineClient:
         clock: Callable[[], float],
         on_change: Callable[[], None],
         on_internal_error: Callable[[InternalError], None],
+        measures: FrontendMeasures | None = None,
     ) -> None:
         """`on_change` is called when the engine's state changes; `on_internal_error` when a message of the engine met a
-        bug of ours, after which no stream can be trusted."""
+        bug of ours, after which no stream can be trusted; `measures` are told of tokens."""
         self._launch = launch
         self._on_internal_error = on_internal_error
         self.status = EngineStatus(clock, launch.engine_timeout_s, on_change)
         self._link = EngineLink(launch.engine, launch.index, launch.incarnation, self._handle, self._met_a_bug)
-        self.sequences = SequenceTable(self._link.send, self._call_later, clock, launch.model.decoder.vocab_size)
+        vocab_size = launch.model.decoder.vocab_size
+        self.sequences = SequenceTable(self._link.send, self._call_later, clock, vocab_size, measures)
         self._must_resubmit = False
         self._queries: dict[int, asyncio.Future[Answer | BlockUses]] = {}
         self._query_ids = itertools.count(1)

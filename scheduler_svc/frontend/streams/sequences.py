@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pagewire.scheduler_svc.frontend.errors import (
+    Exhausted,
     InvalidArgument,
     RequestError,
     ResourceExhausted,
 )
+from pagewire.scheduler_svc.frontend.streams.measures import FrontendMeasures
 from pagewire.scheduler_svc.frontend.streams.output import Output
 from pagewire.scheduler_svc.frontend.streams.stream import RequestStream
 from pagewire.wire.codec import WireError
@@ -49,8 +51,13 @@ class SequenceTable:
         call_later: Callable[[float, Callable[[], None]], object],
         clock: Callable[[], float],
         vocab_size: int,
+        measures: FrontendMeasures | None = None,
     ) -> None:
-        """`send` gives a message to the engine; `call_later` runs something in so many seconds."""
+        """`send` gives a message to the engine; `call_later` runs something in so many seconds; `measures` are told
+        when tokens come, where somebody counts."""
+        self._measures = measures
+        self._applied_s = 0.0
+        """When the last batch was."""
         self._send = send
         self._call_later = call_later
         self._clock = clock
@@ -137,13 +144,25 @@ class SequenceTable:
             if sequence is not None and sequence.output.reports is not None:
                 sequence.output.reports.put(logprobs)
         ended_by_text: list[int] = []
+        measures, applied_s, num_alike = self._measures, self._applied_s, 0
+        self._applied_s = now_s
         for handle, token in zip(handles, tokens, strict=True):
             sequence = opened.get(handle)
             if sequence is None:
                 continue  # tokens that were on their way when a sequence was aborted here are nobody's any more
             stream, output = sequence
-            if not output.is_finished and stream.take(output, token, now_s):
+            if output.is_finished:
+                continue
+            if measures is not None:
+                last_s, output.last_token_s = output.last_token_s, now_s
+                if last_s == applied_s:
+                    num_alike += 1
+                else:
+                    measures.token(stream, last_s, now_s)
+            if stream.take(output, token, now_s):
                 ended_by_text.append(handle)
+        if measures is not None and num_alike:
+            measures.tokens(now_s - applied_s, num_alike)
         for finished in batch.finished:
             sequence = self._forget(finished.handle)
             if sequence is None or sequence.output.is_finished:
@@ -200,7 +219,7 @@ class SequenceTable:
         self._forget(rejected.handle)
         if was_accepted and rejected.kind is RejectKind.INVALID:
             # An earlier engine took it: what is wrong is not the request, but the room that is left.
-            stream.fail(ResourceExhausted(rejected.message, None))
+            stream.fail(ResourceExhausted(rejected.message, None, Exhausted.MEMORY))
             return
         stream.fail(_error(rejected))
 
@@ -237,7 +256,7 @@ class SequenceTable:
 
 def _no_room(limit: int) -> RequestError:
     message = f"the worker was started again with less memory: it holds {limit} tokens of a sequence"
-    return ResourceExhausted(f"{message}, and this one came to that", None)
+    return ResourceExhausted(f"{message}, and this one came to that", None, Exhausted.MEMORY)
 
 
 def _error(rejected: Rejected) -> RequestError:
@@ -247,6 +266,6 @@ def _error(rejected: Rejected) -> RequestError:
             return InvalidArgument(field, rejected.message)
         case RejectKind.QUEUE_FULL:
             delay_s = _DEFAULT_RETRY_S if rejected.retry_after_s is None else rejected.retry_after_s
-            return ResourceExhausted(rejected.message, delay_s)
+            return ResourceExhausted(rejected.message, delay_s, Exhausted.QUEUE)
         case RejectKind.QUEUE_TIMEOUT:
-            return ResourceExhausted(rejected.message, rejected.retry_after_s)
+            return ResourceExhausted(rejected.message, rejected.retry_after_s, Exhausted.QUEUE_TIME)

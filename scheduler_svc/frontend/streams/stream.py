@@ -17,7 +17,7 @@ where its reader stays away (`backpressure`), alone.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError
 from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, ReaderLimits
@@ -45,6 +45,17 @@ class StreamSettings:
     prompt_report: PromptReport | None = None
     """None where the prompt's log-probabilities are not wanted. Its tokens count towards no limit: they are no more
     than the model takes."""
+
+
+class StreamUse(NamedTuple):
+    """What a stream has used so far."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
 
 
 class StreamSequences(Protocol):
@@ -82,6 +93,8 @@ class RequestStream:
         self.error: RequestError | None = None
         """Why the stream failed, if it did."""
         self._submitted_s = clock()
+        self.arrived_s = self._submitted_s
+        """When its call came, where that is measured."""
         self._queue_s = 0.0
         self._forecast_s: float | None = None
         self._cached_tokens = 0
@@ -213,6 +226,7 @@ class RequestStream:
     def _finish(self, output: Output, finished: pb.Finished) -> None:
         """An output has ended; with the last one the stream does."""
         output.is_finished = True
+        output.reason = finished.reason
         if self._is_ended:
             return
         if output.parts is not None and (parts := output.parts.end()):
@@ -238,14 +252,31 @@ class RequestStream:
             return 0
         return self._settings.num_prompt_tokens + sum(len(output.received) for output in self.outputs)
 
-    def _describe_usage(self, into: pb.Usage) -> None:
-        into.prompt_tokens = self._settings.num_prompt_tokens
-        into.cached_tokens = self._cached_tokens
-        into.completion_tokens = sum(len(output.received) for output in self.outputs)
+    @property
+    def has_token(self) -> bool:
+        """Whether any output has had one."""
+        return self._first_token_s is not None
+
+    def use(self) -> StreamUse:
+        """What it has used so far, once it has started."""
         first_s = self._last_token_s if self._first_token_s is None else self._first_token_s
-        into.timings.queue.FromMicroseconds(round(self._queue_s * 1e6))
-        into.timings.prefill.FromMicroseconds(max(0, round((first_s - self._submitted_s - self._queue_s) * 1e6)))
-        into.timings.decode.FromMicroseconds(round((self._last_token_s - first_s) * 1e6))
+        return StreamUse(
+            prompt_tokens=self._settings.num_prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            output_tokens=sum(len(output.received) for output in self.outputs),
+            queue_s=self._queue_s,
+            prefill_s=max(0.0, first_s - self._submitted_s - self._queue_s),
+            decode_s=self._last_token_s - first_s,
+        )
+
+    def _describe_usage(self, into: pb.Usage) -> None:
+        use = self.use()
+        into.prompt_tokens = use.prompt_tokens
+        into.cached_tokens = use.cached_tokens
+        into.completion_tokens = use.output_tokens
+        into.timings.queue.FromMicroseconds(round(use.queue_s * 1e6))
+        into.timings.prefill.FromMicroseconds(round(use.prefill_s * 1e6))
+        into.timings.decode.FromMicroseconds(round(use.decode_s * 1e6))
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error: drop what waits, end the sequences, and let the call's task know."""

@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, ResourceExhausted
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.helper_process import FRAME_HEADER, TIME_UP, Prepared
 from pagewire.scheduler_svc.limited_log import LimitedLog
@@ -182,6 +182,7 @@ class HelperPool(Generic[Request, Answer]):
             raise ResourceExhausted(
                 f"{num_ahead} {self._kind.work}; the limit is {self._limits.max_waiting}",
                 retry_after_s=self._limits.answer_limit_s,
+                kind=Exhausted.TEXT_WORK,
             )
         self._num_waiting += 1
         try:

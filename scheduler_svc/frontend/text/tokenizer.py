@@ -22,7 +22,7 @@ import msgspec
 import tokenizers
 
 from pagewire.scheduler_svc.endings import is_ending
-from pagewire.scheduler_svc.frontend.errors import ResourceExhausted
+from pagewire.scheduler_svc.frontend.errors import Exhausted, ResourceExhausted
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
 from pagewire.scheduler_svc.frontend.text.detokenizer import (
     BYTE_LEVEL_ALPHABET,
@@ -134,6 +134,7 @@ class TextTokenizer:
                 f"{waiting} characters wait to be tokenized; with these {len(text)} they are over the limit of "
                 f"{_MAX_WAITING_CHARACTERS}",
                 _RETRY_S,
+                Exhausted.TEXT_WORK,
             )
         self._waiting_characters += len(text)
         try:

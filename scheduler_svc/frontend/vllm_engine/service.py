@@ -14,7 +14,13 @@ from smg_grpc_proto import vllm_engine_pb2 as vllm
 from smg_grpc_proto import vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import common_pb2
 
-from pagewire.scheduler_svc.frontend.errors import InvalidArgument, NotFound, ResourceExhausted, Unimplemented
+from pagewire.scheduler_svc.frontend.errors import (
+    Exhausted,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unimplemented,
+)
 from pagewire.scheduler_svc.frontend.rpc.generations import Generations
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
@@ -146,7 +152,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         if self._parts.kv_events is None:
             _refuse("SubscribeKvEvents", "this server publishes no KV events; its setting kv_events makes it do so")
         if self._num_followers >= MAX_FOLLOWERS:
-            raise ResourceExhausted(f"{MAX_FOLLOWERS} callers follow KV events already", 1.0)
+            raise ResourceExhausted(f"{MAX_FOLLOWERS} callers follow KV events already", 1.0, Exhausted.CALLS)
         if request.start_sequence_number >= 2**63:
             raise InvalidArgument(
                 "start_sequence_number", f"is {request.start_sequence_number}; its range is 0 to {2**63 - 1}"

@@ -362,6 +362,8 @@ def test_exposure_is_warned_about() -> None:
     assert "can drain this server" in exposure_warnings(Settings(admin_listen="0.0.0.0:5"))[0]
     assert exposure_warnings(Settings(kv_events="tcp://127.0.0.1:5", kv_events_replay="ipc:///run/x")) == []
     assert "reads prompts' token ids" in exposure_warnings(Settings(kv_events="tcp://*:5"))[0]
+    assert exposure_warnings(Settings(metrics_listen="127.0.0.1:9090")) == []
+    assert "reads tenants' names" in exposure_warnings(Settings(metrics_listen="0.0.0.0:9090"))[0]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:5", "[::]:5", "10.0.0.1:5", "inference.example:5", "[fe80::1]:5"])
@@ -403,6 +405,29 @@ def test_identities_that_would_be_ignored_are_refused(flags: tuple[str, ...], me
 def test_this_machine_needs_no_credentials(address: str) -> None:
     resolved("--listen", address, "--admin-listen", "127.0.0.1:0")
     resolved("--admin-listen", address)
+
+
+def test_metrics_for_others_are_the_operators_word() -> None:
+    flags = ("--metrics-listen", "0.0.0.0:9090", "--listen", "127.0.0.1:0")
+    with pytest.raises(SettingsError, match=r"metrics_listen = '0\.0\.0\.0:9090' is open to other machines"):
+        resolved(*flags, "--api-keys-file", "k")
+    warnings = exposure_warnings(resolved(*flags, "--insecure").settings)
+    assert "metrics_listen = '0.0.0.0:9090' is open" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--metrics-listen", "unix:/run/x"), "must be host:port"),
+        (("--metrics-listen", "127.0.0.1"), "must be host:port with a port"),
+        (("--metrics-listen", "127.0.0.1:70000"), "port of 0 to 65535"),
+        (("--metrics-names", "vllm"), "metrics_names = 'vllm' is of no use without metrics_listen"),
+        (("--metrics-listen", "127.0.0.1:0", "--metrics-names", "sglang"), "must be pagewire or vllm"),
+    ],
+)
+def test_metrics_settings_that_make_no_sense_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolved(*flags)
 
 
 def test_kv_events_for_others_are_the_operators_word() -> None:

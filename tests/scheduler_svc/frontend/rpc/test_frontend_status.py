@@ -13,7 +13,11 @@ from pagewire.scheduler_svc.frontend.rpc.status import to_status
 EXAMPLES: dict[type[errors.PagewireError], tuple[errors.PagewireError, int, list[str]]] = {
     errors.InvalidArgument: (errors.InvalidArgument("a.b", "is 3"), code_pb2.INVALID_ARGUMENT, ["BadRequest"]),
     errors.NotFound: (errors.NotFound("no x"), code_pb2.NOT_FOUND, []),
-    errors.ResourceExhausted: (errors.ResourceExhausted("full", 2.0), code_pb2.RESOURCE_EXHAUSTED, ["RetryInfo"]),
+    errors.ResourceExhausted: (
+        errors.ResourceExhausted("full", 2.0, errors.Exhausted.QUEUE),
+        code_pb2.RESOURCE_EXHAUSTED,
+        ["RetryInfo"],
+    ),
     errors.Unavailable: (
         errors.Unavailable(errors.UnavailableReason.WORKER_LOST, "gone", 1.0),
         code_pb2.UNAVAILABLE,

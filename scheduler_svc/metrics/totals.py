@@ -1,0 +1,116 @@
+"""Totals: what a server's processes have counted, together and over all their incarnations.
+
+Owns the last report of each process, what its earlier incarnations came to, and how often each was started again. A
+count never falls: a process that begins anew counts from zero, and what the one before it last reported is added. What
+that counted afterwards, up to a second's worth, is lost with it. It knows neither processes nor names of metrics.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from pagewire.wire.measures import (
+    EngineCounts,
+    EngineGauges,
+    EngineMeasured,
+    FrontendCounts,
+    FrontendMeasured,
+    Histogram,
+    tenant_within,
+)
+
+RoleName = Literal["engine", "worker", "frontend"]
+Value = TypeVar("Value")
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A server at one moment, its frontends all together."""
+
+    engine: EngineCounts
+    frontends: FrontendCounts
+    gauges: EngineGauges | None
+    """None while there is no engine that has said anything."""
+    open_requests: int
+    restarts: dict[str, int]
+    """By role."""
+
+
+class ServerTotals:
+    """Of one server. Used on the supervisor's event loop alone."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        """Changes with whatever a snapshot would say."""
+        self._engine_before = EngineCounts()
+        self._engine: EngineMeasured | None = None
+        self._frontends_before = FrontendCounts()
+        self._frontends: dict[int, FrontendMeasured] = {}
+        self._restarts: dict[str, int] = {"engine": 0, "worker": 0, "frontend": 0}
+        self._tenants: set[str] = set()
+        """Names that count by themselves; never forgotten, so a name is never told in two ways."""
+
+    def started(self, role: RoleName, index: int, incarnation: int) -> None:
+        """A process's next incarnation begins; the first is 0."""
+        self.version += 1
+        self._restarts[role] += incarnation > 0
+        if role == "engine" and self._engine is not None:
+            self._engine_before = added(self._engine_before, self._engine.counts)
+            self._engine = None
+        if role == "frontend" and (last := self._frontends.pop(index, None)) is not None:
+            self._frontends_before = added(self._frontends_before, last.counts)
+
+    def measured(self, index: int, report: EngineMeasured | FrontendMeasured) -> None:
+        """The incarnation that runs has counted so much since it began."""
+        self.version += 1
+        counts: Any = report.counts
+        field = "block_seconds" if isinstance(report, EngineMeasured) else "tenants"
+        known = msgspec.structs.replace(counts, **{field: self._by_known_name(getattr(counts, field))})
+        report = msgspec.structs.replace(report, counts=known)
+        if isinstance(report, EngineMeasured):
+            self._engine = report
+        else:
+            self._frontends[index] = report
+
+    def snapshot(self) -> Snapshot:
+        """All together, which later reports do not change."""
+        engine, frontends = self._engine_before, self._frontends_before
+        if self._engine is not None:
+            engine = added(engine, self._engine.counts)
+        for report in self._frontends.values():
+            frontends = added(frontends, report.counts)
+        return Snapshot(
+            engine=engine,
+            frontends=frontends,
+            gauges=None if self._engine is None else self._engine.gauges,
+            open_requests=sum(report.open_requests for report in self._frontends.values()),
+            restarts=dict(self._restarts),
+        )
+
+    def _by_known_name(self, uses: Mapping[str, Value]) -> dict[str, Value]:
+        """Each process has names of its own that are too many; together they are no more than one may have."""
+        found: dict[str, Value] = {}
+        for tenant, use in uses.items():
+            name = tenant_within(self._tenants, tenant)
+            self._tenants.add(name)
+            found[name] = added(found[name], use) if name in found else use
+        return found
+
+
+def added(one: Value, other: Value) -> Value:
+    """The sum of two counts, of the same kind: numbers, histograms, and mappings and structs of them."""
+    match one, other:
+        case Histogram(), Histogram():
+            counts = [left + right for left, right in zip(one.counts, other.counts, strict=True)]
+            return type(one)(one.bounds, counts, one.total + other.total)
+        case msgspec.Struct(), msgspec.Struct():
+            parts = {name: added(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
+            return type(one)(**parts)
+        case dict(), dict():
+            sums: Any = {**one, **other}
+            sums.update({name: added(one[name], other[name]) for name in one.keys() & other.keys()})
+            return sums  # type: ignore[no-any-return]
+        case int() | float(), int() | float():
+            return one + other  # type: ignore[return-value,operator]
+        case _:
+            raise TypeError(f"{type(one).__name__} and {type(other).__name__} have no sum")

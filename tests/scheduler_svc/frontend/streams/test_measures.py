@@ -1,0 +1,151 @@
+"""What a frontend counts of calls, with an engine that says how each ends."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support.frontend_world import FrontendUnderTest, failure, ids_request, running_frontend
+from support.scripted_engine import LIMIT_S
+from support.tiny_tokenizer import make_spec, make_tokenizer
+
+from pagewire.scheduler_svc.frontend import errors
+from pagewire.scheduler_svc.frontend.streams.measures import reason_of
+from pagewire.v1 import generation_pb2 as pb
+from pagewire.wire.columns import pack
+from pagewire.wire.measures import ENDS, REFUSALS, FrontendCounts, FrontendMeasured, Histogram
+from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit, TokenBatch
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+async def counts(world: FrontendUnderTest, wanted: Callable[[FrontendCounts], bool]) -> FrontendCounts:
+    """The first report that is as wanted."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            news = await world.news.get()
+            if isinstance(news, FrontendMeasured) and wanted(news.counts):
+                return news.counts
+
+
+def measured(tmp_path: Path) -> Any:
+    return running_frontend(make_spec(tmp_path), measures=True)
+
+
+def num(histogram: Histogram) -> int:
+    return sum(histogram.counts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        (FinishKind.EOS, "eos"),
+        (FinishKind.LENGTH, "length"),
+        (FinishKind.STOP_TOKEN, "stop_token"),
+        (FinishKind.ABORTED, "aborted"),
+    ],
+)
+def test_an_output_s_end_and_every_time_of_its_call(kind: FinishKind, end: str, run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4, 5))
+            submit = await world.engine.act(Submit)
+            world.clock.advance(2.0)
+            started = [SeqStarted(submit.handle, 2, 1.5)]
+            await world.engine.send(TokenBatch(started, pack([submit.handle]), pack([7]), []))
+            assert (await call.read()).HasField("started")
+            assert (await call.read()).HasField("delta")
+            world.clock.advance(3.0)
+            await world.engine.send(
+                TokenBatch([], pack([submit.handle]), pack([8]), [SeqFinished(submit.handle, kind)])
+            )
+            async for _ in call:
+                pass
+            found = await counts(world, lambda counts: counts.requests["completed"] == 1)
+            assert {name: count for name, count in found.outputs.items() if count} == {end: 1}
+            assert 2.0 <= found.time_to_first_token.total < 2.0 + LIMIT_S
+            assert 3.0 <= found.inter_token.total < 3.0 + LIMIT_S
+            assert 5.0 <= found.request.total < 5.0 + LIMIT_S
+            assert found.queue.total == 1.5
+            assert 0.5 <= found.prefill.total < 0.5 + LIMIT_S
+            assert 3.0 <= found.decode.total < 3.0 + LIMIT_S
+            assert [num(each) for each in (found.time_to_first_token, found.inter_token, found.request)] == [1, 1, 1]
+            use = found.tenants[""]
+            assert (use.requests, use.prompt_tokens, use.cached_tokens, use.output_tokens) == (1, 3, 2, 2)
+
+    run(test())
+
+
+def test_a_stop_string_is_an_end(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            ids = make_tokenizer().encode("ab", add_special_tokens=False).ids
+            request = ids_request(3, 4, stopping=pb.Stopping(stop_strings=["ab"]))
+            call = world.inference.StreamGenerate(request)
+            submit = await world.engine.act(Submit)
+            started = [SeqStarted(submit.handle, 0, 0.0)]
+            await world.engine.send(TokenBatch(started, pack([submit.handle] * len(ids)), pack(ids), []))
+            async for _ in call:
+                pass
+            found = await counts(world, lambda counts: counts.requests["completed"] == 1)
+            assert found.outputs["stop_string"] == 1
+
+    run(test())
+
+
+def test_streams_of_one_step_are_one_time_apart(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            calls = [world.inference.StreamGenerate(ids_request(3, 4)) for _ in range(4)]
+            handles = [(await world.engine.act(Submit)).handle for _ in calls]
+            started = [SeqStarted(handle, 0, 0.0) for handle in handles]
+            await world.engine.send(TokenBatch(started, pack(handles), pack([7] * 4), []))
+            for _ in range(3):
+                world.clock.advance(1.0)
+                await world.engine.send(TokenBatch([], pack(handles), pack([8] * 4), []))
+                found = await counts(world, lambda counts: True)
+            found = await counts(world, lambda counts: num(counts.inter_token) == 12)
+            assert 12.0 <= found.inter_token.total < 12.0 + 4 * LIMIT_S
+            for call in calls:
+                call.cancel()
+            found = await counts(world, lambda counts: counts.requests["cancelled"] == 4)
+            assert found.requests["completed"] == 0
+
+    run(test())
+
+
+def test_what_the_engine_refuses_and_what_it_fails(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            submit = await world.engine.act(Submit)
+            await world.engine.send(Rejected(submit.handle, RejectKind.QUEUE_FULL, "", "full", 1.0))
+            assert (await failure(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            submit = await world.engine.act(Submit)
+            started = [SeqStarted(submit.handle, 0, 0.0)]
+            failed = [SeqFinished(submit.handle, FinishKind.FAILED, 0, "no numbers")]
+            await world.engine.send(TokenBatch(started, pack([submit.handle]), pack([7]), failed))
+            assert (await failure(call)).code() is grpc.StatusCode.INTERNAL
+            found = await counts(world, lambda counts: counts.requests["failed"] == 1)
+            assert found.requests["refused"] == 1
+            told = {name: count for name, count in found.refusals.items() if count}
+            assert told == {"queue_full": 1, "model_failed": 1}
+
+    run(test())
+
+
+def test_every_error_has_a_reason_of_its_own() -> None:
+    kinds: list[Any] = [errors.InternalError("x"), errors.InvalidArgument("f", "x")]
+    kinds += [errors.Unavailable(reason, "x") for reason in errors.UnavailableReason]
+    kinds += [errors.ResourceExhausted("x", None, kind) for kind in errors.Exhausted]
+    plain = set(errors.RequestError.__subclasses__()) - {type(kind) for kind in kinds}
+    kinds += [kind("x") for kind in plain]
+    assert sorted(map(reason_of, kinds)) == sorted(REFUSALS)
+
+
+def test_every_end_of_the_contract_is_counted() -> None:
+    reasons = {name.removeprefix("FINISH_REASON_").lower() for name in pb.FinishReason.keys()}  # noqa: SIM118
+    assert set(ENDS) == reasons - {"unspecified"}
