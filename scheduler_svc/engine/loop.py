@@ -303,6 +303,7 @@ class EngineLoop:
             dropped_frames=num_dropped,
             dropped=dropped,
             paused=scheduler.num_paused,
+            arrivals=scheduler.num_arrivals,
         )
 
     def _dropped(self) -> dict[str, int]:
