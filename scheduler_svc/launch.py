@@ -101,6 +101,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     admin_listen: str | None
     reuse_port: bool
     """Other frontends listen on the same port."""
+    max_num_seqs: int
+    """Most sequences that the engine runs at once."""
     max_model_len: int
     max_n: int
     max_queued: int
@@ -115,6 +117,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The engine counts as lost to health after this long without a `Load`."""
     vllm_grpc: bool = False
     """Serve vllm.grpc.engine.VllmEngine too."""
+    orca_load_reports: bool = True
+    """Whether calls say in their trailers how busy the server is."""
     kv_events: KvEventsLaunch | None = None
     """Where the engine publishes them for frontends, if it does."""
     connections: ConnectionLimits = ConnectionLimits()

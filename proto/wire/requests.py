@@ -274,6 +274,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="load"):
     dropped: ShortCounts = {}
     """The dropped frames by border and kind, `frontends.stale`; and connections that were not let in,
     `workers.refused_connections`. What there was none of is not there."""
+    arrivals: Total = 0
+    """Sequences that were taken into the queue."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="answer"):

@@ -315,6 +315,7 @@ class EngineLoop:
             dropped_frames=num_dropped,
             dropped=dropped,
             paused=scheduler.num_paused,
+            arrivals=scheduler.num_arrivals,
         )
 
     def _report(self, meter: EngineMeter, load: Load, now_s: float) -> None:

@@ -34,6 +34,7 @@ from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Gen
 from pagewire.scheduler_svc.frontend.rpc.health import Health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
+from pagewire.scheduler_svc.frontend.rpc.load_reports import LoadReports
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
@@ -167,7 +168,10 @@ class Frontend:
 
     async def _listen(self, parts: GenerationParts, threads: Executor) -> str:
         launch = self._launch
-        interceptors = [self._boundary(), AuthInterceptor(parts.authenticator, for_admins=False)]
+        reports: LoadReports | None = None
+        if launch.orca_load_reports:
+            reports = LoadReports(self._engine.status, launch.max_num_seqs, self._host.clock)
+        interceptors = [self._boundary(reports), AuthInterceptor(parts.authenticator, for_admins=False)]
         server = create_server(launch.max_message_bytes, launch.reuse_port, launch.connections, interceptors)
         generations = Generations(parts)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generations, parts), server)
@@ -207,8 +211,9 @@ class Frontend:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         return await self._serve(server, launch.admin_listen, (_ADMIN,))
 
-    def _boundary(self) -> ErrorBoundary:
-        return ErrorBoundary(MAX_CALLS, self._broken, None if self._measures is None else self._measures.refused)
+    def _boundary(self, reports: LoadReports | None = None) -> ErrorBoundary:
+        on_refusal = None if self._measures is None else self._measures.refused
+        return ErrorBoundary(MAX_CALLS, self._broken, on_refusal, reports)
 
     async def _serve(self, server: grpc.aio.Server, address: str, services: Sequence[str]) -> str:
         self._health.add_to(server, services)

@@ -173,6 +173,14 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "needs pagewire[vllm].",
         ),
     ] = False
+    orca_load_reports: Annotated[
+        bool,
+        Setting(
+            "network",
+            "Say in the trailer of every call how busy the server is, for balancers that follow ORCA "
+            "(endpoint-load-metrics-bin).",
+        ),
+    ] = True
     kv_events: Annotated[
         str | None,
         Setting(

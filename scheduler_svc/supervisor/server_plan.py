@@ -183,6 +183,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             listen=known.address if known is not None else settings.listen,
             admin_listen=admin_listen if index == 0 and settings.admin_listen else None,
             reuse_port=settings.frontends > 1,
+            max_num_seqs=settings.max_num_seqs,
             max_model_len=self.max_model_len,
             max_n=settings.max_n,
             max_queued=settings.max_queued,
@@ -192,6 +193,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             slow_reader_timeout_s=settings.slow_reader_timeout_s,
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
+            orca_load_reports=settings.orca_load_reports,
             kv_events=self._frontend_kv_events(),
             connections=ConnectionLimits(
                 max_connections=settings.max_connections,

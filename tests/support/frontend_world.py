@@ -86,6 +86,7 @@ def make_launch(spec: ModelSpec, engine_address: str, **changes: Any) -> Fronten
         listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
         reuse_port=False,
+        max_num_seqs=8,
         max_model_len=512,
         max_n=16,
         max_queued=100,

@@ -18,7 +18,7 @@ it is decoded (`message_fields`), and large ones are decoded one after the other
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -34,6 +34,7 @@ from pagewire.scheduler_svc.frontend.errors import (
     ResourceExhausted,
 )
 from pagewire.scheduler_svc.frontend.fairness import FairTurns
+from pagewire.scheduler_svc.frontend.rpc.load_reports import LoadReports
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_many_fields
 from pagewire.scheduler_svc.frontend.rpc.status import abort
 
@@ -55,15 +56,17 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         max_calls: int,
         on_internal_error: Callable[[InternalError], None],
         on_refusal: Callable[[RequestError | InternalError], None] | None = None,
+        load_reports: LoadReports | None = None,
     ) -> None:
         """`max_calls`: how many calls of the listener may run at once; `on_refusal` hears what each ends with that ends
-        with an error."""
+        with an error; `load_reports` go into their trailers."""
         self._on_refusal = on_refusal
         self._max_calls = max_calls
         self._num_calls = 0
         self._places = FairTurns(_READS_AT_ONCE)
         self._decoding = FairTurns(1)
         self._on_internal_error = on_internal_error
+        self._load_reports = load_reports
 
     async def intercept_service(
         self,
@@ -77,7 +80,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         except BaseException as error:
             if is_ending(error):
                 raise
-            return _refusal(self._for_caller(error))
+            return self._refusal(self._for_caller(error))
         if handler is None or not handler_call_details.method.startswith(_OWN_PREFIXES):
             return handler
         # Decoding happens in here too: left to grpc, bytes that are no message end in UNKNOWN and a logged traceback.
@@ -119,15 +122,30 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
         async def answered(context: Any) -> Any:
             try:
                 # No name is given to frame or message, so that neither lives longer than the handler wants it.
-                return await handle(await self._message(context, kind), context)
+                answer = await handle(await self._message(context, kind), context)
             except (AbortError, grpc.aio.InternalError):
                 raise
             except BaseException as error:
                 if is_ending(error):
                     raise
-                await abort(context, self._for_caller(error))
+                await self._abort(context, self._for_caller(error))
+            if self._load_reports is not None:
+                self._load_reports.succeeded(context)
+            return answer
 
         return guarded
+
+    async def _abort(self, context: Any, error: RequestError | InternalError) -> NoReturn:
+        trailer = () if self._load_reports is None else self._load_reports.failed(error)
+        await abort(context, error, trailer)
+
+    def _refusal(self, error: RequestError | InternalError) -> "grpc.RpcMethodHandler[Any, Any]":
+        """A handler that answers with the error. Streaming both ways, so that it waits for no message."""
+
+        async def refuse(_requests: object, context: Any) -> None:
+            await self._abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _message(self, context: Any, kind: type[Message]) -> Message:
         """The call's message, decoded."""
@@ -188,12 +206,3 @@ def _decoded(frame: bytes, kind: type[Message]) -> Message:
         return kind.FromString(frame)
     except DecodeError as error:
         raise InvalidArgument("the request", f"is not a message: {error}") from error
-
-
-def _refusal(error: RequestError | InternalError) -> "grpc.RpcMethodHandler[Any, Any]":
-    """A handler that answers with the error. Streaming both ways, so that it waits for no message."""
-
-    async def refuse(_requests: object, context: Any) -> None:
-        await abort(context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)

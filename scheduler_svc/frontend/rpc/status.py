@@ -7,6 +7,9 @@ Invariant: a status fits into the metadata that any client accepts, whatever the
 and field paths are cut here.
 """
 
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -77,10 +80,14 @@ def to_status(error: PagewireError) -> status_pb2.Status:
             raise InternalError(f"{type(error).__name__} has no gRPC status")
 
 
-async def abort(context: grpc.aio.ServicerContext, error: RequestError | InternalError) -> None:  # type: ignore[type-arg]
-    """End a call with an error's status. Always raises grpc's own AbortError."""
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any],
+    error: RequestError | InternalError,
+    trailer: Sequence[tuple[str, bytes]] = (),
+) -> NoReturn:
+    """End a call with an error's status, and more in its trailer. Always raises grpc's own AbortError."""
     status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *trailer))
 
 
 def _status(code: int, message: str, *details: Message) -> status_pb2.Status:

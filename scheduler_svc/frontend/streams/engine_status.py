@@ -24,6 +24,11 @@ class EngineStatus:
         self.state = EngineState.LOADING
         self.info: EngineInfo | None = None
         self.load: Load | None = None
+        self._on_load: list[Callable[[Load], None]] = []
+
+    def on_load(self, listener: Callable[[Load], None]) -> None:
+        """Have it called with every load that the engine tells."""
+        self._on_load.append(listener)
 
     def heard_info(self, info: EngineInfo) -> None:
         """The engine described itself."""
@@ -34,6 +39,8 @@ class EngineStatus:
         """The engine's heartbeat."""
         self.load = load
         self._heard(load.state)
+        for listener in self._on_load:
+            listener(load)
 
     def _heard(self, state: EngineState) -> None:
         was_lost = self.is_lost

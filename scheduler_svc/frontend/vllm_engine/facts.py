@@ -93,7 +93,7 @@ class Facts:
             block_size=info.block_size if info is not None else 0,
             attention_backend=info.attention_backend if info is not None else "",
             model_dtype=f"torch.{launch.dtype}",
-            max_num_seqs=self._max_num_seqs(),
+            max_num_seqs=launch.max_num_seqs,
             constrained_decoding_start="first_token" if can_constrain(launch.model, launch.device) else "",
         )
 
@@ -121,12 +121,8 @@ class Facts:
         into.token_usage = load.used_blocks / load.total_blocks if load.total_blocks else 0.0
         into.gen_throughput = self._rate.tokens_per_s(load.output_tokens)
         into.cache_hit_rate = load.cached_prompt_tokens / load.prompt_tokens if load.prompt_tokens else 0.0
-        into.max_running_requests = self._max_num_seqs()
-        if into.max_running_requests:
-            into.utilization = load.running / into.max_running_requests
-
-    def _max_num_seqs(self) -> int:
-        return int(self._launch.settings.get("max_num_seqs", 0))
+        into.max_running_requests = self._launch.max_num_seqs
+        into.utilization = load.running / self._launch.max_num_seqs
 
 
 class TokenRate:
