@@ -63,7 +63,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
     ):
         plan = _plan(settings, host, started_unix_s)
         if settings.curve_dir is not None:
-            engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir))
+            engine_keys, worker_keys = read_curve_keys(Path(settings.curve_dir), os.environ)
             plan = msgspec.structs.replace(plan, engine_keys=engine_keys, worker_keys=worker_keys)
 
         def announce(addresses: Addresses) -> None:
@@ -96,7 +96,7 @@ async def _served(
 def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) -> int:
     """Run one rank of a server on another host until told to stop; returns the exit status. Raises StartupError."""
     assert settings.curve_dir is not None, "settings with a transport of tcp have keys"
-    keys = read_worker_keys(Path(settings.curve_dir))
+    keys = read_worker_keys(Path(settings.curve_dir), os.environ)
     with _host_of(settings, commands, quiet=quiet) as host:
         plan = msgspec.structs.replace(_plan(settings, host, time.time()), worker_keys=keys)
         outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), host).run())

@@ -3,12 +3,15 @@
     engine.json   the engine's pair
     worker.json   the workers' pair, and the engine's public key
 
-The engine lets in nobody but the holders of the workers' pair.
+The engine lets in nobody but the holders of the workers' pair. Keys that others can read are refused. systemd's
+credentials (LoadCredential=) may be root's and readable by an access list alone, whose mask stands where the group's
+bits do: in the folder that systemd made for them they are private all the same.
 
 It knows key files, not sockets.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -44,20 +47,26 @@ def make_curve_keys(folder: Path) -> None:
         raise SettingsError(f"{error.filename or folder}: {error.strerror}") from error
 
 
-def read_curve_keys(folder: Path) -> tuple[CurveKeys, CurveKeys]:
-    """The engine's and the workers' keys. Raises SettingsError for keys that others can read."""
-    return _read(folder / _ENGINE), _read(folder / _WORKER)
+def read_curve_keys(folder: Path, environ: Mapping[str, str]) -> tuple[CurveKeys, CurveKeys]:
+    """The engine's and the workers' keys; `environ` names the folder of systemd's credentials, if any. Raises
+    SettingsError for keys that others can read."""
+    return _read(folder / _ENGINE, environ), _read(folder / _WORKER, environ)
 
 
-def read_worker_keys(folder: Path) -> CurveKeys:
+def read_worker_keys(folder: Path, environ: Mapping[str, str]) -> CurveKeys:
     """The workers' keys, on a host that has no other. Raises SettingsError as above."""
-    return _read(folder / _WORKER)
+    return _read(folder / _WORKER, environ)
 
 
-def _read(path: Path) -> CurveKeys:
+def _is_private(path: Path, found: os.stat_result, environ: Mapping[str, str]) -> bool:
+    if str(path.parent) == environ.get("CREDENTIALS_DIRECTORY"):
+        return found.st_mode & 0o037 == 0 and found.st_uid in (0, os.geteuid())
+    return found.st_mode & 0o077 == 0 and found.st_uid == os.geteuid()
+
+
+def _read(path: Path, environ: Mapping[str, str]) -> CurveKeys:
     try:
-        found = path.stat()
-        if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        if not _is_private(path, path.stat(), environ):
             raise SettingsError(f"{path} must belong to user {os.geteuid()} and have mode 0600: it holds a secret key")
         return decode_json(path.read_bytes(), CurveKeys)
     except OSError as error:

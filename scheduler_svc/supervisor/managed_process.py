@@ -58,6 +58,7 @@ class ManagedProcess:
         self.drained = False
         self._ready_since_s: float | None = None
         self._num_messages = 0
+        self._num_reported = 0
         self._watchdog = watchdog
         self._has_served = False
         self._restarts_in_row = 0
@@ -96,6 +97,11 @@ class ManagedProcess:
     def spoke(self) -> None:
         """It said something, whatever it was."""
         self._num_messages += 1
+
+    def has_spoken(self) -> bool:
+        """Whether it said something since this was last asked."""
+        heard, self._num_reported = self._num_reported, self._num_messages
+        return self._num_messages != heard
 
     def is_stuck(self) -> bool:
         """Asked at every tick: whether it served and has now been silent for too long.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-
-import pytest
 
 PROJECT = Path(__file__).parents[2]
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -53,17 +50,6 @@ def test_quickstart_says_which_python_it_needs(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("quickstart: needs Python 3.11 or newer")
     assert not (tmp_path / "v").exists()
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("name", ["pagewire.service", "pagewire-worker@.service"])
-def test_the_unit_is_one(tmp_path: Path, name: str) -> None:
-    unit = (PROJECT / "deploy" / name).read_text()
-    # The program need not be where the unit has it, and a template is looked at as one of its instances.
-    file = tmp_path / name.replace("@", "@1")
-    file.write_text(unit.replace("/opt/pagewire/bin/pagewire", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
-    assert [line for line in done.stderr.splitlines() if file.name in line] == []
 
 
 def test_every_advisory_stands_once_and_its_tests_are_there() -> None:

@@ -346,7 +346,7 @@ def _files(folder: Path) -> Iterator[ByteDecoder]:
 
     def read_curve(content: bytes) -> object:
         (curve / "worker.json").write_bytes(content)
-        return read_worker_keys(curve)
+        return read_worker_keys(curve, {})
 
     sample = (curve / "worker.json").read_bytes()
     yield ByteDecoder("scheduler_svc/supervisor/curve_keys.py", read_curve, (SettingsError,), (sample,))

@@ -107,7 +107,7 @@ def test_tcp_workers_get_keys(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     make_curve_keys(folder)
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
-    engine_keys, worker_keys = read_curve_keys(folder)
+    engine_keys, worker_keys = read_curve_keys(folder, {})
     settings = Settings(worker_transport="tcp://10.0.0.1:5", curve_dir=str(folder))
     made = plan(settings, engine_keys=engine_keys, worker_keys=worker_keys)
     engine, worker = made.engine_launch(0).workers, made.worker_launch(0, 0).engine
@@ -121,9 +121,26 @@ def test_tcp_workers_get_keys(tmp_path: Path) -> None:
         make_curve_keys(folder)
     (folder / "worker.json").chmod(0o644)
     with pytest.raises(SettingsError, match=r"must belong to user .* and have mode 0600"):
-        read_curve_keys(folder)
+        read_curve_keys(folder, {})
     with pytest.raises(SettingsError, match="--make-curve-keys DIR` makes keys"):
-        read_curve_keys(tmp_path / "none")
+        read_curve_keys(tmp_path / "none", {})
+
+
+def test_credentials_of_systemd_may_be_read_by_a_list_and_by_nobody_else(tmp_path: Path) -> None:
+    make_curve_keys(tmp_path / "keys")
+    kept = tmp_path / "credentials"
+    (tmp_path / "keys").rename(kept)
+    for file in kept.iterdir():
+        file.chmod(0o440)  # the mask of an access list stands where the group's bits do
+    with pytest.raises(SettingsError, match="have mode 0600"):
+        read_curve_keys(kept, {})
+    with pytest.raises(SettingsError, match="have mode 0600"):
+        read_curve_keys(kept, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    engine_keys, worker_keys = read_curve_keys(kept, {"CREDENTIALS_DIRECTORY": str(kept)})
+    assert engine_keys.peers_public == (worker_keys.own_public,)
+    (kept / "worker.json").chmod(0o444)
+    with pytest.raises(SettingsError, match="have mode 0600"):
+        read_curve_keys(kept, {"CREDENTIALS_DIRECTORY": str(kept)})
 
 
 def test_a_cleaner_of_temporary_files_spares_the_runtime_dir(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The supervisor against scripted children: real processes, real lifelines, real signals."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -389,6 +390,30 @@ def test_systemd_is_told(run_server: RunServer) -> None:
             pass
         assert b"STOPPING=1" in said
         assert b"EXTEND_TIMEOUT_USEC=45000000" in listener.recv(4096)  # the grace of 30 s, and what ending takes
+        assert server.end()[0] == 0
+
+
+def test_systemds_watchdog_is_fed_by_the_engine_and_not_by_the_clock(run_server: RunServer) -> None:
+    """What an engine says last feeds it once; then nothing does until the supervisor has started another."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pw") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind(f"{folder}/notify")
+        listener.settimeout(20)
+        server = run_server("--hang-timeout-s", "5", engine="once:still", environ={"NOTIFY_SOCKET": f"{folder}/notify"})
+        server.ready()
+        server.heard("engine-0", "started", incarnation=1)
+        listener.setblocking(False)
+        said = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                said.append(listener.recv(4096))
+        # Once for its Ready, and perhaps for the next one's: five looks or more found nothing between.
+        assert 1 <= said.count(b"WATCHDOG=1") <= 2
+        listener.settimeout(20)
+        assert listener.recv(4096) == b"WATCHDOG=1"
+        server.signal(signal.SIGTERM)
         assert server.end()[0] == 0
 
 
