@@ -74,7 +74,7 @@ class Histogram(msgspec.Struct, array_like=True):
     """Upper ones, ascending; a value that equals one lies below it."""
     counts: list[Total]
     """One more than there are bounds: the last is of what lies above them all."""
-    total: _Sum = 0.0
+    total: float = 0.0
 
     @classmethod
     def empty(cls, bounds: tuple[float, ...]) -> "Histogram":

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from support.frontend_world import FrontendUnderTest, failure, ids_request, running_frontend
+from support.frontend_world import FrontendUnderTest, failure, ids_request, running_frontend, until
 from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_spec, make_tokenizer
 
@@ -22,12 +22,11 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 async def counts(world: FrontendUnderTest, wanted: Callable[[FrontendCounts], bool]) -> FrontendCounts:
-    """The first report that is as wanted."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            news = await world.news.get()
-            if isinstance(news, FrontendMeasured) and wanted(news.counts):
-                return news.counts
+    """What is counted, once it is as wanted."""
+    measures = world.frontend._measures
+    assert measures is not None
+    await until(lambda: wanted(measures.report().counts))
+    return measures.report().counts
 
 
 def measured(tmp_path: Path) -> Any:
@@ -61,7 +60,7 @@ def test_an_output_s_end_and_every_time_of_its_call(kind: FinishKind, end: str, 
             await world.engine.send(
                 TokenBatch([], pack([submit.handle]), pack([8]), [SeqFinished(submit.handle, kind)])
             )
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
             found = await counts(world, lambda counts: counts.requests["completed"] == 1)
             assert {name: count for name, count in found.outputs.items() if count} == {end: 1}
@@ -87,7 +86,7 @@ def test_a_stop_string_is_an_end(run: Run, tmp_path: Path) -> None:
             submit = await world.engine.act(Submit)
             started = [SeqStarted(submit.handle, 0, 0.0)]
             await world.engine.send(TokenBatch(started, pack([submit.handle] * len(ids)), pack(ids), []))
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
             found = await counts(world, lambda counts: counts.requests["completed"] == 1)
             assert found.outputs["stop_string"] == 1
@@ -102,11 +101,11 @@ def test_streams_of_one_step_are_one_time_apart(run: Run, tmp_path: Path) -> Non
             handles = [(await world.engine.act(Submit)).handle for _ in calls]
             started = [SeqStarted(handle, 0, 0.0) for handle in handles]
             await world.engine.send(TokenBatch(started, pack(handles), pack([7] * 4), []))
-            for _ in range(3):
+            await counts(world, lambda counts: num(counts.time_to_first_token) == 4)
+            for number in (1, 2, 3):
                 world.clock.advance(1.0)
                 await world.engine.send(TokenBatch([], pack(handles), pack([8] * 4), []))
-                found = await counts(world, lambda counts: True)
-            found = await counts(world, lambda counts: num(counts.inter_token) == 12)
+                found = await counts(world, lambda counts, number=number: num(counts.inter_token) == 4 * number)
             assert 12.0 <= found.inter_token.total < 12.0 + 4 * LIMIT_S
             for call in calls:
                 call.cancel()
@@ -133,6 +132,19 @@ def test_what_the_engine_refuses_and_what_it_fails(run: Run, tmp_path: Path) -> 
             assert found.requests["refused"] == 1
             told = {name: count for name, count in found.refusals.items() if count}
             assert told == {"queue_full": 1, "model_failed": 1}
+
+    run(test())
+
+
+def test_the_supervisor_is_told(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            await world.engine.act(Submit)
+            async with asyncio.timeout(LIMIT_S):
+                while not isinstance(news := await world.news.get(), FrontendMeasured) or not news.open_requests:
+                    pass
+            call.cancel()
 
     run(test())
 
