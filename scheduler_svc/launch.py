@@ -12,6 +12,7 @@ import msgspec
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.launch import Device, Endpoint
+from pagewire.wire.log_lines import LogFormat
 from pagewire.wire.model import DType, ModelSpec
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -61,6 +62,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Of workers in a row without a step between them; more end the server."""
     kv_events: KvEventsLaunch | None = None
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +138,7 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     started_unix_s: float
     """When the supervisor started."""
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
 
 def read_launch(path: Path, kind: type[Launch]) -> Launch:

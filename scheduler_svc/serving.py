@@ -64,7 +64,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
 
         host = msgspec.structs.replace(host, announce=announce)
         outcome = asyncio.run(_served(Supervisor(plan, host), gateway))
-    return _ended(outcome)
+    return _ended(outcome, settings)
 
 
 async def _served(supervisor: Supervisor, gateway: GatewayProcess | None) -> Outcome:
@@ -83,7 +83,7 @@ def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) 
     with _host_of(settings, commands, quiet=quiet) as host:
         plan = msgspec.structs.replace(_plan(settings, host, time.time()), worker_keys=keys)
         outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), host).run())
-    return _ended(outcome)
+    return _ended(outcome, settings)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def _host_of(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator
     notifier = SystemdNotifier(os.environ)
     with (
         RuntimeDir.open(settings.runtime_dir) as runtime_dir,
-        closing_progress(SystemdProgress(make_progress(quiet), notifier)) as progress,
+        closing_progress(SystemdProgress(make_progress(quiet, settings.log_format), notifier)) as progress,
     ):
         yield Host(
             commands=commands,
@@ -151,7 +151,7 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
     )
 
 
-def _ended(outcome: Outcome) -> int:
+def _ended(outcome: Outcome, settings: Settings) -> int:
     if outcome.message:
-        complain(outcome.message)
+        complain(outcome.message, settings.log_format)
     return outcome.status

@@ -102,6 +102,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             enforce_eager=settings.enforce_eager,
             exact_continuation=settings.exact_continuation,
             sim_step_us=settings.sim_step_us,
+            log_format=settings.log_format,
             group=self._group(rank),
         )
 
@@ -137,6 +138,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_restarts=settings.max_restarts,
             kv_events=self._kv_events(),
             log_level=settings.log_level,
+            log_format=settings.log_format,
         )
 
     def _kv_events(self) -> KvEventsLaunch | None:
@@ -208,6 +210,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             settings=as_text(settings),
             started_unix_s=self.started_unix_s,
             log_level=settings.log_level,
+            log_format=settings.log_format,
         )
 
     @property

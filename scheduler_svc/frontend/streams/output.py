@@ -27,7 +27,17 @@ _REASONS = {
 class Output:
     """One sequence: what the engine was asked for, what it has sent, and the text still held back."""
 
-    __slots__ = ("index", "is_finished", "is_started", "parts", "received", "reports", "submit", "text")
+    __slots__ = (
+        "index",
+        "is_finished",
+        "is_started",
+        "parts",
+        "reason",
+        "received",
+        "reports",
+        "submit",
+        "text",
+    )
 
     def __init__(
         self,
@@ -44,6 +54,8 @@ class Output:
         self.is_started = False
         """Whether its first step has been planned."""
         self.is_finished = False
+        self.reason: pb.FinishReason = pb.FINISH_REASON_UNSPECIFIED
+        """Why it ended, once it has by itself."""
         self.text = text
         """None where text is neither wanted, searched nor read."""
         self.parts = parts

@@ -17,7 +17,7 @@ where its reader stays away (`backpressure`), alone.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError
 from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, ReaderLimits
@@ -45,6 +45,18 @@ class StreamSettings:
     prompt_report: PromptReport | None = None
     """None where the prompt's log-probabilities are not wanted. Its tokens count towards no limit: they are no more
     than the model takes."""
+
+
+class StreamTimes(NamedTuple):
+    """When a stream came to what, on its clock, in seconds; none of what has not come."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    submitted_s: float
+    started_s: float | None
+    """When its first step was planned."""
+    first_token_s: float | None
+    last_token_s: float | None
 
 
 class StreamSequences(Protocol):
@@ -92,6 +104,19 @@ class RequestStream:
     def request_id(self) -> str:
         """Names the request in logs."""
         return self._settings.request_id
+
+    @property
+    def times(self) -> StreamTimes:
+        """How far it has come, and when."""
+        is_started, first_s = any(output.is_started for output in self.outputs), self._first_token_s
+        return StreamTimes(
+            prompt_tokens=self._settings.num_prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            submitted_s=self._submitted_s,
+            started_s=self._submitted_s + self._queue_s if is_started else None,
+            first_token_s=first_s,
+            last_token_s=None if first_s is None else self._last_token_s,
+        )
 
     @property
     def has_parts(self) -> bool:
@@ -213,6 +238,7 @@ class RequestStream:
     def _finish(self, output: Output, finished: pb.Finished) -> None:
         """An output has ended; with the last one the stream does."""
         output.is_finished = True
+        output.reason = finished.reason
         if self._is_ended:
             return
         if output.parts is not None and (parts := output.parts.end()):
