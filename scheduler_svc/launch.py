@@ -119,6 +119,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Serve vllm.grpc.engine.VllmEngine too."""
     orca_load_reports: bool = True
     """Whether calls say in their trailers how busy the server is."""
+    otlp_endpoint: str | None = None
+    """URL of the collector that gets traces, if any are made."""
     kv_events: KvEventsLaunch | None = None
     """Where the engine publishes them for frontends, if it does."""
     connections: ConnectionLimits = ConnectionLimits()

@@ -28,6 +28,7 @@ from pagewire.scheduler_svc.settings.device import (
 )
 from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.settings.traces import traces_endpoint
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
 from pagewire.scheduler_svc.supervisor.events import Outcome
@@ -126,6 +127,7 @@ def _host_of(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator
 
 def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
     """Find the model, and decide what depends on it and on this machine."""
+    otlp_endpoint = traces_endpoint(settings, os.environ)
     device = choose_device(settings)
     model = resolve_model(
         settings.model,
@@ -147,6 +149,7 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
         runtime_dir=host.runtime_dir.path,
         link_password=secrets.token_hex(32),
         started_unix_s=started_unix_s,
+        otlp_endpoint=otlp_endpoint,
         host_name=platform.node() or "localhost",
     )
 

@@ -64,6 +64,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     link_password: str | None = None
     """What this server's processes show to each other."""
     started_unix_s: float
+    otlp_endpoint: str | None = None
+    """Where traces go, whoever said so."""
     host_name: str = "localhost"
     """Of this machine, in a cluster the pod's."""
 
@@ -195,6 +197,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
             orca_load_reports=settings.orca_load_reports,
+            otlp_endpoint=self.otlp_endpoint,
             kv_events=self._frontend_kv_events(),
             connections=ConnectionLimits(
                 max_connections=settings.max_connections,
