@@ -35,6 +35,7 @@ from pagewire.scheduler_svc.standard_streams import (
 from pagewire.scheduler_svc.startup_errors import SettingsError, StartupError
 from pagewire.scheduler_svc.supervisor.host import watch_parent
 from pagewire.scheduler_svc.supervisor.server_plan import Commands
+from pagewire.wire.log_lines import set_up_logging
 
 _BROKEN_PIPE = 141
 _STDERR = 2
@@ -55,8 +56,12 @@ def main(argv: list[str] | None = None, commands: Commands | None = None) -> int
     except ReaderGone:
         return _BROKEN_PIPE
     except StartupError as error:
-        complain(str(error))
-        return 2 if isinstance(error, SettingsError) else 1
+        complain(str(error))  # settings are not known, or nobody asked for a log
+        return _status_of(error)
+
+
+def _status_of(error: StartupError) -> int:
+    return 2 if isinstance(error, SettingsError) else 1
 
 
 class _Interrupted(KeyboardInterrupt):
@@ -155,7 +160,7 @@ def _serve(arguments: argparse.Namespace, commands: Commands) -> int:
     _tell_device(resolved)
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd)
-    return _until_interrupted(lambda: _run_server(arguments, resolved.settings, commands))
+    return _until_interrupted(lambda: _run_server(arguments, resolved.settings, commands), resolved.settings)
 
 
 def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
@@ -169,7 +174,7 @@ def _worker(arguments: argparse.Namespace, commands: Commands) -> int:
     settings = resolved.settings
     _take_charge(settings, f"rank {arguments.rank}")
     _tell_device(resolved)
-    return _until_interrupted(lambda: _run_rank(arguments, settings, commands))
+    return _until_interrupted(lambda: _run_rank(arguments, settings, commands), settings)
 
 
 def _run_server(arguments: argparse.Namespace, settings: Settings, commands: Commands) -> int:
@@ -195,20 +200,21 @@ def _tell_device(resolved: sources.Resolved) -> None:
 
 def _take_charge(settings: Settings, who: str) -> None:
     """Logging, and signals until the supervisor's loop takes them."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format=f"%(asctime)s {who.replace('%', '%%')} %(levelname)s %(message)s",
-        handlers=None if sys.stderr else [logging.NullHandler()],
-    )
+    set_up_logging(who, settings.log_level, settings.log_format)
     # systemd's watchdog ends a supervisor that stands still with SIGABRT: say where it stood.
     faulthandler.enable(_STDERR)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
 
-def _until_interrupted(run: Callable[[], int]) -> int:
+def _until_interrupted(run: Callable[[], int], settings: Settings) -> int:
     try:
         return run()
+    except ReaderGone:
+        raise
+    except StartupError as error:
+        complain(str(error), settings.log_format)
+        return _status_of(error)
     except _Interrupted as interrupted:
         # A plain return would wait for the threads of a download to end; everything of ours is cleaned up by now.
         with suppress(OutputLost):

@@ -12,6 +12,7 @@ import msgspec
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.codec import WireError, decode_json
 from pagewire.wire.launch import Device, Endpoint
+from pagewire.wire.log_lines import LogFormat
 from pagewire.wire.model import DType, ModelSpec
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -63,6 +64,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     measures: bool = False
     """Count what metrics are made of, and tell the supervisor with each `Load`."""
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +121,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Serve vllm.grpc.engine.VllmEngine too."""
     orca_load_reports: bool = True
     """Whether calls say in their trailers how busy the server is."""
+    otlp_endpoint: str | None = None
+    """URL of the collector that gets traces, if any are made."""
     kv_events: KvEventsLaunch | None = None
     """Where the engine publishes them for frontends, if it does."""
     connections: ConnectionLimits = ConnectionLimits()
@@ -140,6 +144,7 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     measures: bool = False
     """Count what metrics are made of, and tell the supervisor every second."""
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
 
 def read_launch(path: Path, kind: type[Launch]) -> Launch:

@@ -1,8 +1,10 @@
-"""Progress of slow starts, on stderr: a bar where it is a terminal, plain lines otherwise, nothing when quiet.
+"""Progress of slow starts, on stderr: a bar where it is a terminal, plain lines otherwise, nothing when quiet;
+where the log is JSON, lines of the log.
 
 A `Progress` is told a stage and a fraction; a new stage begins a new bar. It knows nothing of what is loading.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,10 +12,13 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from pagewire.wire.log_lines import LogFormat
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
+_log = logging.getLogger(__name__)
 _PLAIN_INTERVAL_S = 5.0
 
 
@@ -68,6 +73,16 @@ class PlainProgress:
             print(text, file=self._out, flush=True)
 
 
+class LoggedProgress(PlainProgress):
+    """The same lines in the log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(sys.stderr, clock)
+
+    def _line(self, text: str) -> None:
+        _log.info("%s", text)
+
+
 class BarProgress:
     """A rich progress bar per stage; imports rich when the first is shown."""
 
@@ -118,8 +133,10 @@ class closing_progress(AbstractContextManager[Progress]):
         self._progress.close()
 
 
-def make_progress(quiet: bool) -> Progress:
+def make_progress(quiet: bool, log_format: LogFormat = "text") -> Progress:
     """Choose the display that suits stderr."""
     if quiet or sys.stderr is None:
         return QuietProgress()
+    if log_format == "json":
+        return LoggedProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)

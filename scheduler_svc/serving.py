@@ -33,6 +33,7 @@ from pagewire.scheduler_svc.settings.device import (
 )
 from pagewire.scheduler_svc.settings.exposure import exposure_warnings
 from pagewire.scheduler_svc.settings.settings import Settings
+from pagewire.scheduler_svc.settings.traces import traces_endpoint
 from pagewire.scheduler_svc.standard_streams import complain
 from pagewire.scheduler_svc.supervisor.curve_keys import read_curve_keys, read_worker_keys
 from pagewire.scheduler_svc.supervisor.events import Outcome
@@ -78,7 +79,7 @@ def run_server(settings: Settings, commands: Commands, ready: ReadyReport, *, qu
             host = msgspec.structs.replace(host, totals=metrics.totals)
             answering = metrics.serving(_families(plan))
         outcome = asyncio.run(_served(Supervisor(plan, host), gateway, answering))
-    return _ended(outcome)
+    return _ended(outcome, settings)
 
 
 async def _served(
@@ -100,7 +101,7 @@ def run_rank(settings: Settings, rank: int, commands: Commands, *, quiet: bool) 
     with _host_of(settings, commands, quiet=quiet) as host:
         plan = msgspec.structs.replace(_plan(settings, host, time.time()), worker_keys=keys)
         outcome = asyncio.run(RemoteRank(remote_launch(plan, rank), host).run())
-    return _ended(outcome)
+    return _ended(outcome, settings)
 
 
 @contextmanager
@@ -149,7 +150,7 @@ def _host_of(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator
     notifier = SystemdNotifier(os.environ)
     with (
         RuntimeDir.open(settings.runtime_dir) as runtime_dir,
-        closing_progress(SystemdProgress(make_progress(quiet), notifier)) as progress,
+        closing_progress(SystemdProgress(make_progress(quiet, settings.log_format), notifier)) as progress,
     ):
         yield Host(
             commands=commands,
@@ -163,6 +164,7 @@ def _host_of(settings: Settings, commands: Commands, *, quiet: bool) -> Iterator
 
 def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
     """Find the model, and decide what depends on it and on this machine."""
+    otlp_endpoint = traces_endpoint(settings, os.environ)
     device = choose_device(settings)
     model = resolve_model(
         settings.model,
@@ -184,11 +186,12 @@ def _plan(settings: Settings, host: Host, started_unix_s: float) -> ServerPlan:
         runtime_dir=host.runtime_dir.path,
         link_password=secrets.token_hex(32),
         started_unix_s=started_unix_s,
+        otlp_endpoint=otlp_endpoint,
         host_name=platform.node() or "localhost",
     )
 
 
-def _ended(outcome: Outcome) -> int:
+def _ended(outcome: Outcome, settings: Settings) -> int:
     if outcome.message:
-        complain(outcome.message)
+        complain(outcome.message, settings.log_format)
     return outcome.status

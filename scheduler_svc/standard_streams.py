@@ -6,15 +6,20 @@ takes it. Nothing here knows what is printed.
 """
 
 import argparse
+import logging
 import os
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagewire.scheduler_svc.startup_errors import StartupError
+from pagewire.wire.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+
+_log = logging.getLogger(__name__)
 
 
 class OutputLost(StartupError):
@@ -71,9 +76,12 @@ def say(text: str) -> None:
                 return
 
 
-def complain(message: str) -> None:
-    """Say why the command failed, on whichever stream takes it."""
-    say(f"pagewire: {message}\n")
+def complain(message: str, log_format: LogFormat = "text") -> None:
+    """Say why the command failed: in the log where that is JSON, else on whichever stream takes it."""
+    if log_format == "json":
+        _log.critical("%s", message)
+    else:
+        say(f"pagewire: {message}\n")
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -7,11 +7,11 @@ Exit status of a worker: 0 told to stop; 1 could not load; 3 a plan or step fail
 
 import argparse
 import gc
+import logging
 import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -22,11 +22,13 @@ from pagewire.wire.control import Failed, Loading, Ready, Stop
 from pagewire.wire.fork_server import ForkServer, rename_process
 from pagewire.wire.launch import UNKNOWN_INCARNATION, Device
 from pagewire.wire.lifeline import RANKS_LOST_STATUS, Lifeline
+from pagewire.wire.log_lines import LogFormat, set_up_logging
 from pagewire.worker.devices import import_modules, load_device
 from pagewire.worker.launch import LaunchError, read_launch
 from pagewire.worker.link import EngineLink, LinkError, await_engine
 from pagewire.worker.loop import Inbox, WorkerLoop
 
+_log = logging.getLogger("pagewire.worker")
 STOPPED_STATUS = 0
 LOAD_FAILED_STATUS = 1
 STEP_FAILED_STATUS = 3
@@ -90,23 +92,24 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
 
     def rank_lost(reason: str) -> None:
         # The main thread may be waiting for that rank within a step, where nothing can wake it.
-        _log(reason)
+        _log_error(reason)
         lifeline.send(Failed(reason))
         os._exit(RANKS_LOST_STATUS)
 
     try:
         launch = read_launch(launch_file)
+        _set_up_log(f"worker {launch.rank}", launch.log_format)
         if launch.incarnation == UNKNOWN_INCARNATION:  # who has no part in this must not come between the ranks
             await_engine(launch.engine, progress)
         loaded = load_device(launch, progress, rank_lost, inbox.wake)
     except _StopRequested:
         return STOPPED_STATUS
     except (LaunchError, LinkError) as error:
-        _log(str(error))
+        _log_error(str(error))
         lifeline.send(Failed(str(error)))
         return LOAD_FAILED_STATUS
     except BaseException as error:  # libraries written in Rust panic, which is no Exception
-        _log(traceback.format_exc().rstrip())
+        _log_error(traceback.format_exc().rstrip())
         lifeline.send(Failed(f"the worker could not load: {type(error).__name__}: {error}"))
         return LOAD_FAILED_STATUS
     # What is loaded stays: a full collection over torch's objects would stall a step for tens of milliseconds.
@@ -114,23 +117,29 @@ def _run(launch_file: Path, lifeline_fd: int) -> int:
     gc.freeze()
     link = EngineLink(launch.engine, f"{loaded.hello.rank}:{loaded.hello.incarnation}")
     for note in loaded.notes:
-        _log(note)
-    loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log)
+        _log.info("%s", note)
+    loop = WorkerLoop(link=link, runner=loaded.runner, inbox=inbox, hello=loaded.hello, log=_log_error)
     lifeline.send(Ready(num_blocks=loaded.hello.num_blocks))
     try:
         failure = loop.serve()
     except LinkError as error:
         failure = str(error)
     if failure is not None:
-        _log(failure)
+        _log_error(failure)
         lifeline.send(Failed(failure))
     link.close(flush_s=0 if failure is None else _FLUSH_S)
     return STOPPED_STATUS if failure is None else STEP_FAILED_STATUS
 
 
-def _log(message: str) -> None:
-    with suppress(OSError):  # whoever read the logs has gone, or their disk is full: no reason to end
-        print(f"worker: {message}", file=sys.stderr, flush=True)
+def _set_up_log(process: str, log_format: LogFormat) -> None:
+    """Once. Libraries' lines are written from WARNING on."""
+    set_up_logging(process, "warning", log_format, text="worker: %(message)s")
+    _log.setLevel(logging.INFO)
+
+
+def _log_error(message: str) -> None:
+    _set_up_log("worker", "text")  # where no launch has said how
+    _log.error("%s", message)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from pagewire.wire.log_lines import LogFormat
 from pagewire.wire.model import DType, ModelSpec
 
 Device = Literal["cpu", "cuda", "sim"]
@@ -109,6 +110,7 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Of the linears; int8 on the device cpu alone."""
     sim_step_us: int = 0
     """How long the `sim` device pretends a step takes."""
+    log_format: LogFormat = "text"
     group: RankGroup | None = None
     """Needed where world_size is more than 1, other than on the `sim` device."""
 
@@ -121,6 +123,7 @@ _A_RANKS_OWN = (
     "kv_cache_bytes",
     "earlier_num_blocks",
     "num_threads",
+    "log_format",
     "group",
 )
 """What ranks of one group may be told differently."""

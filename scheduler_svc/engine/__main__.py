@@ -22,6 +22,7 @@ from pagewire.scheduler_svc.launch import EngineLaunch, read_launch
 from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed
 from pagewire.wire.lifeline import Lifeline
+from pagewire.wire.log_lines import set_up_logging
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def main() -> int:
     except StartupError as error:
         lifeline.send(Failed(str(error)))
         return 1
-    logging.basicConfig(level=launch.log_level.upper(), format="%(asctime)s engine %(levelname)s %(message)s")
+    set_up_logging("engine", launch.log_level, launch.log_format)
     with RouterSockets() as sockets, contextlib.ExitStack() as publishing:
         try:
             frontends, workers = map(sockets.bind, (launch.frontends, launch.workers), BORDERS)

@@ -118,7 +118,9 @@ class FrontendRequests:
             self._link.drop(Dropped.UNFIT)
             return
         except ValueError as error:
-            self._limited_log.error("frontend %d sent a submission that fits nothing: %s", frontend, error)
+            self._limited_log.error(
+                "frontend %d sent a submission of request %r that fits nothing: %s", frontend, request.request_id, error
+            )
             answer = Rejected(request.handle, RejectKind.INVALID, "", str(error), None)
         if isinstance(answer, Rejected):
             self._link.send(frontend, answer)

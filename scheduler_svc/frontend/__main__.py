@@ -23,6 +23,7 @@ from pagewire.scheduler_svc.endings import is_ending
 from pagewire.scheduler_svc.frontend.app import Frontend, FrontendHost
 from pagewire.scheduler_svc.frontend.errors import InternalError
 from pagewire.scheduler_svc.frontend.rpc.listener import connections_of_each, connections_within, raise_descriptor_limit
+from pagewire.scheduler_svc.frontend.rpc.request_records import request_of_task
 from pagewire.scheduler_svc.frontend.text.chat_template import TemplateRefusedError
 from pagewire.scheduler_svc.launch import FrontendLaunch, read_launch
 from pagewire.scheduler_svc.limited_log import LimitedRecords
@@ -30,6 +31,7 @@ from pagewire.scheduler_svc.startup_errors import StartupError
 from pagewire.wire.control import Failed, Ready, ToChild
 from pagewire.wire.fork_server import ForkServer, rename_process
 from pagewire.wire.lifeline import Lifeline
+from pagewire.wire.log_lines import set_up_logging
 
 _log = logging.getLogger(__name__)
 _START_ERRORS = (StartupError, TemplateRefusedError, OSError, ValueError)
@@ -108,9 +110,7 @@ def _serve(launch_file: Path, lifeline_fd: int) -> int:
     try:
         _require_upb()
         launch = read_launch(launch_file, FrontendLaunch)
-        logging.basicConfig(
-            level=launch.log_level.upper(), stream=sys.stderr, format="%(asctime)s frontend %(levelname)s %(message)s"
-        )
+        set_up_logging("frontend", launch.log_level, launch.log_format, request_of_task)
         # grpc tells of each header that is no UTF-8, with a traceback.
         logging.getLogger("grpc._cython.cygrpc").addFilter(LimitedRecords())
         asyncio.run(_run(_within_descriptors(launch), lifeline))

@@ -36,6 +36,7 @@ from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.load_reports import LoadReports
 from pagewire.scheduler_svc.frontend.rpc.model_service import ModelService, ServedModel, can_constrain
+from pagewire.scheduler_svc.frontend.rpc.observers import RequestObservers
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
@@ -121,6 +122,7 @@ class Frontend:
         self._measures = FrontendMeasures(self._host.clock) if launch.measures else None
         self._engine = EngineClient(launch, self._host.clock, self._health.poke, self._broken, self._measures)
         model = ServedModel(launch, self._engine.status)
+        observers = RequestObservers(launch, self._host.clock)
         parts = GenerationParts(
             model=model,
             engine=self._engine,
@@ -131,6 +133,7 @@ class Frontend:
             grammars=grammars,
             request_bytes=RequestBytes(launch.max_request_bytes_in_flight),
             usage=usage,
+            records=observers.records(self._host.clock),
             reader=ReaderLimits(pause_tokens=launch.stream_buffer_tokens, timeout_s=launch.slow_reader_timeout_s),
             clock=self._host.clock,
             draw_seed=self._host.draw_seed,
@@ -164,6 +167,7 @@ class Frontend:
             for helpers in (template, grammars):
                 if helpers is not None:
                     await helpers.close()
+            observers.close()
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _listen(self, parts: GenerationParts, threads: Executor) -> str:

@@ -181,6 +181,15 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "(endpoint-load-metrics-bin).",
         ),
     ] = True
+    otlp_endpoint: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "URL of an OpenTelemetry collector, http://host:4317 or https://host:4317 (OTLP over gRPC), that gets a "
+            "trace of every request; needs pagewire[otel]. The standard variables OTEL_* hold.",
+            unset="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT, else no traces",
+        ),
+    ] = None
     kv_events: Annotated[
         str | None,
         Setting(

@@ -259,8 +259,13 @@ class Settings(NetworkSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Setting("operation", "Least level that is logged to stderr.")
+        Literal["debug", "info", "warning", "error"],
+        Setting("operation", "Least level that is logged to stderr; at info every request has a line when it ends."),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Setting("operation", "How every process logs to stderr: lines of text, or a JSON object a line."),
+    ] = "text"
 
     def __post_init__(self) -> None:
         for name, field in setting_fields(type(self)).items():

@@ -73,7 +73,16 @@ DEFAULT = "default"
 """Where a value comes from that nothing else gave."""
 WORKER_GROUPS = frozenset({"model", "worker", "parallel"})
 WORKER_SETTINGS = frozenset(
-    {"curve_dir", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes", "runtime_dir", "log_level"}
+    {
+        "curve_dir",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "block_size",
+        "kv_cache_bytes",
+        "runtime_dir",
+        "log_level",
+        "log_format",
+    }
 )
 """Groups of settings, and others one by one, that mean something to a rank on a host of its own."""
 

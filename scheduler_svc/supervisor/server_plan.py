@@ -64,6 +64,8 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     link_password: str | None = None
     """What this server's processes show to each other."""
     started_unix_s: float
+    otlp_endpoint: str | None = None
+    """Where traces go, whoever said so."""
     host_name: str = "localhost"
     """Of this machine, in a cluster the pod's."""
 
@@ -102,6 +104,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             enforce_eager=settings.enforce_eager,
             exact_continuation=settings.exact_continuation,
             sim_step_us=settings.sim_step_us,
+            log_format=settings.log_format,
             group=self._group(rank),
         )
 
@@ -138,6 +141,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             kv_events=self._kv_events(),
             measures=settings.metrics_listen is not None,
             log_level=settings.log_level,
+            log_format=settings.log_format,
         )
 
     def _kv_events(self) -> KvEventsLaunch | None:
@@ -194,6 +198,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
             vllm_grpc=settings.vllm_grpc,
             orca_load_reports=settings.orca_load_reports,
+            otlp_endpoint=self.otlp_endpoint,
             kv_events=self._frontend_kv_events(),
             connections=ConnectionLimits(
                 max_connections=settings.max_connections,
@@ -210,6 +215,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             started_unix_s=self.started_unix_s,
             measures=settings.metrics_listen is not None,
             log_level=settings.log_level,
+            log_format=settings.log_format,
         )
 
     @property

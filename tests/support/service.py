@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import psutil
@@ -110,12 +110,13 @@ def serve(
     program: tuple[str, ...] = ("-m", "pagewire.scheduler_svc"),
     operator_key: str | None = None,
     python: str = sys.executable,
+    stderr: int | IO[bytes] | None = None,
     **settings: object,
 ) -> Iterator[Service]:
     """Start a service on free ports; whatever is left of it is killed when the block ends.
 
     `program` is what `python` runs; one that is not this process' own finds its packages by itself. `operator_key` is a
-    key that may ask for its load, where `settings` name a file of keys.
+    key that may ask for its load, where `settings` name a file of keys. `stderr` gets what all processes write there.
     """
     ready, child_end = os.pipe()
     options = {
@@ -133,6 +134,7 @@ def serve(
         [*command, f"--ready-fd={child_end}"],
         pass_fds=[child_end],
         stdout=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         env={name: value for name, value in os.environ.items() if name not in not_passed},
     )

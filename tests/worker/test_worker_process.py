@@ -127,6 +127,17 @@ def test_a_wrong_plan_ends_the_worker(engine: ScriptedEngine, worker: WorkerProc
     assert worker.stderr() == f"worker: {expected}\n"
 
 
+def test_its_log_is_json_where_the_server_s_is(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    with WorkerProcess(sim_launch(address, log_format="json"), tmp_path) as worker:
+        engine.receive()
+        engine.send(PlanMaker().make())
+        failed = engine.receive()
+        assert isinstance(failed, WorkerFailed)
+        assert worker.exit_status() == 3
+        (line,) = [msgspec.json.decode(line) for line in worker.stderr().splitlines()]
+        assert (line["process"], line["level"], line["message"]) == ("worker 0", "error", failed.message)
+
+
 def test_a_plan_before_begin_ends_the_worker(engine: ScriptedEngine, worker: WorkerProcess) -> None:
     engine.send(PlanMaker().make())
     failed = engine.receive()

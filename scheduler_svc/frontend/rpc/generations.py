@@ -30,6 +30,7 @@ from pagewire.scheduler_svc.frontend.rpc.auth import Authenticator
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.message_fields import refuse_unknown_fields
 from pagewire.scheduler_svc.frontend.rpc.model_service import ServedModel
+from pagewire.scheduler_svc.frontend.rpc.request_records import RequestRecords, WatchedCall
 from pagewire.scheduler_svc.frontend.rpc.tenant_limits import TenantUsage, Turn
 from pagewire.scheduler_svc.frontend.streams.backpressure import ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.engine_client import EngineClient
@@ -68,6 +69,7 @@ class GenerationParts:
     """None where no output can be constrained."""
     request_bytes: RequestBytes
     usage: TenantUsage
+    records: RequestRecords
     reader: ReaderLimits
     """Of one stream."""
     clock: Callable[[], float]
@@ -94,10 +96,12 @@ class Generations:
         """Hand every message to `write` as it comes; waits for each. Raises RequestErrors."""
         reader = asyncio.current_task()
         tenant = self.tenant(context)
-        with call_of(self._parts.measures, tenant) as call, self._parts.usage.turn(tenant) as turn:
-            opening = self._open(request, context, turn, reader, self._parts.reader)
+        watched = self._parts.records.watch(context, tenant, is_streamed=True)
+        measured = call_of(self._parts.measures, tenant)
+        with watched as call, measured as measure, self._parts.usage.turn(tenant) as turn:
+            opening = self._open(request, context, call, turn, reader, self._parts.reader)
             del request  # it would stay for as long as the stream does
-            stream = call.opened(await opening)
+            call.stream = stream = measure.opened(await opening)
             try:
                 while (message := await stream.next()) is not None:
                     await write(message)
@@ -116,10 +120,12 @@ class Generations:
     ) -> tuple[list[pb.StreamGenerateResponse], RequestStream]:
         """All messages of the same stream, and the stream, which is closed. Raises RequestErrors."""
         tenant = self.tenant(context)
-        with call_of(self._parts.measures, tenant) as call, self._parts.usage.turn(tenant) as turn:
-            opening = self._open(request, context, turn, None, None)
+        watched = self._parts.records.watch(context, tenant, is_streamed=False)
+        measured = call_of(self._parts.measures, tenant)
+        with watched as call, measured as measure, self._parts.usage.turn(tenant) as turn:
+            opening = self._open(request, context, call, turn, None, None)
             del request  # as above
-            stream = call.opened(await opening)
+            call.stream = stream = measure.opened(await opening)
             try:
                 return await stream.collect(), stream
             finally:
@@ -138,6 +144,7 @@ class Generations:
         self,
         request: pb.GenerateRequest | pb.StreamGenerateRequest,
         context: Context,
+        call: WatchedCall,
         turn: Turn,
         reader: "asyncio.Task[Any] | None",
         limits_of_reader: ReaderLimits | None,
@@ -152,11 +159,13 @@ class Generations:
         with parts.request_bytes.hold(tenant, request.ByteSize()):
             refuse_unknown_fields(request)
             valid = validate_generation(request.generation, parts.model.spec, parts.model.limits)
-            priority = turn.priority(valid.priority, is_set=request.generation.HasField("priority"))
+            priority = call.priority = turn.priority(valid.priority, is_set=request.generation.HasField("priority"))
             del request
             parts.calls.check()
             parts.engine.status.check()
             request_id = parts.draw_request_id() if valid.request_id is None else valid.request_id
+            call.name(request_id)
+            call.is_chat = valid.turn is not None
             limits = parts.model.limits
             read = await parts.prompts.read(valid.prompt, valid.prompt_path, limits, self.client(context))
         prompt_ids = read.ids

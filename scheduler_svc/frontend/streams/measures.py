@@ -107,7 +107,7 @@ class FrontendMeasures:
         self._counts.refusals[reason_of(error)] += 1
 
     def _ended(self, tenant: TenantUse, stream: RequestStream, request_s: float) -> None:
-        counts, use = self._counts, stream.use()
+        counts, use = self._counts, stream.use
         for output in stream.outputs:
             if output.reason in _ENDS:
                 counts.outputs[_ENDS[output.reason]] += 1

@@ -17,13 +17,14 @@ where its reader stays away (`backpressure`), alone.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pagewire.scheduler_svc.frontend.errors import InvalidArgument, ModelFailed, RequestError
 from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, ReaderLimits
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport
 from pagewire.scheduler_svc.frontend.streams.messages import MessageQueue
 from pagewire.scheduler_svc.frontend.streams.output import Output
+from pagewire.scheduler_svc.frontend.streams.usage import StreamUse
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
 from pagewire.wire.requests import FinishKind, PromptLogprobs, SeqFinished, SeqStarted, Submit
@@ -45,17 +46,6 @@ class StreamSettings:
     prompt_report: PromptReport | None = None
     """None where the prompt's log-probabilities are not wanted. Its tokens count towards no limit: they are no more
     than the model takes."""
-
-
-class StreamUse(NamedTuple):
-    """What a stream has used so far."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    queue_s: float
-    prefill_s: float
-    decode_s: float
 
 
 class StreamSequences(Protocol):
@@ -105,6 +95,20 @@ class RequestStream:
     def request_id(self) -> str:
         """Names the request in logs."""
         return self._settings.request_id
+
+    @property
+    def use(self) -> StreamUse:
+        """How far it has come, and when."""
+        is_started, first_s = any(output.is_started for output in self.outputs), self._first_token_s
+        return StreamUse(
+            prompt_tokens=self._settings.num_prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            output_tokens=sum(len(output.received) for output in self.outputs),
+            submitted_s=self._submitted_s,
+            started_s=self._submitted_s + self._queue_s if is_started else None,
+            first_token_s=first_s,
+            last_token_s=None if first_s is None else self._last_token_s,
+        )
 
     @property
     def has_parts(self) -> bool:
@@ -240,7 +244,7 @@ class RequestStream:
         if self._num_finished == len(self.outputs):
             self._backpressure.end()
             message = StreamGenerateResponse()
-            self._describe_usage(message.usage)
+            self.use.describe(message.usage)
             self._is_ended = True
             self._queue.put(message)
             self._queue.wake()
@@ -256,27 +260,6 @@ class RequestStream:
     def has_token(self) -> bool:
         """Whether any output has had one."""
         return self._first_token_s is not None
-
-    def use(self) -> StreamUse:
-        """What it has used so far, once it has started."""
-        first_s = self._last_token_s if self._first_token_s is None else self._first_token_s
-        return StreamUse(
-            prompt_tokens=self._settings.num_prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            output_tokens=sum(len(output.received) for output in self.outputs),
-            queue_s=self._queue_s,
-            prefill_s=max(0.0, first_s - self._submitted_s - self._queue_s),
-            decode_s=self._last_token_s - first_s,
-        )
-
-    def _describe_usage(self, into: pb.Usage) -> None:
-        use = self.use()
-        into.prompt_tokens = use.prompt_tokens
-        into.cached_tokens = use.cached_tokens
-        into.completion_tokens = use.output_tokens
-        into.timings.queue.FromMicroseconds(round(use.queue_s * 1e6))
-        into.timings.prefill.FromMicroseconds(round(use.prefill_s * 1e6))
-        into.timings.decode.FromMicroseconds(round(use.decode_s * 1e6))
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error: drop what waits, end the sequences, and let the call's task know."""

@@ -1,5 +1,5 @@
-"""Load reports in trailers, read with the message that balancers have. grpcurl makes the calls: gRPC for Python keeps
-this trailer to itself and its balancing."""
+"""Load reports in trailers, read as balancers read them. grpcurl makes the calls: gRPC for Python keeps this trailer to
+itself and its balancing."""
 
 import asyncio
 import base64
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.frontend_world import FrontendUnderTest, running_frontend, until
-from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
+from support.orca import load_report
 
 from pagewire.scheduler_svc.frontend.rpc.load_reports import LOAD_REPORT_TRAILER
 from pagewire.wire.requests import EngineState, Load, RejectKind, Submit
@@ -30,10 +30,10 @@ class Ended(NamedTuple):
     """A call that has ended."""
 
     code: str
-    report: OrcaLoadReport | None
+    report: Any
 
     @property
-    def told(self) -> OrcaLoadReport:
+    def told(self) -> Any:
         """The report, which there must be."""
         assert self.report is not None
         return self.report
@@ -58,9 +58,7 @@ async def call(world: FrontendUnderTest, method: str, request: dict[str, Any] | 
     assert found, (said, complained)
     reports = [line.split()[-1] for line in trailers.splitlines() if line.startswith(LOAD_REPORT_TRAILER)]
     assert len(reports) <= 1
-    return Ended(
-        codes[0] if codes else "OK", OrcaLoadReport.FromString(base64.b64decode(reports[0])) if reports else None
-    )
+    return Ended(codes[0] if codes else "OK", load_report(base64.b64decode(reports[0])) if reports else None)
 
 
 async def tell(
