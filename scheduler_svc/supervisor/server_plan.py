@@ -181,6 +181,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             dtype=self.dtype,
             listen=known.address if known is not None else settings.listen,
             admin_listen=admin_listen if index == 0 and settings.admin_listen else None,
+            health_listen=settings.health_listen if index == 0 else None,
             reuse_port=settings.frontends > 1,
             max_model_len=self.max_model_len,
             max_n=settings.max_n,
