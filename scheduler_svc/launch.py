@@ -101,6 +101,8 @@ class FrontendLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     listen: str
     """host:port, port 0 for a free one, or unix:/path."""
     admin_listen: str | None
+    health_listen: str | None = None
+    """Health alone, for probes."""
     reuse_port: bool
     """Other frontends listen on the same port."""
     max_num_seqs: int

@@ -110,6 +110,7 @@ def _held_addresses(settings: Settings) -> Iterator[None]:
     with (
         HeldAddress.hold("listen", settings.listen, is_shared=settings.frontends > 1),
         HeldAddress.hold("admin_listen", settings.admin_listen, is_shared=False),
+        HeldAddress.hold("health_listen", settings.health_listen or "", is_shared=False),
     ):
         yield
 

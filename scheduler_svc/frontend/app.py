@@ -31,7 +31,7 @@ from pagewire.scheduler_svc.frontend.rpc.boundary import ErrorBoundary
 from pagewire.scheduler_svc.frontend.rpc.credentials import Credentials
 from pagewire.scheduler_svc.frontend.rpc.drain import RunningCalls
 from pagewire.scheduler_svc.frontend.rpc.generations import GenerationParts, Generations
-from pagewire.scheduler_svc.frontend.rpc.health import Health
+from pagewire.scheduler_svc.frontend.rpc.health import Health, serve_health
 from pagewire.scheduler_svc.frontend.rpc.inference import InferenceService
 from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
 from pagewire.scheduler_svc.frontend.rpc.load_reports import LoadReports
@@ -148,6 +148,9 @@ class Frontend:
                 await _start(template, spec.template_origin)
             address = await self._listen(parts, threads)
             admin_address = await self._listen_admin(parts.authenticator)
+            if launch.health_listen is not None:
+                boundary = ErrorBoundary(MAX_CALLS, self._broken)
+                self._servers.append(await serve_health(self._health, launch, (_INFERENCE, _MODEL), boundary))
             self._spawn(self._health.run())
             self._spawn(self._engine.follow())
             self._spawn(self._credentials.follow())

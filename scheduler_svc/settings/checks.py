@@ -87,6 +87,15 @@ def _check_network(settings: Settings) -> None:
             check_address(name, address)
     if settings.admin_listen == settings.listen and not settings.listen.endswith(":0"):
         raise SettingsError(f"listen and admin_listen are both {settings.listen!r}; they need an address each")
+    if settings.health_listen is not None:
+        check_address("health_listen", settings.health_listen)
+        if settings.health_listen.endswith(":0"):
+            raise SettingsError(f"health_listen = {settings.health_listen!r} needs a port that is not 0")
+        if settings.health_listen in (settings.listen, settings.admin_listen):
+            raise SettingsError(
+                f"health_listen = {settings.health_listen!r} is listen or admin_listen too; it needs an address of its "
+                "own"
+            )
     if settings.openai is not None:
         check_address("openai", settings.openai)
         if settings.openai.startswith("unix:"):

@@ -20,6 +20,15 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     admin_listen: Annotated[
         str, Setting("network", "Address of AdminService, in the same forms; empty turns it off.")
     ] = "127.0.0.1:50052"
+    health_listen: Annotated[
+        str | None,
+        Setting(
+            "network",
+            "Address of grpc.health.v1 alone, host:port or unix:/path, without TLS or credentials: for probes, which "
+            "have no certificates. It tells whether the server takes requests and nothing else.",
+            unset="none; listen and admin_listen serve health in any case",
+        ),
+    ] = None
     openai: Annotated[
         str | None,
         Setting(

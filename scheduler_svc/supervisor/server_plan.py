@@ -186,6 +186,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             dtype=self.dtype,
             listen=known.address if known is not None else settings.listen,
             admin_listen=admin_listen if index == 0 and settings.admin_listen else None,
+            health_listen=settings.health_listen if index == 0 else None,
             reuse_port=settings.frontends > 1,
             max_num_seqs=settings.max_num_seqs,
             max_model_len=self.max_model_len,

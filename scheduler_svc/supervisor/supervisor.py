@@ -171,7 +171,7 @@ class Supervisor:
 
     def _on_tick(self) -> None:
         self._tick_later()
-        # systemd's watchdog is for what restarts here do not mend: it hears nothing while the engine's loop stands still.
+        # systemd's watchdog is for what no restart here mends: it hears nothing while the engine's loop stands still.
         if self._phase is not Phase.STARTING and self._group.engine.has_spoken():
             self._host.notifier.notify("WATCHDOG=1")
         self._ticks += 1

@@ -84,6 +84,12 @@ SAFE = {
     "scheduler_svc/frontend/rpc/inference.py": {
         "tokenizer.decode(ids, skip_special_tokens=skip, client=self._generations.client(context))",
     },
+    # The project's own Dockerfile, in a command of the operator's.
+    "deploy/prove_dockerfile.py": {
+        "(PROJECT / 'deploy' / 'Dockerfile').read_text()",
+        "json.loads(rest)",
+        "json.loads(rest.split(' CMD ', 1)[1])",
+    },
     # The kernel's own files.
     "worker/native/machine.py": {
         "path.read_text()",

@@ -7,6 +7,8 @@ change. It knows the engine only by its status.
 The servicer of grpcio-health-checking lost: it holds a lock while it writes to a watcher, so one watcher that does not
 read would keep the status from changing for all. Here a change waits for nobody. Health is open to callers without a
 key, so watchers are counted: they must not take the calls of those who have one.
+
+Probes have neither keys nor certificates. Where clients must have them, health has a listener of its own besides.
 """
 
 import asyncio
@@ -14,7 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from pagewire.scheduler_svc.frontend.rpc.listener import ADMIN_CONNECTIONS, bind, create_server
+from pagewire.scheduler_svc.launch import FrontendLaunch
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -22,6 +28,8 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 _MAX_WATCHERS = 1024
 """Of one listener."""
+_MAX_MESSAGE_BYTES = 4096
+"""A request is the name of a service."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -62,6 +70,22 @@ class Health:
                     await self._poked.wait()
             except TimeoutError:
                 continue
+
+
+async def serve_health(
+    health_: Health,
+    launch: FrontendLaunch,
+    services: Sequence[str],
+    boundary: "grpc.aio.ServerInterceptor[Any, Any]",
+) -> grpc.aio.Server:
+    """A listener at `launch.health_listen` that serves these services' health and nothing else. Raises ListenError."""
+    assert launch.health_listen is not None, "asked for where there is an address"
+    connections = msgspec.structs.replace(launch.connections, max_connections=ADMIN_CONNECTIONS)
+    server = create_server(_MAX_MESSAGE_BYTES, False, connections, [boundary])
+    health_.add_to(server, services)
+    bind(server, launch.health_listen, None)
+    await server.start()
+    return server
 
 
 class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types

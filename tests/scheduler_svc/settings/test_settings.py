@@ -128,6 +128,9 @@ def test_ranks_on_other_hosts_are_warned_of() -> None:
         (("--listen", "unix:x"), "the path of a Unix socket must be absolute"),
         (("--listen", "unix:/" + "x" * 120), "the path is 121 bytes long, the limit is 107"),
         (("--listen", "127.0.0.1:50052"), "listen and admin_listen are both '127.0.0.1:50052'"),
+        (("--health-listen", "h:0"), "health_listen = 'h:0' needs a port that is not 0"),
+        (("--health-listen", "127.0.0.1:50051"), "health_listen = '127.0.0.1:50051' is listen or admin_listen too"),
+        (("--health-listen", "50053"), "health_listen = '50053' must be host:port"),
         (("--listen", "unix:/x", "--frontends", "2"), "frontends = 2 cannot share 'unix:/x'"),
         (
             ("--max-request-bytes-in-flight", "2M"),

@@ -1,11 +1,13 @@
 """Who calls, by certificate: tenants, operators, and what a keys file changes."""
 
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.certificates import Authority
 from support.frontend_world import failure, ids_request, open_channel, running_frontend
 
@@ -60,6 +62,30 @@ class Clients:
 @pytest.fixture
 def clients(tmp_path: Path) -> Clients:
     return Clients(tmp_path)
+
+
+def test_probes_without_a_certificate_have_health_and_nothing_else(spec: ModelSpec, run: Run, clients: Clients) -> None:
+    async def test() -> None:
+        with tempfile.TemporaryDirectory(prefix="pw") as folder:  # a socket's path is short
+            probes = f"unix:{folder}/health"
+            async with running_frontend(spec, **clients.listeners, health_listen=probes) as world:
+                async with open_channel(world.ready.address, clients.no_certificate()) as channel:
+                    health: Any = health_pb2_grpc.HealthStub(channel)
+                    with pytest.raises(grpc.aio.AioRpcError) as refused:
+                        await health.Check(health_pb2.HealthCheckRequest())
+                    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                async with grpc.aio.insecure_channel(probes) as channel:
+                    health = health_pb2_grpc.HealthStub(channel)
+                    for name in ("", "pagewire.v1.InferenceService"):
+                        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+                        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                    for call in (
+                        ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest()),
+                        AdminServiceStub(channel).GetLoad(admin_pb2.GetLoadRequest()),
+                    ):
+                        assert (await failure(call)).code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(test())
 
 
 def test_a_certificates_common_name_is_the_tenant(spec: ModelSpec, run: Run, clients: Clients) -> None:
