@@ -105,9 +105,14 @@ if [ -z "$units_only" ]; then
   trap 'rm -rf "$copy"' EXIT
   (cd "$project" && cp -R pyproject.toml README.md proto scheduler_svc worker client "$copy" &&
     mkdir "$copy/deploy" && cp deploy/LICENSE "$copy/deploy")
-  "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$copy"
-  "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c "$project/deploy/constraints.txt" "pagewire[$extras] @ file://$copy"
+  pip() {
+    "$prefix/bin/python" -m pip --quiet --disable-pip-version-check "$@"
+  }
+  # The package anew, whatever its version; of what it needs what is missing or too old.
+  pip wheel --no-deps --wheel-dir "$copy/wheels" "$copy"
+  wheel=$(echo "$copy"/wheels/*.whl)
+  pip install --force-reinstall --no-deps "$wheel"
+  pip install -c "$project/deploy/constraints.txt" "$wheel[$extras]"
 fi
 
 install -d -m 0755 "$units" "$settings"
