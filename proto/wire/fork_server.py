@@ -6,7 +6,8 @@ forked one has it. What is shared is what was imported; the server has no model,
 no thread, without which a fork would not be safe.
 
 A forked process ends with its fork server, which nobody else could wait for it in the place of. It knows nothing of
-what is forked.
+what is forked. The supervisor speaks to it in JSON, one message per packet of an inherited Unix socket
+(SOCK_SEQPACKET). End-of-file on it ends the fork server.
 """
 
 import ctypes
@@ -18,15 +19,49 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pagewire.wire.codec import JsonCodec
-from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+import msgspec
+from msgspec import Meta
+
+from pagewire.wire.codec import Count, JsonCodec
 
 _MAX_PACKET_BYTES = 65_536
 _PR_SET_PDEATHSIG = 1
 _ARG_START, _ARG_END = 47, 48
 """Fields of /proc/PID/stat, from 0: where a command line lies in memory (proc(5))."""
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """To the fork server: make a child. The packet carries one descriptor, the child's end of its lifeline."""
+
+    launch: Annotated[str, Meta(max_length=4096)]
+    """Path of the launch file."""
+
+
+class Reap(msgspec.Struct, frozen=True, tag="reap"):
+    """To the fork server: nobody sends that process a signal any more, so its number may become another's."""
+
+    pid: Count
+
+
+ToForkServer = Fork | Reap
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """The answer to a `Fork`, in the order of asking. The process leads a process group."""
+
+    pid: Count
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """A child ended; it is waited for once it is reaped. A negative status is a signal's number."""
+
+    pid: Count
+    status: int
+
+
+FromForkServer = Forked | Ended
 
 
 class ForkedStart(NamedTuple):

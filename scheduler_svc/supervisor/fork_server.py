@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pagewire.scheduler_svc.supervisor.child import Exited, SpawnedProcess
 from pagewire.wire.codec import JsonCodec, WireError
-from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
 
 _log = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_w
 from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
-from pagewire.wire.forks import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
 from pagewire.wire.kv_events import AllBlocksCleared, KvEventBatch, removed, stored
 from pagewire.wire.lifeline import Lifeline
 from pagewire.wire.logits import LogitControls, LogprobsRequest

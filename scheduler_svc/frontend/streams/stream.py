@@ -24,7 +24,7 @@ from pagewire.scheduler_svc.frontend.streams.backpressure import Backpressure, R
 from pagewire.scheduler_svc.frontend.streams.logprobs import PromptReport
 from pagewire.scheduler_svc.frontend.streams.messages import MessageQueue
 from pagewire.scheduler_svc.frontend.streams.output import Output
-from pagewire.scheduler_svc.frontend.streams.usage import StreamUse
+from pagewire.scheduler_svc.frontend.streams.usage import StreamUsage, StreamUse
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.v1.inference_pb2 import StreamGenerateResponse
 from pagewire.wire.requests import FinishKind, PromptLogprobs, SeqFinished, SeqStarted, Submit
@@ -82,14 +82,10 @@ class RequestStream:
         self._is_ended = False
         self.error: RequestError | None = None
         """Why the stream failed, if it did."""
-        self._submitted_s = clock()
-        self.arrived_s = self._submitted_s
-        """When its call came, where that is measured."""
-        self._queue_s = 0.0
         self._forecast_s: float | None = None
-        self._cached_tokens = 0
-        self._first_token_s: float | None = None
-        self._last_token_s = self._submitted_s
+        self._usage = StreamUsage(settings.num_prompt_tokens, clock())
+        self.arrived_s = self._usage.submitted_s
+        """When its call came, where that is measured."""
 
     @property
     def request_id(self) -> str:
@@ -98,17 +94,13 @@ class RequestStream:
 
     @property
     def use(self) -> StreamUse:
-        """How far it has come, and when."""
-        is_started, first_s = any(output.is_started for output in self.outputs), self._first_token_s
-        return StreamUse(
-            prompt_tokens=self._settings.num_prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            output_tokens=sum(len(output.received) for output in self.outputs),
-            submitted_s=self._submitted_s,
-            started_s=self._submitted_s + self._queue_s if is_started else None,
-            first_token_s=first_s,
-            last_token_s=None if first_s is None else self._last_token_s,
-        )
+        """What it has used so far."""
+        return self._usage.until_now(sum(len(output.received) for output in self.outputs))
+
+    @property
+    def has_token(self) -> bool:
+        """Whether any output has had one."""
+        return self._usage.first_token_s is not None
 
     @property
     def has_parts(self) -> bool:
@@ -123,8 +115,7 @@ class RequestStream:
             return
         output.is_started = True
         if output.index == 0:
-            self._cached_tokens = started.cached_tokens
-            self._queue_s = started.queue_s
+            self._usage.started(started.cached_tokens, started.queue_s)
             self._forecast_s = started.forecast_s
             self._start()
 
@@ -143,7 +134,7 @@ class RequestStream:
         into.request_id = self._settings.request_id
         into.seed = self._settings.seed
         into.prompt_tokens = self._settings.num_prompt_tokens
-        into.cached_tokens = self._cached_tokens
+        into.cached_tokens = self._usage.cached_tokens
         if self._forecast_s is not None:
             into.predicted_time_to_first_token.FromMicroseconds(round(self._forecast_s * 1e6))
 
@@ -201,7 +192,7 @@ class RequestStream:
         has waited since it was made."""
         report, rest_s = self._settings.prompt_report, output.submit.max_queue_time_s
         if rest_s is not None:
-            rest_s = None if self.has_started else max(0.0, rest_s - (now_s - self._submitted_s))
+            rest_s = None if self.has_started else max(0.0, rest_s - (now_s - self._usage.submitted_s))
         return output.resubmission(max_queue_time_s=rest_s, is_scored=report is None or report.is_complete)
 
     def _add(self, output: Output, token: int, text: bytes, now_s: float) -> None:
@@ -221,9 +212,7 @@ class RequestStream:
             output.parts.take(token, text, delta.parts)
         if output.reports is not None:
             output.reports.take(entry)
-        if self._first_token_s is None:
-            self._first_token_s = now_s
-        self._last_token_s = now_s
+        self._usage.token(now_s)
         if self._backpressure.put(now_s):
             self._sequences.pause(self)
 
@@ -255,11 +244,6 @@ class RequestStream:
         if not any(output.is_started for output in self.outputs):
             return 0
         return self._settings.num_prompt_tokens + sum(len(output.received) for output in self.outputs)
-
-    @property
-    def has_token(self) -> bool:
-        """Whether any output has had one."""
-        return self._first_token_s is not None
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error: drop what waits, end the sequences, and let the call's task know."""

@@ -1,6 +1,7 @@
 """Usage: what one stream has taken so far, in tokens and in time.
 
-It is a record, made anew whenever somebody asks: responses, logs, traces and metrics say the same of a request.
+Owns when its request went to the engine, its first step, its first token and its last, on the clock of whoever tells
+it. Responses, logs, traces and metrics say the same of a request, for all are made of one record.
 """
 
 from typing import NamedTuple
@@ -47,3 +48,39 @@ class StreamUse(NamedTuple):
         into.timings.queue.FromMicroseconds(round(self.queue_s * 1e6))
         into.timings.prefill.FromMicroseconds(round(self.prefill_s * 1e6))
         into.timings.decode.FromMicroseconds(round(self.decode_s * 1e6))
+
+
+class StreamUsage:
+    """Of one stream, which tells it what comes."""
+
+    def __init__(self, prompt_tokens: int, now_s: float) -> None:
+        """Its request goes to the engine now."""
+        self._prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
+        self.submitted_s = now_s
+        self._started_s: float | None = None
+        self.first_token_s: float | None = None
+        self._last_token_s: float | None = None
+
+    def started(self, cached_tokens: int, queue_s: float) -> None:
+        """Its first step was planned, so long after its request had come, with so many tokens that were there."""
+        self.cached_tokens = cached_tokens
+        self._started_s = self.submitted_s + queue_s
+
+    def token(self, now_s: float) -> None:
+        """A token of any output."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self._last_token_s = now_s
+
+    def until_now(self, output_tokens: int) -> StreamUse:
+        """The record. `output_tokens`: of all outputs, those that are held back too."""
+        return StreamUse(
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            output_tokens=output_tokens,
+            submitted_s=self.submitted_s,
+            started_s=self._started_s,
+            first_token_s=self.first_token_s,
+            last_token_s=self._last_token_s,
+        )
