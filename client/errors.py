@@ -73,7 +73,7 @@ class DeadlineExceeded(PagewireError):
 
 
 class Cancelled(PagewireError):
-    """The call was cancelled, here or on its way."""
+    """The call was cancelled here, by its own program."""
 
 
 class ServerError(PagewireError):
@@ -118,6 +118,9 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[PagewireError]] = {
     grpc.StatusCode.OK: ProtocolError,
 }
 
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
+"""What gRPC for Python says, among other things, of those that its own program cancelled."""
+
 
 def from_rpc_error(error: grpc.RpcError) -> PagewireError:
     """The exception for a failed call, synchronous or not; the caller raises it `from error`."""
@@ -136,6 +139,10 @@ def from_rpc_error(error: grpc.RpcError) -> PagewireError:
                     "(a server's setting max_message_bytes)"
                 )
             return Overloaded(message, retry_after_s=_retry_after_s(details))
+        case kind if kind is Cancelled and not any(said in message for said in _CANCELLED_HERE):
+            # gRPC's own server cancels calls that no service has seen yet, when it shuts down or too many wait; a proxy
+            # those that it gives up.
+            return Unavailable(f"the call was cancelled on its way: {message}")
         case kind if kind is Unavailable:
             return Unavailable(message, reason=_reason(details), retry_after_s=_retry_after_s(details))
         case kind:

@@ -13,7 +13,6 @@ from support.scripted_service import ScriptedService, status, unavailable
 
 from pagewire.client import (
     NO_RETRY,
-    Cancelled,
     Client,
     DeadlineExceeded,
     InvalidRequest,
@@ -47,7 +46,7 @@ def test_every_status_has_its_place() -> None:
         (Code.DEADLINE_EXCEEDED, DeadlineExceeded),
         (Code.UNAUTHENTICATED, Unauthenticated),
         (Code.PERMISSION_DENIED, PermissionDenied),
-        (Code.CANCELLED, Cancelled),
+        (Code.CANCELLED, Unavailable),  # it was not this program that cancelled it
         (Code.INTERNAL, ServerError),
         (Code.UNKNOWN, ServerError),
         (Code.UNIMPLEMENTED, ProtocolError),
