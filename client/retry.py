@@ -2,9 +2,9 @@
 
 Only UNAVAILABLE is tried again, because only there does the server promise to have done nothing that counts, and only
 while nothing has come back (`resume` says when a stream may go on after that). A CANCELLED that this program did not
-cause is one (`errors`): gRPC's server says so to calls that no service had seen when it shut down. RESOURCE_EXHAUSTED is the caller's to
-pace: its advice stands in `Overloaded.retry_after_s`. But a stream that goes on after a break was accepted once, and is
-not lost because somebody took its place: it waits as it is told.
+cause counts as one (`errors`): gRPC's server says so to calls that no service had seen when it shut down.
+RESOURCE_EXHAUSTED is the caller's to pace: its advice stands in `Overloaded.retry_after_s`. But a stream that goes on
+after a break was accepted once, and is not lost because somebody took its place: it waits as it is told.
 """
 
 from __future__ import annotations
