@@ -118,8 +118,10 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[PagewireError]] = {
     grpc.StatusCode.OK: ProtocolError,
 }
 
-_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed")
 """What gRPC for Python says, among other things, of those that its own program cancelled."""
+_REQUEST_ID_METADATA = "pagewire-request-id"
+"""Comes first of all that a call brings that was let in."""
 
 
 def from_rpc_error(error: grpc.RpcError) -> PagewireError:
@@ -139,14 +141,21 @@ def from_rpc_error(error: grpc.RpcError) -> PagewireError:
                     "(a server's setting max_message_bytes)"
                 )
             return Overloaded(message, retry_after_s=_retry_after_s(details))
-        case kind if kind is Cancelled and not any(said in message for said in _CANCELLED_HERE):
-            # gRPC's own server cancels calls that no service has seen yet, when it shuts down or too many wait; a proxy
-            # those that it gives up.
+        case kind if kind is Cancelled and _is_unseen(error, message):
+            # gRPC's own server cancels calls that no service has seen yet, when it shuts down or too many wait.
             return Unavailable(f"the call was cancelled on its way: {message}")
         case kind if kind is Unavailable:
             return Unavailable(message, reason=_reason(details), retry_after_s=_retry_after_s(details))
         case kind:
             return kind(message)
+
+
+def _is_unseen(error: grpc.RpcError, message: str) -> bool:
+    """Whether a call was cancelled neither here nor while it was answered, by a proxy that gave it up for instance."""
+    if any(said in message for said in _CANCELLED_HERE):
+        return False
+    metadata: Iterable[tuple[str, str | bytes]] | None = error.initial_metadata()  # type: ignore[attr-defined]
+    return all(key != _REQUEST_ID_METADATA for key, _ in metadata or ())
 
 
 def _details(metadata: Iterable[tuple[str, str | bytes]] | None) -> status_pb2.Status:

@@ -54,6 +54,12 @@ class Forked(msgspec.Struct, frozen=True, tag="forked"):
     pid: Count
 
 
+class NotForked(msgspec.Struct, frozen=True, tag="not_forked"):
+    """The answer to a `Fork` where there is none: the machine makes no more processes."""
+
+    reason: Annotated[str, Meta(max_length=4096)]
+
+
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """A child ended; it is waited for once it is reaped. A negative status is a signal's number."""
 
@@ -61,7 +67,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     status: int
 
 
-FromForkServer = Forked | Ended
+FromForkServer = Forked | NotForked | Ended
 
 
 class ForkedStart(NamedTuple):
@@ -96,6 +102,8 @@ class ForkServer:
         with ended, tell_ended:
             signal.set_wakeup_fd(tell_ended.fileno(), warn_on_full_buffer=False)
             signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
+            # Who sends it to every process of a service means that they finish what they have, and would end them all.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             while True:
                 readable, _, _ = select.select([self._requests, ended], [], [])
                 if ended in readable:
@@ -117,7 +125,11 @@ class ForkServer:
 
     def _is_forked(self) -> bool:
         """Fork. True in the forked process, which is then as one that was started by itself."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._send(NotForked(str(error)))
+            return False
         if pid:
             with suppress(OSError):  # here and there: who sends the group a signal may be faster
                 os.setpgid(pid, pid)
@@ -126,7 +138,8 @@ class ForkServer:
             return False
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         self._requests.close()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._pid:  # it ended before we could ask to end with it

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from pagewire.scheduler_svc.supervisor.child import Exited, SpawnedProcess
 from pagewire.wire.codec import JsonCodec, WireError
-from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, NotForked, Reap, ToForkServer
 
 _log = logging.getLogger(__name__)
 
 _MAX_PACKET_BYTES = 65_536
 _END_S = 1.0
+_NOT_FORKED_STATUS = 1
 
 
 class ForkedProcess:
@@ -125,6 +126,9 @@ class _Incarnation:
                 forked = self._asked.popleft()
                 forked.began(pid)
                 self._running[pid] = forked
+            case NotForked(reason):
+                _log.error("the fork server of %s cannot fork: %s", self._of, reason)
+                self._asked.popleft().end(_NOT_FORKED_STATUS)
             case Ended(pid, status):
                 self._running.pop(pid).end(status)
                 self._requests.send(self._sends.encode_line(Reap(pid)))

@@ -70,7 +70,7 @@ from pagewire.scheduler_svc.supervisor.curve_keys import make_curve_keys, read_w
 from pagewire.wire.codec import Codec, JsonCodec, WireError, decode_json
 from pagewire.wire.columns import pack, unpack, unpack_pairs
 from pagewire.wire.control import Drain, FromChild, Loading, Ready, ToChild
-from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, Reap, ToForkServer
+from pagewire.wire.fork_server import Ended, Fork, Forked, FromForkServer, NotForked, Reap, ToForkServer
 from pagewire.wire.kv_events import AllBlocksCleared, KvEventBatch, removed, stored
 from pagewire.wire.lifeline import Lifeline
 from pagewire.wire.logits import LogitControls, LogprobsRequest
@@ -216,7 +216,8 @@ def byte_decoders(folder: Path) -> Iterator[ByteDecoder]:
     samples = (_line(FromChild, Loading("s", 0.5)), _line(FromChild, Ready("a", "b", 3)))
     yield ByteDecoder("scheduler_svc/supervisor/child.py", from_child.decode, wire, samples)
     from_forks, to_forks = JsonCodec[FromForkServer](FromForkServer), JsonCodec[ToForkServer](ToForkServer)
-    samples = (_line(FromForkServer, Forked(7)), _line(FromForkServer, Ended(7, -9)))
+    said = (Forked(7), NotForked("no more processes"), Ended(7, -9))
+    samples = tuple(_line(FromForkServer, each) for each in said)
     yield ByteDecoder("scheduler_svc/supervisor/fork_server.py", from_forks.decode, wire, samples)
     samples = (_line(ToForkServer, Fork("/a/worker-0.json")), _line(ToForkServer, Reap(7)))
     yield ByteDecoder("proto/wire/fork_server.py", to_forks.decode, wire, samples)

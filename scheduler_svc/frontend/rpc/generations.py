@@ -105,6 +105,8 @@ class Generations:
             try:
                 while (message := await stream.next()) is not None:
                     await write(message)
+            except grpc.aio.InternalError:
+                raise asyncio.CancelledError from None  # the client has gone; grpc is about to cancel the call
             except asyncio.CancelledError:
                 # A stream that fails while its client does not read cancels its reader; grpc cancels it when the client
                 # has gone. Only the first is an answer.
@@ -223,6 +225,9 @@ class Generations:
             # From here to the caller's try there is no await, so nothing can come between submitting and closing.
             parts.engine.status.check()
             parts.engine.sequences.submit(stream)
+        except grpc.aio.InternalError:
+            self._close(stream)
+            raise asyncio.CancelledError from None  # as in `stream`
         except BaseException:
             self._close(stream)
             raise

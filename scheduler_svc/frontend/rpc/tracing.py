@@ -40,6 +40,7 @@ _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.trace.propagation.tracecontext",
+    "opentelemetry.trace.span",
     "opentelemetry.attributes",
 )
 

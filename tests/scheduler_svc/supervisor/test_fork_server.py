@@ -41,8 +41,10 @@ class Told:
 class Forking:
     """A fork server of sim workers, and an engine's address for them."""
 
-    def __init__(self, folder: Path, address: str, environ: dict[str, str] | None = None) -> None:
-        self.server = ForkServer(COMMAND, {**os.environ, **(environ or {})}, "workers")
+    def __init__(
+        self, folder: Path, address: str, environ: dict[str, str] | None = None, command: tuple[str, ...] = COMMAND
+    ) -> None:
+        self.server = ForkServer(command, {**os.environ, **(environ or {})}, "workers")
         self._folder = folder
         self._address = address
         self._asked = 0
@@ -57,9 +59,11 @@ class Forking:
 
 
 @asynccontextmanager
-async def forking(folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Forking]:
+async def forking(
+    folder: Path, environ: dict[str, str] | None = None, command: tuple[str, ...] = COMMAND
+) -> AsyncIterator[Forking]:
     with ipc_address() as address, ScriptedEngine(address):
-        running = Forking(folder, address, environ)
+        running = Forking(folder, address, environ, command)
         try:
             yield running
         finally:
@@ -85,6 +89,7 @@ def test_workers_are_forked_named_and_ended_each_by_itself(tmp_path: Path) -> No
                 assert "run" in process.cmdline()
                 assert os.getpgid(process.pid) == process.pid
             assert server.num_threads() == 1
+            server.terminate()  # means them, whom it would take along
             first.child.kill()
             assert await first.until(Exited) == Exited(-signal.SIGKILL)
             second.child.send(Stop())
@@ -94,6 +99,32 @@ def test_workers_are_forked_named_and_ended_each_by_itself(tmp_path: Path) -> No
             await third.until(Ready)
             third.child.abort()
             assert await third.until(Exited) == Exited(-signal.SIGABRT)
+
+    asyncio.run(test())
+
+
+def test_where_no_process_can_be_made_those_that_run_live_on(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "real, made = os.fork, []\n"
+        "def fork():\n"
+        "    if made:\n"
+        "        raise BlockingIOError(11, 'no more processes')\n"
+        "    made.append(True)\n"
+        "    return real()\n"
+        "os.fork = fork\n"
+        "from pagewire.worker.__main__ import main\n"
+        "sys.exit(main())"
+    )
+
+    async def test() -> None:
+        async with forking(tmp_path, command=(sys.executable, "-c", program, *COMMAND[4:])) as made:
+            first = await made.worker()
+            await first.until(Ready)
+            second = await made.worker()
+            assert await second.until(Exited) == Exited(1)
+            first.child.send(Stop())
+            assert await first.until(Exited) == Exited(0)
 
     asyncio.run(test())
 
