@@ -5,19 +5,22 @@
 #   bash deploy/install.sh --uninstall [--purge] [--prefix DIR] [--root DIR]
 #
 #   --worker      pagewire-worker@.service, a rank for a server on another host, instead of pagewire.service
-#   --with        drop-ins of deploy/systemd: gpu, curve, api-keys, tls, client-ca
+#   --with        drop-ins of deploy/systemd: gpu, curve, api-keys, tls, client-ca (default: those there; '': none)
 #   --extras      of the package (default: all; with gpu: all,cuda)
 #   --prefix      the virtual environment (default /opt/pagewire)
 #   --root        where the units and /etc/pagewire go (default /); with another, systemd is not told
 #   --units-only  units and settings, and no environment
 #   --purge       settings, keys and caches too, which --uninstall alone leaves
 #
-# Run again it replaces packages, units and drop-ins, and leaves settings as they are. It starts nothing.
+# Run again it replaces packages, units and its own drop-ins, and leaves settings and others' drop-ins as they are. It
+# starts nothing.
 set -euo pipefail
+# Whoever has a stricter one: the service's user reads packages and settings; what is secret has a mode of its own.
+umask 022
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/opt/pagewire root=/ extras='' drop_ins='' unit=pagewire.service
-uninstall='' purge='' units_only=''
+uninstall='' purge='' units_only='' chosen=''
 
 fail() {
   echo "install: $*" >&2
@@ -33,7 +36,7 @@ while [ $# -gt 0 ]; do
     --with | --extras | --prefix | --root)
       [ $# -ge 2 ] || fail "$1 needs a value"
       case $1 in
-        --with) drop_ins=${2//,/ } ;;
+        --with) drop_ins=${2//,/ } chosen=yes ;;
         --extras) extras=$2 ;;
         --prefix) prefix=$2 ;;
         --root) root=$2 ;;
@@ -51,9 +54,17 @@ root=${root%/}
 units=$root/etc/systemd/system
 settings=$root/etc/pagewire
 
+# The drop-ins of a unit that are ours: any other is the operator's.
+ours() {
+  case $1 in
+    pagewire.service) echo gpu curve api-keys tls client-ca ;;
+    *) echo gpu ;;
+  esac
+}
+
 for name in $drop_ins; do
-  case $unit:$name in
-    *:gpu | pagewire.service:curve | pagewire.service:api-keys | pagewire.service:tls | pagewire.service:client-ca) ;;
+  case " $(ours "$unit") " in
+    *" $name "*) ;;
     *) fail "--with $name: $unit has no such drop-in" ;;
   esac
 done
@@ -69,8 +80,20 @@ if [ -n "$uninstall" ]; then
   for file in "$units"/pagewire.service "$units"/pagewire-worker@.service; do
     [ -e "$file" ] || continue
     name=$(basename "$file")
-    systemd disable --now "${name/@./@*.}" || true
-    rm -rf "$file" "$file.d"
+    case $name in
+      *@*)
+        # stop takes patterns, disable does not.
+        systemd stop "${name/@./@*.}" || true
+        rm -f "$units"/*.wants/"${name%.service}"*.service
+        ;;
+      *) systemd disable --now "$name" || true ;;
+    esac
+    rm -f "$file"
+    for drop_in in $(ours "$name"); do
+      rm -f "$file.d/$drop_in.conf"
+    done
+    # What is left in it is the operator's.
+    rmdir "$file.d" 2>/dev/null || true
   done
   systemd daemon-reload
   # A folder of that name which is no environment of ours is somebody else's.
@@ -82,6 +105,12 @@ if [ -n "$uninstall" ]; then
   fi
   echo "uninstalled${purge:+, with settings, keys and caches}"
   exit
+fi
+
+if [ -z "$chosen" ]; then
+  for name in $(ours "$unit"); do
+    [ ! -e "$units/$unit.d/$name.conf" ] || drop_ins+="${drop_ins:+ }$name"
+  done
 fi
 
 if [ -z "$units_only" ]; then
@@ -124,8 +153,10 @@ model = "smollm2-135m"
 TOML
   chmod 0644 "$settings/pagewire.toml"
 fi
+for name in $(ours "$unit"); do
+  rm -f "$units/$unit.d/$name.conf"
+done
 # The program is where --prefix has put it.
-rm -rf "$units/$unit.d"
 sed "s|/opt/pagewire/|$prefix/|g" "$project/deploy/systemd/$unit" >"$units/$unit"
 for name in $drop_ins; do
   install -D -m 0644 "$project/deploy/systemd/$name.conf" "$units/$unit.d/$name.conf"

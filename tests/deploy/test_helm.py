@@ -155,7 +155,7 @@ def test_eight_ranks_over_two_hosts(tmp_path: Path) -> None:
     settings = settings_of(documents, tmp_path)
     assert (settings.tensor_parallel_size, settings.remote_workers) == (8, 4)
     assert settings.distributed_address == "leader.llm:29500"
-    group = documents["LeaderWorkerSet/llm-pagewire"]["spec"]["leaderWorkerTemplate"]
+    group = documents["LeaderWorkerSet/llm-pagewire-ranks"]["spec"]["leaderWorkerTemplate"]
     assert (group["size"], group["restartPolicy"]) == (2, "None")
     assert container(group["leaderTemplate"])["resources"]["limits"]["nvidia.com/gpu"] == "4"
     ranks = group["workerTemplate"]["spec"]["containers"]
@@ -180,10 +180,19 @@ def test_eight_ranks_over_two_hosts(tmp_path: Path) -> None:
     assert keys["secret"]["items"] == [{"key": "worker.json", "path": "worker.json"}]  # and not the engine's
 
 
-def test_five_replicas_behind_envoy(tmp_path: Path) -> None:
+def test_a_group_of_ranks_leaves_the_callers_service_its_name() -> None:
+    scaled = {"autoscaling": {"enabled": True}, "metrics": {"enabled": True}, "networkPolicy": {"metricsFrom": [{}]}}
+    documents = render(values_of("tp8") | scaled)
+    (group,) = [name.partition("/")[2] for name in documents if name.startswith("LeaderWorkerSet/")]
+    assert f"Service/{group}" not in documents
+    assert documents["ScaledObject/llm-pagewire"]["spec"]["scaleTargetRef"]["name"] == group
+
+
+def test_five_replicas_behind_envoy() -> None:
     documents = render(values_of("envoy"))
     envoy = yaml.safe_load(documents["ConfigMap/llm-pagewire-envoy"]["data"]["envoy.yaml"])
     (cluster,) = envoy["static_resources"]["clusters"]
+    assert cluster["circuit_breakers"]["thresholds"][0]["max_requests"] == 1_000_000
     (policy,) = cluster["load_balancing_policy"]["policies"]
     assert policy["typed_extension_config"]["name"].endswith("client_side_weighted_round_robin")
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -192,15 +201,23 @@ def test_five_replicas_behind_envoy(tmp_path: Path) -> None:
     assert documents["Service/llm-pagewire-pods"]["spec"]["clusterIP"] == "None"
     scaled = documents["ScaledObject/llm-pagewire"]["spec"]
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (5, 12)
-    assert "pagewire_sequences_waiting{" in scaled["triggers"][0]["metadata"]["query"]
+    of = '{namespace="inference",pod=~"llm-pagewire-.*"}'
+    trigger = scaled["triggers"][0]["metadata"]
+    assert trigger["query"] == f"sum(pagewire_sequences_running{of}) + sum(pagewire_sequences_waiting{of})"
+    assert trigger["threshold"] == "192"
+    down = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert down == {"stabilizationWindowSeconds": 300}
     assert "replicas" not in documents["Deployment/llm-pagewire"]["spec"]  # KEDA's alone to say
-    values = values_of("envoy") | {"autoscaling": {"enabled": False}}
-    assert render(values)["Deployment/llm-pagewire"]["spec"]["replicas"] == 5
-    # Callers go through Envoy: nobody else reaches the service.
+    fixed = render(values_of("envoy") | {"autoscaling": {"enabled": False}})
+    assert fixed["Deployment/llm-pagewire"]["spec"]["replicas"] == 5
+    # Callers go through Envoy: nobody else reaches the service, and nobody but them Envoy.
     grpc, health, metrics = documents["NetworkPolicy/llm-pagewire"]["spec"]["ingress"]
     assert [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in grpc["from"]] == ["envoy"]
     assert "from" not in health
     assert metrics["ports"] == [{"port": "metrics"}]
+    guard = documents["NetworkPolicy/llm-pagewire-envoy"]["spec"]
+    assert guard["podSelector"]["matchLabels"].items() <= pods(documents)["envoy"]["metadata"]["labels"].items()
+    assert guard["ingress"] == [{"ports": [{"port": "grpc"}], "from": values_of("envoy")["networkPolicy"]["callers"]}]
 
 
 def test_a_pool_chooses_among_the_servers() -> None:
@@ -210,8 +227,21 @@ def test_a_pool_chooses_among_the_servers() -> None:
     assert pool["selector"]["matchLabels"].items() <= labels.items()
     (backend,) = documents["HTTPRoute/llm-pagewire"]["spec"]["rules"][0]["backendRefs"]
     assert (backend["kind"], backend["name"]) == ("InferencePool", "llm-pagewire")
-    route = render(values_of("tp8"))["GRPCRoute/llm-pagewire"]["spec"]
-    assert route["rules"][0]["backendRefs"] == [{"name": "llm-pagewire", "port": 50051}]
+
+
+def test_a_gateway_calls_envoy_where_there_is_one_and_else_the_service() -> None:
+    values = values_of("envoy")
+    plain = values_of("cpu") | {"gateway": values["gateway"]}
+    for each, name in ((values, "llm-pagewire-envoy"), (plain, "llm-pagewire")):
+        route = render(each)["GRPCRoute/llm-pagewire"]["spec"]
+        assert route["rules"][0]["backendRefs"] == [{"name": name, "port": 50051}]
+
+
+KEYS: Document = {"auth": {"apiKeysSecret": "keys"}}
+MUTUAL: Document = {"tls": {"secret": "s", "clientCaSecret": "ca"}}
+METRICS: Document = {"metrics": {"enabled": True}}
+UNGUARDED: Document = {"networkPolicy": {"enabled": False}}
+POOL: Document = {"gateway": {"enabled": True, "inferencePool": {"enabled": True, "endpointPicker": "p"}}}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +256,16 @@ def test_a_pool_chooses_among_the_servers() -> None:
         ({"insecure": True, "tls": {"clientCaSecret": "ca"}}, "tls.clientCaSecret needs tls.secret"),
         ({"insecure": True, "tls": {"secret": "s"}, "envoy": {"enabled": True}}, "needs envoy.clientSecret"),
         ({"insecure": True, "gateway": {"inferencePool": {"enabled": True}}}, "inferencePool needs endpointPicker"),
+        (KEYS | METRICS | UNGUARDED, "metrics.enabled needs networkPolicy.enabled"),
+        (KEYS | METRICS | {"settings": {"kv_events": "tcp://*:5556"}}, "settings.kv_events needs insecure"),
+        (KEYS | {"settings": {"kv_events_replay": "tcp://*:5559"}}, "settings.kv_events_replay needs insecure"),
+        (MUTUAL | {"settings": {"openai": "0.0.0.0:8000"}}, "settings.openai needs auth.apiKeysSecret"),
+        (MUTUAL | {"envoy": {"enabled": True, "clientSecret": "c"}}, "envoy needs auth.apiKeysSecret"),
+        (KEYS | METRICS | {"autoscaling": {"enabled": True}}, "autoscaling needs networkPolicy.metricsFrom"),
+        (KEYS | {"autoscaling": {"minReplicas": 0}}, "minimum: got 0, want 1"),
+        (MUTUAL | {"gateway": {"enabled": True}}, "gateway and tls.secret need envoy"),
+        (KEYS | POOL | {"envoy": {"enabled": True}}, "both choose the replica"),
+        (KEYS | {"tls": {"secret": "s"}, "gateway": {"enabled": True}}, "gateway and tls.secret need envoy"),
         ({"insecure": True, "settings": {"listen": "x:1"}}, "settings.listen is made from other values of the chart"),
     ],
 )
@@ -233,6 +273,10 @@ def test_values_that_make_no_server_are_refused_by_name(values: dict[str, Any], 
     with pytest.raises(HelmError) as refused:
         render(values)
     assert said in str(refused.value)
+
+
+def test_on_the_operators_word_a_closed_network_needs_no_guard() -> None:
+    assert "insecure = true\n" in toml_of(render({"insecure": True} | METRICS | UNGUARDED))
 
 
 def test_every_value_has_its_type() -> None:

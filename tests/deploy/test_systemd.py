@@ -16,10 +16,10 @@ SERVER, WORKER = "pagewire.service", "pagewire-worker@.service"
 KEYS = "curve,api-keys,tls,client-ca"
 
 
-def install(root: Path, *arguments: str, status: int = 0) -> str:
+def install(root: Path, *arguments: str, status: int = 0, umask: int = -1) -> str:
     """What the script says, of a run that ends with this status."""
     command = ["bash", str(PROJECT / "deploy" / "install.sh"), "--root", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, umask=umask)
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
 
@@ -103,6 +103,36 @@ def test_it_installs_again_over_itself_and_leaves_settings(root: Path) -> None:
     assert "\nExecStart=/srv/pagewire/bin/pagewire serve " in unit.read_text()
     assert [file.name for file in Path(f"{unit}.d").iterdir()] == ["api-keys.conf"]
     assert (root / "etc" / "pagewire" / "tls").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_upgrade_keeps_its_drop_ins_and_never_touches_the_operators(root: Path) -> None:
+    install(root, "--units-only", "--with", "gpu,tls")
+    folder = Path(f"{unit_of(root, SERVER)}.d")
+    (folder / "override.conf").write_text("[Service]\nNice=5\n")
+    assert " with gpu tls\n" in install(root, "--units-only")
+    assert {file.name for file in folder.iterdir()} == {"gpu.conf", "tls.conf", "override.conf"}
+    install(root, "--units-only", "--with", "")
+    install(root, "--uninstall", "--prefix", str(root / "none"))
+    assert [file.name for file in folder.iterdir()] == ["override.conf"]
+    assert not unit_of(root, SERVER).exists()
+
+
+def test_the_services_user_can_read_whatever_the_callers_umask_is(root: Path) -> None:
+    install(root, "--units-only", "--with", "tls", umask=0o077)
+    unit = unit_of(root, SERVER)
+    modes = [path.stat().st_mode & 0o777 for path in (unit, Path(f"{unit}.d"), root / "etc" / "pagewire")]
+    assert modes == [0o644, 0o755, 0o755]
+
+
+def test_uninstalling_takes_ranks_out_of_the_boot(root: Path) -> None:
+    install(root, "--units-only", "--worker")
+    wants = unit_of(root, "multi-user.target.wants")
+    wants.mkdir()
+    for rank in ("pagewire-worker@1.service", "pagewire-worker@12.service"):
+        (wants / rank).symlink_to(unit_of(root, WORKER))
+    (wants / "pagewire-worker-of-others.service").touch()
+    install(root, "--uninstall", "--prefix", str(root / "none"))
+    assert [file.name for file in wants.iterdir()] == ["pagewire-worker-of-others.service"]
 
 
 def test_uninstalling_leaves_settings_and_keys_and_purging_nothing(root: Path) -> None:

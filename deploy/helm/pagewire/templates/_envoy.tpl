@@ -36,6 +36,10 @@ static_resources:
       type: STRICT_DNS
       connect_timeout: 2s
       dns_refresh_rate: 2s
+      # The servers bound themselves, and say so in words; Envoy's own bound is 1,024 requests.
+      circuit_breakers:
+        thresholds:
+          - {max_connections: 1000000, max_pending_requests: 1000000, max_requests: 1000000, max_retries: 100}
       load_balancing_policy:
         policies:
           - typed_extension_config:
