@@ -22,7 +22,8 @@ OTHER_TENANTS = "*"
 """No tenant's name: in a limits file it stands for all who are not named, too."""
 
 OUTCOMES = ("completed", "refused", "failed", "cancelled")
-"""Of a call that generates: refused before it had a step, failed after; cancelled by its client, or by its deadline."""
+"""Of a call that generates: refused before it had a step, failed after; cancelled by its client, which may just not
+read, or by its deadline."""
 ENDS = ("eos", "length", "stop_string", "stop_token", "aborted")
 """Of an output."""
 REFUSALS = (
