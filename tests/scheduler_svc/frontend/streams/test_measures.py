@@ -237,6 +237,30 @@ def test_the_supervisor_is_told(run: Run, tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_frontend_that_ends_by_an_error_tells_what_it_ended(run: Run, tmp_path: Path) -> None:
+    worlds: list[FrontendUnderTest] = []
+
+    async def until_a_bug() -> None:
+        async with measured(tmp_path) as world:
+            worlds.append(world)
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            await world.engine.act(Submit)
+            async with asyncio.timeout(LIMIT_S):
+                while not isinstance(news := await world.news.get(), FrontendMeasured) or not news.open_requests:
+                    pass
+            world.frontend._broken(errors.InternalError("a bug"))
+            await failure(call)
+
+    async def test() -> None:
+        with pytest.raises(errors.InternalError):
+            await until_a_bug()
+        (world,) = worlds
+        told = [world.news.get_nowait() for _ in range(world.news.qsize())]
+        assert [news.open_requests for news in told if isinstance(news, FrontendMeasured)][-1:] == [0]
+
+    run(test())
+
+
 def test_every_error_has_a_reason_of_its_own() -> None:
     kinds: list[Any] = [errors.InternalError("x"), errors.InvalidArgument("f", "x")]
     kinds += [errors.Unavailable(reason, "x") for reason in errors.UnavailableReason]
