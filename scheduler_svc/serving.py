@@ -43,7 +43,7 @@ from pagewire.scheduler_svc.supervisor.host import Host, SystemdNotifier, System
 from pagewire.scheduler_svc.supervisor.ready_report import ReadyReport
 from pagewire.scheduler_svc.supervisor.remote_rank import RemoteRank, remote_launch
 from pagewire.scheduler_svc.supervisor.runtime_dir import RuntimeDir
-from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan
+from pagewire.scheduler_svc.supervisor.server_plan import Addresses, Commands, ServerPlan, engine_timeout_s
 from pagewire.scheduler_svc.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _metrics(settings: Settings) -> Iterator["MetricsListener | None"]:
     # prometheus-client takes as long to import as all else that the supervisor does before the model.
     from pagewire.scheduler_svc.metrics.listener import MetricsListener
 
-    with MetricsListener(settings.metrics_listen, ServerTotals()) as metrics:
+    with MetricsListener(settings.metrics_listen, ServerTotals(engine_timeout_s(settings))) as metrics:
         yield metrics
 
 

@@ -22,7 +22,8 @@ OTHER_TENANTS = "*"
 """No tenant's name: in a limits file it stands for all who are not named, too."""
 
 OUTCOMES = ("completed", "refused", "failed", "cancelled")
-"""Of a call that generates: refused before it had a step, failed after; cancelled by its client, or by its deadline."""
+"""Of a call that generates: refused before it had a step, failed after; cancelled by its client, which may just not
+read, or by its deadline."""
 ENDS = ("eos", "length", "stop_string", "stop_token", "aborted")
 """Of an output."""
 REFUSALS = (
@@ -50,6 +51,24 @@ REFUSALS = (
     "kv_memory",
 )
 """Why a call ended with an error: the status, or where many have one, what stood behind it."""
+
+DROPPED = (
+    "frontends.malformed",
+    "frontends.unknown",
+    "frontends.stale",
+    "frontends.replayed",
+    "frontends.unfit",
+    "frontends.refused_connections",
+    "workers.malformed",
+    "workers.unknown",
+    "workers.stale",
+    "workers.replayed",
+    "workers.unfit",
+    "workers.refused_connections",
+    "worker.malformed",
+)
+"""Frames and connections of peers that the engine refused, by its border and why; and frames of its own that the worker
+could not read. Each is counted from zero, or the first that there is would not be seen to have come."""
 
 _Sum = Annotated[float, Meta(ge=0)]
 _Bounds = Annotated[tuple[float, ...], Meta(max_length=64)]
@@ -141,7 +160,7 @@ class EngineCounts(msgspec.Struct, kw_only=True):
     preemptions: Total = 0
     worker_busy_us: Total = 0
     worker_idle_us: Total = 0
-    dropped_frames: ShortCounts = {}
+    dropped_frames: ShortCounts = msgspec.field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
     """By border and kind."""
     block_seconds: _TenantSums = {}
     """KV blocks × seconds that each tenant's sequences held; a shared block counts for each that holds it."""

@@ -2,7 +2,7 @@
 
 Owns the blocks that each tenant holds now, and the blocks × seconds since the engine began. A block that several
 sequences share counts for each of them: that is what each would need alone. It reads no clock: time passes when it is
-told so, once for each step planned, and what happens in between happens at the time of the step before.
+told so, when a step is planned and when its result comes, and what happens in between happens at the time before.
 
 Invariant: who gives blocks back had taken them, so what a tenant holds is never below zero.
 """

@@ -88,6 +88,8 @@ class EngineLoop:
         self._refused_connections = refused_connections
         self._dropped_by_worker = 0
         """Frames from here that it could not read, as it last said."""
+        self._dropped_by_workers_before = 0
+        """As those before it last said: a new one begins at zero."""
         self._look_s = min(_LOOK_S, launch.load_interval_s)
         self._deadline = StepDeadline(launch.hang_timeout_s, launch.step_slack_s, self._look_s)
         self._next_look_s = 0.0
@@ -153,6 +155,8 @@ class EngineLoop:
         match news:
             case StepResult():
                 if rank == 0:
+                    if news.dropped_frames < self._dropped_by_worker:
+                        self._dropped_by_workers_before += self._dropped_by_worker
                     self._dropped_by_worker = news.dropped_frames
                     self._on_result(news)
             case WorkerHello():
@@ -214,6 +218,8 @@ class EngineLoop:
         if step is None or self._scheduler is None:
             self._workers.drop(Dropped.STALE)
             return
+        if self._meter is not None:
+            self._meter.ledger.pass_time(now_s)  # sequences that end with it held their blocks until now
         try:
             outcome = self._scheduler.apply(step, rows_of(result))
         except ValueError as error:
@@ -328,8 +334,8 @@ class EngineLoop:
         """Frames by border and kind, those that there were."""
         counters = zip(BORDERS, (self._frontends.dropped, self._workers.dropped), strict=True)
         found = {f"{border}.{kind}": count for border, counts in counters for kind, count in counts.items()}
-        if self._dropped_by_worker:
-            found["worker.malformed"] = self._dropped_by_worker
+        if by_workers := self._dropped_by_workers_before + self._dropped_by_worker:
+            found["worker.malformed"] = by_workers
         return found
 
     def _refusals(self) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ told too. It knows neither sockets nor names of metrics. A step costs it two add
 
 from pagewire.scheduler_svc.engine.block_ledger import BlockLedger
 from pagewire.scheduler_svc.engine.steps import plausible_us
-from pagewire.wire.measures import EngineCounts, EngineGauges, EngineMeasured
+from pagewire.wire.measures import DROPPED, EngineCounts, EngineGauges, EngineMeasured
 from pagewire.wire.requests import EngineState, Load
 
 
@@ -43,7 +43,7 @@ class EngineMeter:
         counts.preemptions = load.preemptions
         counts.worker_busy_us = load.worker_busy_us
         counts.worker_idle_us = load.worker_idle_us
-        counts.dropped_frames = load.dropped
+        counts.dropped_frames = dict.fromkeys(DROPPED, 0) | load.dropped
         self.ledger.pass_time(now_s)
         counts.block_seconds = self.ledger.block_seconds()
         gauges = EngineGauges(

@@ -163,6 +163,8 @@ class Frontend:
             self._calls.refuse_new()
             self._calls.cut()
             await self._close_listeners(_CLOSE_GRACE_S)
+            if self._measures is not None:
+                self._host.offer(self._measures.report())  # with the calls that this end has ended
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

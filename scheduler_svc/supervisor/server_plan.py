@@ -49,6 +49,11 @@ class Addresses(msgspec.Struct, frozen=True):
     admin_address: str
 
 
+def engine_timeout_s(settings: Settings) -> float:
+    """How long an engine may say nothing before it counts as lost."""
+    return max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s)
+
+
 class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that stays the same from start to end."""
 
@@ -196,7 +201,7 @@ class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):
             max_request_bytes_in_flight=settings.max_request_bytes_in_flight,
             stream_buffer_tokens=settings.stream_buffer_tokens,
             slow_reader_timeout_s=settings.slow_reader_timeout_s,
-            engine_timeout_s=max(_LEAST_ENGINE_TIMEOUT_S, _ENGINE_TIMEOUT_INTERVALS * settings.load_interval_s),
+            engine_timeout_s=engine_timeout_s(settings),
             vllm_grpc=settings.vllm_grpc,
             orca_load_reports=settings.orca_load_reports,
             otlp_endpoint=self.otlp_endpoint,

@@ -232,6 +232,7 @@ class Supervisor:
     def _on_exit(self, process: ManagedProcess, exited: Exited) -> None:
         reason = f"{exited}: {process.failure}" if process.failure else str(exited)
         process.child = None
+        self._host.totals.ended(process.role.value)
         if self._phase is Phase.STARTING:
             self._outcome = self._outcome or Outcome(1, f"{process} {reason}, before it was ready")
             return

@@ -129,10 +129,12 @@ class PlayedWorker:
         """Open an epoch."""
         self._worker.begin(begin.epoch)
 
-    def run(self, plan: StepPlan, busy_us: int = 10, idle_us: int = 1) -> None:
+    def run(self, plan: StepPlan, busy_us: int = 10, idle_us: int = 1, dropped_frames: int = 0) -> None:
         """Run one plan and answer it."""
         tokens = self._worker.execute(plan)
-        self.peer.send(StepResult(plan.epoch, plan.step_id, pack(tokens), busy_us, idle_us))
+        self.peer.send(
+            StepResult(plan.epoch, plan.step_id, pack(tokens), busy_us, idle_us, dropped_frames=dropped_frames)
+        )
 
 
 class EngineProcess:

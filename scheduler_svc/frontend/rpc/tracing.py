@@ -153,11 +153,16 @@ def phases(record: RequestRecord) -> Iterator[Phase]:
     ended_s = record.ended_s
     if record.submitted_s is None:
         return
-    yield Phase("queue", record.submitted_s, ended_s if record.started_s is None else record.started_s)
+    yield _phase("queue", record.submitted_s, ended_s if record.started_s is None else record.started_s)
     if record.started_s is not None:
-        yield Phase("prefill", record.started_s, ended_s if record.first_token_s is None else record.first_token_s)
+        yield _phase("prefill", record.started_s, ended_s if record.first_token_s is None else record.first_token_s)
     if record.first_token_s is not None and record.last_token_s is not None:
-        yield Phase("decode", record.first_token_s, record.last_token_s)
+        yield _phase("decode", record.first_token_s, record.last_token_s)
+
+
+def _phase(name: str, since_s: float, until_s: float) -> Phase:
+    """When it started is of the engine's clock, the rest of the frontend's: none ends before it begins."""
+    return Phase(name, since_s, max(since_s, until_s))
 
 
 def _operation(record: RequestRecord) -> str:

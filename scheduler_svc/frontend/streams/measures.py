@@ -90,8 +90,11 @@ class FrontendMeasures:
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
-        except RequestError:
-            outcome = "failed" if measure.stream is not None and measure.stream.has_started else "refused"
+        except RequestError as error:
+            if isinstance(error, ResourceExhausted) and error.kind is errors.Exhausted.READER:
+                outcome = "cancelled"  # whoever does not read has left, as far as anybody can tell
+            elif measure.stream is None or not measure.stream.has_started:
+                outcome = "refused"
             raise
         finally:
             self._open_requests -= 1
@@ -113,13 +116,16 @@ class FrontendMeasures:
                 counts.outputs[_ENDS[output.reason]] += 1
         if not stream.has_started:
             return
-        tenant.prompt_tokens += use.prompt_tokens
+        if use.started_s is not None:  # an operator ends some that never ran
+            tenant.prompt_tokens += use.prompt_tokens
+            counts.queue.observe(use.queue_s)
+            if use.first_token_s is not None:
+                counts.prefill.observe(use.prefill_s)
+        if use.first_token_s is not None:
+            counts.decode.observe(use.decode_s)
         tenant.cached_tokens += use.cached_tokens
         tenant.output_tokens += use.output_tokens
         counts.request.observe(request_s)
-        counts.queue.observe(use.queue_s)
-        counts.prefill.observe(use.prefill_s)
-        counts.decode.observe(use.decode_s)
         counts.prompt_tokens.observe(use.prompt_tokens)
         counts.output_tokens.observe(use.output_tokens)
         counts.outputs_asked.observe(len(stream.outputs))
@@ -135,7 +141,9 @@ class FrontendMeasures:
         """A token came whose output had its last one at `last_s`, or none yet."""
         if last_s is not None:
             self._counts.inter_token.observe(now_s - last_s)
-        elif not stream.has_token:
+        elif not stream.is_first_token_counted:
+            # Its text may be held back, and that of other outputs come before it: once counts.
+            stream.is_first_token_counted = True
             self._counts.time_to_first_token.observe(now_s - stream.arrived_s)
 
 

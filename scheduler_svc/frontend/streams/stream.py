@@ -86,6 +86,8 @@ class RequestStream:
         self._usage = StreamUsage(settings.num_prompt_tokens, clock())
         self.arrived_s = self._usage.submitted_s
         """When its call came, where that is measured."""
+        self.is_first_token_counted = False
+        """Whether the measures have had the time to its first token, of whatever output."""
 
     @property
     def request_id(self) -> str:
@@ -96,11 +98,6 @@ class RequestStream:
     def use(self) -> StreamUse:
         """What it has used so far."""
         return self._usage.until_now(sum(len(output.received) for output in self.outputs))
-
-    @property
-    def has_token(self) -> bool:
-        """Whether any output has had one."""
-        return self._usage.first_token_s is not None
 
     @property
     def has_parts(self) -> bool:
@@ -190,6 +187,8 @@ class RequestStream:
     def resubmission(self, output: Output, now_s: float) -> Submit:
         """An output once more, for a new engine. A request that had started has queued once already; one that had not
         has waited since it was made."""
+        if output.index == 0:
+            self._usage.sent_again(now_s)
         report, rest_s = self._settings.prompt_report, output.submit.max_queue_time_s
         if rest_s is not None:
             rest_s = None if self.has_started else max(0.0, rest_s - (now_s - self._usage.submitted_s))

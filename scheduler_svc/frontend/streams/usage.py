@@ -58,14 +58,22 @@ class StreamUsage:
         self._prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.submitted_s = now_s
+        self._sent_s = now_s
+        """To the engine that starts it."""
         self._started_s: float | None = None
         self.first_token_s: float | None = None
         self._last_token_s: float | None = None
 
+    def sent_again(self, now_s: float) -> None:
+        """Its request goes to a new engine now, whose times count from then; what had started has queued already."""
+        if self._started_s is None:
+            self._sent_s = now_s
+
     def started(self, cached_tokens: int, queue_s: float) -> None:
-        """Its first step was planned, so long after its request had come, with so many tokens that were there."""
+        """Its first step was planned, so long after its request had come to the engine, with so many tokens that were
+        there."""
         self.cached_tokens = cached_tokens
-        self._started_s = self.submitted_s + queue_s
+        self._started_s = self._sent_s + queue_s
 
     def token(self, now_s: float) -> None:
         """A token of any output."""

@@ -19,10 +19,13 @@ from support.engine_process import (
     tokens_of,
 )
 
+from pagewire.scheduler_svc.engine.links import Dropped
+from pagewire.scheduler_svc.engine.loop import BORDERS
 from pagewire.wire.codec import JsonCodec
 from pagewire.wire.columns import pack
 from pagewire.wire.control import Alive, Drain, Failed, FromChild, Ready, Served, StepOverdue, Stop, WorkerLost
-from pagewire.wire.plan import StepPlan, StepResult
+from pagewire.wire.measures import DROPPED, EngineMeasured
+from pagewire.wire.plan import Begin, StepPlan, StepResult
 from pagewire.wire.requests import (
     CACHED_ALONE,
     Abort,
@@ -218,6 +221,41 @@ def test_what_does_not_decode_is_counted_and_disturbs_nobody() -> None:
         load = frontend.until(lambda m: isinstance(m, Load) and m.dropped_frames >= 10)
         assert isinstance(load, Load)
         assert load.dropped_frames == 10
+
+
+def test_what_workers_could_not_read_is_counted_over_all_of_them() -> None:
+    with engine_process() as engine:
+        frontend = registered(engine)
+        for incarnation, dropped in ((0, 3), (1, 1)):
+            worker = PlayedWorker(engine.workers, incarnation=incarnation)
+            frontend.send(submit(incarnation + 1, [1, 2], 1))
+            while isinstance(message := worker.peer.receive(), Begin):
+                worker.begin(message)
+            assert isinstance(message, StepPlan)
+            worker.run(message, dropped_frames=dropped)
+            frontend.until(lambda m: isinstance(m, TokenBatch) and bool(m.finished))
+            engine.command(WorkerLost(0))
+        load = frontend.until(lambda m: isinstance(m, Load) and m.dropped.get("worker.malformed", 0) > 3)
+        assert isinstance(load, Load)
+        assert load.dropped["worker.malformed"] == 4
+
+
+def test_every_kind_of_what_is_dropped_is_counted_from_zero() -> None:
+    kinds = {f"{border}.{kind}" for border in BORDERS for kind in (*Dropped, "refused_connections")}
+    assert set(DROPPED) == kinds | {"worker.malformed"}
+    with engine_process(measures=True) as engine:
+        assert engine.told(EngineMeasured).counts.dropped_frames == dict.fromkeys(DROPPED, 0)
+
+
+def test_a_last_step_is_charged_until_its_result() -> None:
+    with engine_process(measures=True, load_interval_s=0.5) as engine:
+        frontend = registered(engine)
+        worker = PlayedWorker(engine.workers)
+        frontend.send(submit(1, [1, 2], 1))
+        assert collect(frontend, worker, {}, 1) == {1: FinishKind.LENGTH}
+        while not (report := engine.told(EngineMeasured)).counts.output_tokens:
+            pass
+        assert report.counts.block_seconds[""] > 0.0, "it held a block from its plan to its result"
 
 
 def test_refusals_reach_the_frontend() -> None:

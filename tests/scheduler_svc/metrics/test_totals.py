@@ -71,6 +71,41 @@ def test_an_engine_that_begins_anew_has_no_gauges_until_it_says_something() -> N
     assert totals.snapshot().engine.block_seconds == {"ann": 3.5, "bob": 1.0}
 
 
+def test_an_engine_that_stands_still_has_no_gauges_and_its_counts_stay() -> None:
+    now_s = [100.0]
+    totals = ServerTotals(5.0, lambda: now_s[0])
+    report = EngineMeasured(EngineCounts(output_tokens=7), GAUGES)
+    totals.measured(0, report)
+    before = totals.version
+    now_s[0] = 105.0
+    assert (totals.snapshot().gauges, totals.version) == (GAUGES, before)
+    now_s[0] = 105.5
+    assert totals.version != before, "what was answered with its gauges is kept for ever"
+    snapshot = totals.snapshot()
+    assert (snapshot.gauges, snapshot.engine.output_tokens) == (None, 7)
+    totals.measured(0, report)
+    assert totals.snapshot().gauges == GAUGES
+
+
+def test_an_engine_that_has_ended_has_no_gauges() -> None:
+    totals = ServerTotals()
+    totals.measured(0, EngineMeasured(EngineCounts(output_tokens=7), GAUGES))
+    before = totals.version
+    totals.ended("frontend")
+    assert (totals.snapshot().gauges, totals.version) == (GAUGES, before)
+    totals.ended("engine")
+    assert totals.version != before
+    assert (totals.snapshot().gauges, totals.snapshot().engine.output_tokens) == (None, 7)
+
+
+def test_the_loss_of_several_ranks_counts_once() -> None:
+    totals = ServerTotals()
+    for incarnation in (0, 1):
+        for rank in range(4):
+            totals.started("worker", rank, incarnation)
+    assert totals.snapshot().restarts["worker"] == 1
+
+
 def test_a_snapshot_stays_what_it_was() -> None:
     totals = ServerTotals()
     totals.measured(0, frontend_report(3, {"ann": TenantUse(3)}))

@@ -11,6 +11,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from support.frontend_world import FrontendUnderTest, failure, ids_request, running_frontend, unary
 from support.otlp_collector import attributes_of, collecting
 
+from pagewire.scheduler_svc.frontend.rpc.request_records import RequestRecord
+from pagewire.scheduler_svc.frontend.rpc.tracing import phases
 from pagewire.v1 import generation_pb2, inference_pb2
 from pagewire.wire.requests import FinishKind, RejectKind, Submit
 
@@ -18,6 +20,30 @@ TRACE_ID, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{CALLERS_SPAN}-01"
 KEY = "a-key-of-enough-letters"
 SECRET = "the words of a prompt"
+
+
+def test_no_part_ends_before_it_begins() -> None:
+    record = RequestRecord(
+        request_id="r-1",
+        is_chat=False,
+        is_streamed=True,
+        tenant="",
+        priority=0,
+        metadata=(),
+        code="OK",
+        reason="",
+        finish_reasons=(),
+        prompt_tokens=3,
+        cached_tokens=0,
+        output_tokens=1,
+        arrived_s=1.0,
+        submitted_s=1.0,
+        started_s=3.0,  # as the engine said, whose clock may be a little ahead
+        first_token_s=2.0,
+        last_token_s=2.5,
+        ended_s=2.5,
+    )
+    assert list(phases(record)) == [("queue", 1.0, 3.0), ("prefill", 3.0, 3.0), ("decode", 2.0, 2.5)]
 
 
 async def answer(world: FrontendUnderTest, *metadata: tuple[str, str]) -> None:

@@ -12,11 +12,21 @@ from support.scripted_engine import LIMIT_S
 from support.tiny_tokenizer import make_spec, make_tokenizer
 
 from pagewire.scheduler_svc.frontend import errors
-from pagewire.scheduler_svc.frontend.streams.measures import reason_of
+from pagewire.scheduler_svc.frontend.streams.measures import FrontendMeasures, reason_of
 from pagewire.v1 import generation_pb2 as pb
 from pagewire.wire.columns import pack
+from pagewire.wire.control import EngineRestarted
 from pagewire.wire.measures import ENDS, REFUSALS, FrontendCounts, FrontendMeasured, Histogram
-from pagewire.wire.requests import FinishKind, Rejected, RejectKind, SeqFinished, SeqStarted, Submit, TokenBatch
+from pagewire.wire.requests import (
+    FinishKind,
+    Register,
+    Rejected,
+    RejectKind,
+    SeqFinished,
+    SeqStarted,
+    Submit,
+    TokenBatch,
+)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -94,6 +104,84 @@ def test_a_stop_string_is_an_end(run: Run, tmp_path: Path) -> None:
     run(test())
 
 
+def test_the_first_token_of_several_outputs_counts_once_where_text_is_held_back(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            held = make_tokenizer().encode("a", add_special_tokens=False).ids[0]
+            request = ids_request(3, 4, n=3, stopping=pb.Stopping(stop_strings=["ab"]))
+            call = world.inference.StreamGenerate(request)
+            handles = [(await world.engine.act(Submit)).handle for _ in range(3)]
+            started = [SeqStarted(handle, 0, 0.0) for handle in handles]
+            await world.engine.send(TokenBatch(started, pack(handles[:2]), pack([held] * 2), []))
+            await world.engine.send(TokenBatch([], pack(handles[2:]), pack([held]), []))
+            await world.engine.send(TokenBatch([], pack(handles), pack([held] * 3), []))
+            found = await counts(world, lambda counts: num(counts.inter_token) == 3)
+            assert num(found.time_to_first_token) == 1
+            call.cancel()
+
+    run(test())
+
+
+def test_what_never_ran_has_no_phases_and_used_nothing(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            handle = (await world.engine.act(Submit)).handle
+            aborted = [SeqFinished(handle, FinishKind.ABORTED)]
+            await world.engine.send(TokenBatch([], b"", b"", aborted))
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            found = await counts(world, lambda counts: counts.requests["completed"] == 1)
+            assert [num(each) for each in (found.queue, found.prefill, found.decode, found.request)] == [0, 0, 0, 1]
+            assert found.tenants[""].prompt_tokens == 0
+
+    run(test())
+
+
+def test_what_started_and_had_no_token_has_queued_alone(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            handle = (await world.engine.act(Submit)).handle
+            await world.engine.send(TokenBatch([SeqStarted(handle, 0, 0.5)], b"", b"", []))
+            assert (await call.read()).HasField("started")
+            call.cancel()
+            found = await counts(world, lambda counts: counts.requests["cancelled"] == 1)
+            assert [num(each) for each in (found.queue, found.prefill, found.decode)] == [1, 0, 0]
+            assert found.tenants[""].prompt_tokens == 2
+
+    run(test())
+
+
+def test_what_queues_at_a_second_engine_has_queued_at_the_first_too(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with measured(tmp_path) as world:
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            await world.engine.act(Submit)
+            world.clock.advance(5.0)
+            world.engine.restart()
+            world.frontend.handle(EngineRestarted(1))
+            await world.engine.act(Register)
+            await world.engine.info()
+            handle = (await world.engine.act(Submit)).handle
+            ended = [SeqFinished(handle, FinishKind.LENGTH)]
+            await world.engine.send(TokenBatch([SeqStarted(handle, 0, 2.0)], pack([handle]), pack([7]), ended))
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            found = await counts(world, lambda counts: counts.requests["completed"] == 1)
+            assert 7.0 <= found.queue.total < 7.0 + LIMIT_S
+
+    run(test())
+
+
+def test_a_client_that_does_not_read_has_cancelled() -> None:
+    measures = FrontendMeasures(lambda: 0.0)
+    error = errors.ResourceExhausted("reads too slowly", None, errors.Exhausted.READER)
+    with pytest.raises(errors.ResourceExhausted), measures.call(""):
+        raise error
+    assert {name: count for name, count in measures.report().counts.requests.items() if count} == {"cancelled": 1}
+
+
 def test_streams_of_one_step_are_one_time_apart(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         async with measured(tmp_path) as world:
@@ -145,6 +233,30 @@ def test_the_supervisor_is_told(run: Run, tmp_path: Path) -> None:
                 while not isinstance(news := await world.news.get(), FrontendMeasured) or not news.open_requests:
                     pass
             call.cancel()
+
+    run(test())
+
+
+def test_a_frontend_that_ends_by_an_error_tells_what_it_ended(run: Run, tmp_path: Path) -> None:
+    worlds: list[FrontendUnderTest] = []
+
+    async def until_a_bug() -> None:
+        async with measured(tmp_path) as world:
+            worlds.append(world)
+            call = world.inference.StreamGenerate(ids_request(3, 4))
+            await world.engine.act(Submit)
+            async with asyncio.timeout(LIMIT_S):
+                while not isinstance(news := await world.news.get(), FrontendMeasured) or not news.open_requests:
+                    pass
+            world.frontend._broken(errors.InternalError("a bug"))
+            await failure(call)
+
+    async def test() -> None:
+        with pytest.raises(errors.InternalError):
+            await until_a_bug()
+        (world,) = worlds
+        told = [world.news.get_nowait() for _ in range(world.news.qsize())]
+        assert [news.open_requests for news in told if isinstance(news, FrontendMeasured)][-1:] == [0]
 
     run(test())
 
